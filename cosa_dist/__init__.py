@@ -1,0 +1,1 @@
+"""Distributed experiments with CoSA: segmentation networks trained from image tags alone."""

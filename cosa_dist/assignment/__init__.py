@@ -1,0 +1,1 @@
+"""What the assignment network gives the online network: views of images as pseudo-labels."""

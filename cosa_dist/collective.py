@@ -1,0 +1,60 @@
+"""Sums and concatenations over the ranks of a run.
+
+Everything that counts (pixels, confusion matrices, threshold histograms) is summed over all ranks, so
+that results do not depend on how many workers share the work. Without a process group each function is
+the identity, so the same code runs in a plain process.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group of more than one rank is running."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the elementwise sum of `tensor` over all ranks (any shape; the input is left as it is)."""
+    if not is_distributed():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total
+
+
+def concatenate_over_ranks(tensor: Tensor) -> Tensor:
+    """Concatenate `[N_r, ...]` tensors of all ranks along the first axis, in rank order.
+
+    The lengths `N_r` may differ: each rank pads to the longest and the padding is cut off again.
+    """
+    if not is_distributed():
+        return tensor
+    length = torch.tensor([tensor.shape[0]], device=tensor.device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = int(torch.stack(lengths).max())
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    if is_distributed():
+        dist.barrier()

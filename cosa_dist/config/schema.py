@@ -1,0 +1,176 @@
+"""The configuration of one run: data, method, training, evaluation, tracking and workers.
+
+`RunConfig` is frozen and validated; cross-field contradictions (a warm-up longer than the run, a low
+threshold above the high one) are refused here, before anything starts. Its JSON form is stored with the
+run, inside every checkpoint and in the tracker.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cosa_dist.config.method import (
+    AssignmentConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Positive,
+    Scales,
+    Section,
+    Share,
+)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class DataConfig(Section):
+    """Which shards are read, and how the views are cut from the images."""
+
+    shards: str = "data/voc"
+    """folder of Arrow shards written by jobs/ingest.py"""
+    train_split: str = "train"
+    """split to train on"""
+    val_split: str = "val"
+    """split to evaluate on"""
+    label: str = ""
+    """name of the data set in tables (default: the name stored with the shards)"""
+    crop_size: Annotated[int, Field(ge=16)] = 448
+    """side of the square training crop in pixels"""
+    scale_range: tuple[Positive, Positive] = (0.5, 2.0)
+    """random scaling before the crop"""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """loader processes of each worker (0: in the training process)"""
+
+
+class TrainingConfig(Section):
+    """Length, batch, precision and bookkeeping of the training loop."""
+
+    steps: Count = 32000
+    """optimiser steps"""
+    global_batch_size: Count = 4
+    """images of one optimiser step over all workers"""
+    micro_batch_size: Annotated[int, Field(ge=0)] = 0
+    """images that one worker computes at a time (0: its whole part); smaller ones accumulate"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on GPUs that have it, fp32 elsewhere"""
+    compile: bool = False
+    """torch.compile both networks"""
+    log_every: Count = 20
+    """steps between two lines of log and two points of the curves"""
+    checkpoint_every: Count = 500
+    """steps between two checkpoints (one is written at the end in any case)"""
+    keep_checkpoints: Count = 2
+    """newest checkpoints that are kept, beside the best"""
+
+
+class EvaluationConfig(Section):
+    """The evaluation on the validation split."""
+
+    every: Annotated[int, Field(ge=0)] = 2000
+    """steps between two evaluations (0: only at the end)"""
+    size: Annotated[int, Field(ge=16)] = 448
+    """images are resized to a square of this side"""
+    scales: Scales = (1.0, 0.5, 1.5, 0.75, 1.25)
+    """scales of the multi-scale pass"""
+    flip: bool = True
+    """add the mirror image of each scale"""
+    cam_background: Share = 0.5
+    """background level of the CAM measures"""
+    batch_size: Count = 4
+    """images of one network pass"""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """evaluate on the first images only during training (0: all); the last evaluation uses all"""
+    pictures: Annotated[int, Field(ge=0)] = 8
+    """sample pictures that are saved at the last evaluation"""
+    cam_control: bool = False
+    """measure the CAM with predicted labels too, its background chosen on training images"""
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    uri: str = ""
+    """MLflow store (empty: SQLite in the output folder), e.g. http://127.0.0.1:5000"""
+    experiment: str = "cosa"
+    """MLflow experiment"""
+    enabled: bool = True
+    """false: only the run folder's metrics.jsonl"""
+
+
+class DistributedConfig(Section):
+    """Workers of Ray Train."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """number of workers (0: one per GPU of the cluster, or one on a CPU machine)"""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto`: GPUs if the cluster has any"""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """CPUs reserved by each worker (0: an even share of the cluster's)"""
+    placement_deadline: Positive = 300.0
+    """seconds to wait for the workers' resources before the run is given up"""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """restarts after a lost worker"""
+    timeout: Positive = 300.0
+    """seconds after which a collective operation without answer fails"""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    recipe: str = "custom"
+    """name of the recipe it came from"""
+    name: str = ""
+    """run name (empty: recipe, seed and time)"""
+    kind: Literal["cosa", "control"] = "cosa"
+    """`control` marks a classification-only comparison run"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """seed of weights, order and augmentation"""
+    output: str = "outputs"
+    """folder of run folders and of the default MLflow store; every node must see it"""
+    data: DataConfig = DataConfig()
+    """data and views"""
+    model: ModelConfig = ModelConfig()
+    """network"""
+    assignment: AssignmentConfig = AssignmentConfig()
+    """assignment network"""
+    losses: LossConfig = LossConfig()
+    """losses"""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """optimiser"""
+    training: TrainingConfig = TrainingConfig()
+    """training loop"""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """evaluation"""
+    tracking: TrackingConfig = TrackingConfig()
+    """tracking"""
+    distributed: DistributedConfig = DistributedConfig()
+    """workers"""
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> RunConfig:
+        threshold = self.assignment.threshold
+        if threshold.low > threshold.high:
+            raise ValueError(
+                f"assignment.threshold.low {threshold.low} is above high {threshold.high}"
+            )
+        if threshold.aux_low > threshold.aux_high:
+            raise ValueError(
+                f"assignment.threshold.aux_low {threshold.aux_low} is above "
+                f"aux_high {threshold.aux_high}"
+            )
+        if self.data.scale_range[0] > self.data.scale_range[1]:
+            raise ValueError(f"data.scale_range {self.data.scale_range} is not (low, high)")
+        if self.optimizer.warmup_steps > self.training.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is longer than the run "
+                f"(training.steps {self.training.steps})"
+            )
+        if self.kind == "cosa" and self.losses.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"losses.warmup_steps {self.losses.warmup_steps} leaves no co-training step of "
+                f"training.steps {self.training.steps}; for a classification-only run set "
+                "kind: control"
+            )
+        return self

@@ -1,0 +1,118 @@
+"""What is known of each data set: class names in id order, colours, and the sizes of its splits.
+
+Class ids follow the masks: 0 is background, 1..C are the foreground classes in the order given
+here, 255 is ignored. `DatasetInfo` is what other packages read; shards of an unknown data set carry
+their own names and get the same colour rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from cosa_dist.data.errors import DataError, nearest_name
+
+IGNORE = 255
+"""Mask value of pixels that count for nothing."""
+
+MAX_FOREGROUND = 254
+"""Most foreground classes an 8-bit mask can hold beside background and ignore."""
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set's name, its foreground class names in id order, and its known split sizes."""
+
+    name: str
+    class_names: tuple[str, ...]
+    split_sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.class_names) <= MAX_FOREGROUND:
+            raise DataError(
+                f"data set '{self.name}' has {len(self.class_names)} foreground classes; "
+                f"8-bit masks hold 1 to {MAX_FOREGROUND}"
+            )
+        if len(set(self.class_names)) != len(self.class_names):
+            raise DataError(f"data set '{self.name}' names a class twice")
+
+    @property
+    def num_foreground(self) -> int:
+        """C, the number of foreground classes."""
+        return len(self.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """K = C + 1, with background."""
+        return len(self.class_names) + 1
+
+    @property
+    def names_with_background(self) -> tuple[str, ...]:
+        """The K names in mask-id order, background first."""
+        return ("background", *self.class_names)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """256 RGB colours, one per mask value, by the VOC colour rule."""
+        return voc_colour_map()
+
+
+def voc_colour_map(count: int = 256) -> tuple[tuple[int, int, int], ...]:
+    """Return the first `count` colours of the VOC colour rule as (red, green, blue) in 0..255.
+
+    The three lowest bits of an id are the highest bits of red, green and blue, the next three the
+    next lower ones, and so on (rule of the VOC devkit).
+    """
+    colours = []
+    for index in range(count):
+        channels = [0, 0, 0]
+        for level in range(8):
+            for channel in range(3):
+                bit = (index >> (3 * level + channel)) & 1
+                channels[channel] |= bit << (7 - level)
+        colours.append((channels[0], channels[1], channels[2]))
+    return tuple(colours)
+
+
+VOC = DatasetInfo(
+    "voc",
+    VOC_CLASSES,
+    MappingProxyType({"train": 1464, "train_aug": 10582, "val": 1449, "test": 1456}),
+)
+COCO = DatasetInfo("coco", COCO_CLASSES, MappingProxyType({"train": 82081, "val": 40137}))
+
+KNOWN: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in (VOC, COCO)})
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Return the entry of a known data set; raises `DataError` with the known names otherwise."""
+    if name not in KNOWN:
+        raise DataError(f"unknown data set '{name}'{nearest_name(name, KNOWN)}; known: {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def renamed(info: DatasetInfo, name: str | None) -> DatasetInfo:
+    """Return `info` under another name; a subset under its own name has no known split sizes."""
+    if name is None or name == info.name:
+        return info
+    return replace(info, name=name, split_sizes=MappingProxyType({}))

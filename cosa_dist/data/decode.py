@@ -1,0 +1,101 @@
+"""Bytes to pixels and back: photographs as RGB, masks as class ids.
+
+Everything that decodes goes through here, so that a damaged file, a picture that would not fit into
+memory and a mask that holds colours instead of class ids are refused everywhere in the same words.
+EXIF rotation is not applied: masks belong to the pixels as they are stored.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cosa_dist.data.errors import RecordError
+
+MAX_PIXELS = 2**26
+"""Largest picture that is decoded (67 megapixels); anything larger is taken for a bomb."""
+
+# PIL stretches grey PNGs of 2 and 4 bits to 0..255; class ids need the stored values.
+_GREY_STRETCH = {2: 85, 4: 17}
+_ID_MODES = ("P", "L", "1", "I;16", "I;16B", "I")
+
+
+def _open(data: bytes, what: str) -> Image.Image:
+    """Open and fully decode `data`; raises `RecordError` that calls the picture `what`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise RecordError(
+                f"{what} of {picture.width}x{picture.height} pixels is larger than the limit of "
+                f"{MAX_PIXELS} pixels; scale it down first"
+            )
+        picture.load()
+    except RecordError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise RecordError(
+            f"{what} is larger than the limit of {MAX_PIXELS} pixels; scale it down first"
+        ) from error
+    except Exception as error:  # PIL's readers raise many kinds on damaged data
+        raise RecordError(f"{what} cannot be decoded: {_one_line(error)}") from error
+    return picture
+
+
+def _one_line(error: Exception) -> str:
+    """Return the error's text without line breaks and without memory addresses."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "not a known picture format" if text.startswith("cannot identify") else text
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a photograph to a PIL image in RGB mode; raises `RecordError` if it is damaged."""
+    picture = _open(data, "image")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def decode_mask(data: bytes) -> NDArray[np.uint8]:
+    """Decode a palette or grey mask to class ids `[H, W]` uint8; raises `RecordError` otherwise."""
+    picture = _open(data, "mask")
+    if picture.mode not in _ID_MODES:
+        raise RecordError(
+            f"mask has colours (mode {picture.mode}), not class ids; convert it to a palette or "
+            "grey-level PNG whose values are the ids"
+        )
+    if picture.format == "JPEG":
+        raise RecordError("mask is a JPEG, whose values are not exact; store masks as PNG")
+    ids = np.asarray(picture).astype(np.int64)
+    ids //= _GREY_STRETCH.get(_grey_png_bits(data), 1)
+    if ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
+        raise RecordError(f"mask value {int(ids.max())} does not fit into 8 bits")
+    return ids.astype(np.uint8)
+
+
+def _grey_png_bits(data: bytes) -> int:
+    """Return the bits per pixel of a grey-level PNG, 0 for any other file."""
+    is_grey_png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[25] == 0
+    return data[24] if is_grey_png else 0
+
+
+def encode_mask(ids: NDArray[np.uint8]) -> bytes:
+    """Encode class ids `[H, W]` uint8 as the bytes of an 8-bit grey-level PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(ids, dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def as_grey_png(data: bytes, ids: NDArray[np.uint8]) -> bytes:
+    """Return `data` itself if it is an 8-bit grey-level PNG already, else `ids` encoded as one."""
+    return data if _grey_png_bits(data) == 8 else encode_mask(ids)
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode an RGB picture `[H, W, 3]` uint8 as a JPEG of quality 95 with full colour resolution."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()

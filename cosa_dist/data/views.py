@@ -1,0 +1,196 @@
+"""The weak and the strong view of an image, from numbers drawn beforehand.
+
+Drawing and transforming are apart: `draw_view` turns (seed, epoch, position) and the image's size
+into a frozen `ViewDraw`, and pure functions turn image and draw into pixels. So a sample looks the
+same on any worker and after any resume. Both views come from one decode and share geometry and
+blur; the strong view adds exactly one colour operation. Recipe and constants: released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+
+from cosa_dist.data.errors import DataError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+BLUR_PROBABILITY = 0.5
+BLUR_RADIUS = (0.1, 2.0)
+FLIP_PROBABILITY = 0.5
+MAGNITUDES = range(1, 10)
+
+# Tells the views' random numbers from those of the order, which uses the same seed.
+_VIEW_STREAM = 2
+
+Box = tuple[int, int, int, int]
+"""(top, bottom, left, right) of the image content in a crop, half-open, in pixels."""
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """All random numbers of one sample's two views (sizes and offsets in pixels)."""
+
+    width: int
+    height: int
+    flip: bool
+    pad: tuple[int, int]
+    window: tuple[int, int]
+    blur_radius: float | None
+    operation: str
+    magnitude: int
+
+
+def draw_view(
+    *,
+    seed: int,
+    epoch: int,
+    position: int,
+    size: tuple[int, int],
+    crop_size: int,
+    scale_range: tuple[float, float] = (0.5, 2.0),
+) -> ViewDraw:
+    """Draw the numbers of one sample, a pure function of its arguments.
+
+    Args:
+        seed: the run's seed, 0 or more.
+        epoch: how often the split was read before.
+        position: the sample's position in the run's endless sequence.
+        size: (width, height) of the decoded image.
+        crop_size: side of the square crop.
+        scale_range: smallest and largest scale; the scaled sides are `int(scale * side)`, at least
+            1.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence([_VIEW_STREAM, seed, epoch, position]))
+    scale = generator.uniform(*scale_range)
+    width, height = (max(1, int(scale * side)) for side in size)
+    flip = bool(generator.random() < FLIP_PROBABILITY)
+    canvas_height, canvas_width = max(crop_size, height), max(crop_size, width)
+    pad = (
+        int(generator.integers(canvas_height - height + 1)),
+        int(generator.integers(canvas_width - width + 1)),
+    )
+    window = (
+        int(generator.integers(canvas_height - crop_size + 1)),
+        int(generator.integers(canvas_width - crop_size + 1)),
+    )
+    blur = bool(generator.random() < BLUR_PROBABILITY)
+    radius = float(generator.uniform(*BLUR_RADIUS))
+    names = tuple(COLOUR_OPERATIONS)
+    return ViewDraw(
+        width=width,
+        height=height,
+        flip=flip,
+        pad=pad,
+        window=window,
+        blur_radius=radius if blur else None,
+        operation=names[int(generator.integers(len(names)))],
+        magnitude=int(generator.integers(MAGNITUDES.start, MAGNITUDES.stop)),
+    )
+
+
+def place_and_crop(
+    image: Image.Image, crop_size: int, pad: tuple[int, int], window: tuple[int, int]
+) -> tuple[Image.Image, Box]:
+    """Put the image on a black canvas at `pad` and cut the square at `window` (both y, x) out of it.
+
+    The canvas has `max(crop_size, side)` pixels per side and is never built: only the part of the
+    image inside the window is copied.
+
+    Returns:
+        The crop of `crop_size` x `crop_size` and the box of the image content in it.
+    """
+    spans = []
+    for side, offset, start in zip(image.size[::-1], pad, window, strict=True):
+        first = max(offset - start, 0)
+        last = min(offset - start + side, crop_size)
+        if not (0 <= first < last <= crop_size and offset >= 0 and start >= 0):
+            raise DataError(
+                f"window {window} of {crop_size} pixels misses the {image.width}x{image.height} "
+                f"image placed at {pad}"
+            )
+        spans.append((first, last, start - offset + first))
+    (top, bottom, source_top), (left, right, source_left) = spans
+    content = image.crop((source_left, source_top, source_left + right - left, source_top + bottom - top))
+    box = (top, bottom, left, right)
+    if content.size == (crop_size, crop_size):
+        return content, box
+    crop = Image.new(image.mode, (crop_size, crop_size))
+    crop.paste(content, (left, top))
+    return crop, box
+
+
+def weak_view(image: Image.Image, draw: ViewDraw, crop_size: int) -> tuple[Image.Image, Box]:
+    """Scale (bilinear), flip, place and crop, and perhaps blur an RGB image; return crop and box."""
+    scaled = image.resize((draw.width, draw.height), Image.Resampling.BILINEAR)
+    if draw.flip:
+        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    crop, box = place_and_crop(scaled, crop_size, draw.pad, draw.window)
+    if draw.blur_radius is not None:
+        crop = crop.filter(ImageFilter.GaussianBlur(draw.blur_radius))
+    return crop, box
+
+
+def strong_view(weak: Image.Image, operation: str, magnitude: int) -> Image.Image:
+    """Apply one named colour operation of magnitude 1..9 to the weak view.
+
+    Raises:
+        DataError: unknown operation or magnitude.
+    """
+    if operation not in COLOUR_OPERATIONS or magnitude not in MAGNITUDES:
+        raise DataError(
+            f"no colour operation '{operation}' of magnitude {magnitude}; known: "
+            f"{', '.join(COLOUR_OPERATIONS)} of 1 to 9"
+        )
+    return COLOUR_OPERATIONS[operation](weak, magnitude)
+
+
+def _enhancement(magnitude: int) -> float:
+    """Factor of colour, contrast, brightness and sharpness: 0.28 .. 1.72 (released code)."""
+    return magnitude * 1.8 / 10 + 0.1
+
+
+COLOUR_OPERATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+    "identity": lambda image, _: image,
+    "auto_contrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalise": lambda image, _: ImageOps.equalize(image),
+    "solarise": lambda image, m: ImageOps.solarize(image, min(int(m * 256 / 10), 255)),
+    "colour": lambda image, m: ImageEnhance.Color(image).enhance(_enhancement(m)),
+    "contrast": lambda image, m: ImageEnhance.Contrast(image).enhance(_enhancement(m)),
+    "brightness": lambda image, m: ImageEnhance.Brightness(image).enhance(_enhancement(m)),
+    "sharpness": lambda image, m: ImageEnhance.Sharpness(image).enhance(_enhancement(m)),
+    "posterise": lambda image, m: ImageOps.posterize(image, 4 - int(m * 4 / 10)),
+}
+"""The nine operations of the strong view by name (released code)."""
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image's pixels as `[3, H, W]` uint8."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8).transpose(2, 0, 1).copy())
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Return uint8 `[..., 3, H, W]` as float32 with ImageNet mean and standard deviation removed."""
+    mean, std = _channel_constants(images)
+    return images.to(torch.float32).div(255.0).sub(mean).div(std)
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """Return normalised `[..., 3, H, W]` as float32 colours in 0..255 (not rounded)."""
+    mean, std = _channel_constants(images)
+    return images.to(torch.float32).mul(std).add(mean).mul(255.0)
+
+
+def _channel_constants(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation as float32 `[3, 1, 1]` on the images' device."""
+    if images.dim() < 3 or images.shape[-3] != 3:
+        raise DataError(f"images are [..., 3, H, W]; got {list(images.shape)}")
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=images.device)
+    std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=images.device)
+    return mean.view(3, 1, 1), std.view(3, 1, 1)

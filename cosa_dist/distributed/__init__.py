@@ -1,0 +1,1 @@
+"""How a run gets onto workers: Ray Train around Accelerate around the loop."""

@@ -1,0 +1,72 @@
+"""The Ray cluster of a run: the one that `RAY_ADDRESS` names, or a private one on this machine.
+
+Jobs (`ray job submit`) and SLURM scripts set `RAY_ADDRESS`. Without it a local Ray is started; an address
+left behind by somebody else's cluster on the same host is never joined by accident.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+QUIET = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
+    """Join or start Ray, yield its total resources, and leave it as it was found.
+
+    Args:
+        local_options: arguments of `ray.init` for a private cluster (such as `num_cpus`).
+
+    Raises:
+        ConnectionError: `RAY_ADDRESS` names a cluster that does not answer.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(log_to_driver=True)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}"
+            ) from None
+    else:
+        # Ray frees a stopped run's resources through its State API, which the dashboard serves.
+        port = _free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level="ERROR",
+            **{"num_cpus": os.cpu_count(), **local_options},
+        )
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+        if not address:
+            os.environ.pop("RAY_API_SERVER_ADDRESS", None)

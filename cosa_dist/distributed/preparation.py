@@ -1,0 +1,159 @@
+"""Everything that is checked and created in the driver before a worker starts.
+
+Shards, weights, output folder and tracking store are opened here, so that a wrong path costs a second and
+not an hour. The run folder gets the resolved configuration and the id of its tracking run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.loading import build_config, read_yaml, to_yaml
+from cosa_dist.config.options import flatten
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.shards import Split, open_split
+from cosa_dist.distributed.paths import run_folder, with_absolute_paths
+from cosa_dist.model.weights import parse_weight_source
+from cosa_dist.tracking.mlflow_tracker import create_run, reopen_run
+from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.store import prepare_store
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that may start: its resolved configuration, folder and tracking run."""
+
+    config: RunConfig
+    folder: Path
+    tracking_uri: str
+    run_id: str
+
+
+def _check_inputs(config: RunConfig) -> tuple[Split, Split]:
+    parse_weight_source(config.model.weights)
+    train = open_split(config.data.shards, config.data.train_split)
+    val = open_split(config.data.shards, config.data.val_split)
+    if train.class_names != val.class_names:
+        raise ConfigError(
+            f"{config.data.shards}: splits {config.data.train_split} and {config.data.val_split} "
+            "have different classes"
+        )
+    return train, val
+
+
+def _create_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"a run named {folder.name} is already in {folder.parent}: continue it with "
+            f"--resume {folder.name}, or choose another --name"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder.parent}: {error.strerror}") from None
+
+
+def dataset_label(config: RunConfig, split: Split) -> str:
+    """Name of the data set in tables: the configured label, else the name stored in the shards."""
+    return config.data.label or split.info.name
+
+
+def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
+    """Check a run's inputs and create its folder and tracking run.
+
+    Args:
+        config: the run; an empty name becomes recipe, seed and time.
+        parent_run_id: tracking run of the sweep that this run belongs to.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = config.name or f"{config.recipe}-s{config.seed}-{stamp}"
+    config = with_absolute_paths(config.model_copy(update={"name": name}))
+    train, val = _check_inputs(config)
+    folder = run_folder(config)
+    if folder.exists():
+        _create_folder(folder)
+    uri, run_id = "", ""
+    if config.tracking.enabled:
+        uri = prepare_store(config.tracking.uri or None, Path(config.output))
+        run_id = create_run(
+            uri,
+            config.tracking.experiment,
+            name,
+            params=flatten(config),
+            tags={
+                "dataset": dataset_label(config, val),
+                "split": config.data.val_split,
+                "recipe": config.recipe,
+                "backbone": config.model.backbone,
+                "seed": str(config.seed),
+                "steps": str(config.training.steps),
+                "kind": config.kind,
+                **provenance(),
+                "data_fingerprint_train": train.fingerprint,
+                "data_fingerprint_val": val.fingerprint,
+            },
+            parent_run_id=parent_run_id,
+        )
+    _create_folder(folder)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    _write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    return PreparedRun(config, folder, uri, run_id)
+
+
+def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
+    """Take up a run that was interrupted, with its own configuration.
+
+    Args:
+        name: run name.
+        output: the output folder.
+        overrides: dotted options; only `distributed.*` may change.
+
+    Raises:
+        ConfigError: no such run, a finished one, or an option that may not change.
+    """
+    for key in overrides:
+        if not key.startswith(("distributed.", "output")):
+            raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
+    base = with_absolute_paths(RunConfig(output=output, name=name))
+    folder = run_folder(base)
+    if not (folder / "config.yaml").is_file():
+        others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
+        raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
+    note = read_note(folder)
+    if note["finished"]:
+        raise ConfigError(f"run {name} is finished; start a new one under another --name")
+    values = read_yaml(folder / "config.yaml")
+    for key, value in overrides.items():
+        if key.startswith("distributed."):
+            values["distributed"][key.removeprefix("distributed.")] = value
+    config = build_config(values, str(folder / "config.yaml"))
+    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
+    if run_id:
+        uri = prepare_store(uri, Path(config.output))
+        reopen_run(uri, run_id)
+    (folder / "failure.txt").unlink(missing_ok=True)
+    return PreparedRun(config, folder, uri, run_id)
+
+
+def read_note(folder: Path) -> dict[str, object]:
+    """The run's note: tracking URI, run id, whether it is finished."""
+    note: dict[str, object] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return note
+
+
+def _write_note(folder: Path, note: dict[str, object]) -> None:
+    temporary = folder / ".run.json.tmp"
+    temporary.write_text(json.dumps(note), encoding="utf-8")
+    temporary.replace(folder / "run.json")
+
+
+def mark_finished(folder: Path) -> None:
+    """Note that the run came to its end."""
+    _write_note(folder, {**read_note(folder), "finished": True})

@@ -1,0 +1,186 @@
+"""What one worker of a run does: data, networks, accelerator, tracker, then the loop.
+
+`run_worker` knows torch.distributed but not Ray, so tests run it in a plain process; `ray_worker` is the
+thin shell that Ray Train calls on every worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cosa_dist.collective import rank, world_size
+from cosa_dist.config.loading import build_config
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
+from cosa_dist.data.shards import Split, open_split
+from cosa_dist.distributed.reporting import final_artifacts
+from cosa_dist.evaluation.control import classification_control
+from cosa_dist.evaluation.evaluator import evaluate
+from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.tracking.local_tracker import LocalTracker
+from cosa_dist.tracking.mlflow_tracker import MlflowTracker
+from cosa_dist.tracking.tracker import CombinedTracker, NullTracker, Tracker
+from cosa_dist.training.checkpoint import restore_newest
+from cosa_dist.training.loop import NonFiniteLossError, Surroundings, run_training
+from cosa_dist.training.precision import make_accelerator
+from cosa_dist.training.state import TrainState, build_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """Everything a worker needs, as plain values that travel to other nodes."""
+
+    config: dict[str, Any]
+    folder: str
+    tracking_uri: str
+    run_id: str
+    use_gpu: bool
+    micro_batch_size: int
+    cpus: int
+
+
+def make_tracker(task: WorkerTask) -> Tracker:
+    """Rank 0's tracker: the local mirror, and MLflow where it is on; nothing on other ranks."""
+    if rank() != 0:
+        return NullTracker()
+    trackers: list[Tracker] = [LocalTracker(Path(task.folder), task.run_id)]
+    if task.run_id:
+        trackers.append(MlflowTracker(task.tracking_uri, task.run_id))
+    return CombinedTracker(trackers)
+
+
+class Evaluation:
+    """Evaluates a state on the validation split; on the last call also pictures and control."""
+
+    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator, folder: Path):
+        self.config = config
+        self.val = val
+        self.accelerator = accelerator
+        self.folder = folder
+        self.settings = evaluation_settings(config)
+
+    def samples(self, split: Split, limit: int) -> EvaluationLoader:
+        """This rank's part of a split."""
+        return EvaluationLoader(
+            split, rank(), world_size(), limit or None, self.config.data.loader_workers
+        )
+
+    def __call__(self, state: TrainState, last: bool) -> dict[str, EvalReport]:
+        """Return the reports of the online and the assignment network."""
+        return evaluate(
+            {"online": state.online, "assignment": state.assignment},
+            self.samples(self.val, 0 if last else self.config.evaluation.limit),
+            class_names=self.val.class_names,
+            settings=self.settings,
+            device=self.accelerator.device,
+            precision=self.accelerator.autocast,
+        )
+
+    def control(self, state: TrainState) -> dict[str, float]:
+        """CAM quality with predicted labels, the background level chosen on training images."""
+        metrics = {}
+        train = open_split(self.config.data.shards, self.config.data.train_split)
+        for name in ("online", "assignment"):
+            result = classification_control(
+                getattr(state, name),
+                self.samples(train, 0),
+                self.samples(self.val, 0),
+                class_names=self.val.class_names,
+                settings=self.settings,
+                device=self.accelerator.device,
+                precision=self.accelerator.autocast,
+            )
+            metrics[f"final/{name}/cam_control_predicted_labels"] = result.validation_miou
+            metrics[f"final/{name}/cam_control_background"] = result.background
+        return metrics
+
+
+def run_worker(
+    task: WorkerTask, report: Callable[[dict[str, float]], None] = lambda metrics: None
+) -> dict[str, EvalReport]:
+    """Train this worker's part of the run, from the newest checkpoint of its folder if there is one.
+
+    Args:
+        task: configuration, run folder, tracking run.
+        report: called by every rank with the metrics of each evaluation.
+
+    Returns:
+        The last evaluation's reports, the same on every rank.
+    """
+    config = build_config(task.config, "run")
+    folder = Path(task.folder)
+    torch.set_num_threads(max(1, task.cpus))
+    accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
+    train = open_split(config.data.shards, config.data.train_split)
+    val = open_split(config.data.shards, config.data.val_split)
+    state = build_state(config, len(train.class_names), accelerator.device)
+    restored = restore_newest(state, folder / "checkpoints")
+    if rank() == 0:
+        start = f"continuing from {restored.name}" if restored else "starting"
+        log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
+    if config.training.compile:
+        state.online.compile()
+        state.assignment.compile()
+    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    loader = TrainingLoader(
+        train,
+        crop_size=config.data.crop_size,
+        scale_range=config.data.scale_range,
+        seed=config.seed,
+        global_batch_size=config.training.global_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        micro_batch_size=task.micro_batch_size,
+        start_step=state.step,
+        stop_step=config.training.steps,
+        num_workers=config.data.loader_workers,
+    )
+    tracker = make_tracker(task)
+    evaluation = Evaluation(config, val, accelerator, folder)
+    around = Surroundings(accelerator, tracker, folder, evaluation, report)
+    try:
+        reports = run_training(state, network, loader, around)
+        extra = evaluation.control(state) if config.evaluation.cam_control else {}
+        if rank() == 0:
+            tracker.log_metrics(extra, state.step)
+            final_artifacts(config, state, reports, val, folder, tracker, accelerator.device)
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+    return reports
+
+
+def ray_worker(payload: dict[str, Any]) -> None:
+    """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
+
+    An error that would come again is noted in the run folder: after Ray's restart of the workers they
+    return at once, and the launcher reads the note.
+    """
+    import ray.train
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    for noisy in ("httpx", "alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    task = WorkerTask(**payload)
+    note = Path(task.folder) / "failure.txt"
+    if note.is_file():
+        return
+    try:
+        run_worker(task, report=ray.train.report)
+    except (ValueError, TypeError, LookupError, FileNotFoundError, NonFiniteLossError) as error:
+        reason = " ".join(str(error).split())
+        note.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
+        raise

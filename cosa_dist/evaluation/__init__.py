@@ -1,0 +1,1 @@
+"""Evaluation: confusion matrices, named protocols, the evaluator, its report and its pictures."""

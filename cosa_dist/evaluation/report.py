@@ -1,0 +1,190 @@
+"""What an evaluation found: one frozen `EvalReport` per network.
+
+All scores are per cent. A score without anything to stand on (a class in neither truth nor
+prediction, a data set without context masks) is None. Reports become MLflow metrics, rows of a
+per-class table, JSON and a table for the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol
+
+SOURCES = {"cam_": "CAM", "aux_cam_": "auxiliary CAM", "": "segmentation"}
+
+
+def split_measurement(measurement: str) -> tuple[str, str]:
+    """Source prefix and protocol of a measurement: `cam_true_labels` -> `cam_`, `true_labels`."""
+    source = next((s for s in ("aux_cam_", "cam_") if measurement.startswith(s)), "")
+    return source, measurement.removeprefix(source)
+
+
+@dataclass(frozen=True)
+class SegmentationScore:
+    """How well one kind of prediction agrees with the masks, in per cent.
+
+    Attributes:
+        miou: mean IoU over the classes that occur in the masks.
+        pixel_accuracy: share of the counted pixels with the right class.
+        mean_accuracy: mean over the occurring classes of the share of their pixels that are right.
+        iou: IoU of each of the K classes, background first.
+        context_false_foreground: share of the background pixels inside the coexisting context that
+            are predicted as foreground; None where the data set has no context masks.
+    """
+
+    miou: float | None
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    iou: tuple[float | None, ...]
+    context_false_foreground: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """The scores of one network on one set of images, in per cent.
+
+    Attributes:
+        network: name under which the network was evaluated, such as `online` or `assignment`.
+        class_names: the C foreground classes.
+        images: number of images that were counted, each once.
+        images_without_mask: number of images that were left out because they have no mask.
+        scores: `unfiltered`, `predicted_labels`, `true_labels` (segmentation), `cam_true_labels`,
+            `aux_cam_true_labels`.
+        map_image: mean over the images of the average precision over classes (released code).
+        map_class: mean over the classes of the average precision over images (usual mAP).
+        aux_map_class: the same of the auxiliary classifier.
+        cam_miou_by_background: mIoU of the CAM under `predicted_labels` for each background
+            threshold of the settings' grid.
+        settings: how it was measured.
+    """
+
+    network: str
+    class_names: tuple[str, ...]
+    images: int
+    images_without_mask: int
+    scores: dict[str, SegmentationScore]
+    map_image: float | None
+    map_class: float | None
+    aux_map_class: float | None
+    cam_miou_by_background: dict[float, float | None] = field(default_factory=dict)
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def miou(self, protocol: Protocol = "unfiltered") -> float | None:
+        """Segmentation mIoU in per cent under a protocol."""
+        return self.scores[protocol].miou
+
+    def metrics(self) -> dict[str, float]:
+        """Every score that has a value, by a name for trackers (`online/miou_unfiltered`)."""
+        values: dict[str, float | None] = {"images": float(self.images)}
+        for measurement, score in self.scores.items():
+            source, protocol = split_measurement(measurement)
+            for name in ("miou", "pixel_accuracy", "mean_accuracy", "context_false_foreground"):
+                values[f"{source}{name}_{protocol}"] = getattr(score, name)
+        for name in ("map_image", "map_class", "aux_map_class"):
+            values[name] = getattr(self, name)
+        for threshold, miou in self.cam_miou_by_background.items():
+            values[f"cam_miou_predicted_labels_at_{threshold:g}"] = miou
+        return {f"{self.network}/{k}": v for k, v in values.items() if v is not None}
+
+    def per_class_rows(self) -> list[dict[str, str | float | None]]:
+        """One row per class, background first: its name and its IoU in each measurement."""
+        return [
+            {"class": name, **{key: score.iou[index] for key, score in self.scores.items()}}
+            for index, name in enumerate(("background", *self.class_names))
+        ]
+
+    def to_json(self) -> str:
+        """The whole report as JSON text; `from_json` gives an equal report back."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> EvalReport:
+        """Read a report that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not such a report, with what is wrong.
+        """
+        try:
+            return cls(**_restored(json.loads(text)))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"this is not the JSON of an evaluation report ({type(error).__name__}: {error}); "
+                "write it with EvalReport.to_json"
+            ) from error
+
+
+def _restored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Give JSON's lists, dicts and text keys the report's own types back."""
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields["settings"].items()
+    }
+    scores = {
+        key: SegmentationScore(**{**score, "iou": tuple(score["iou"])})
+        for key, score in fields["scores"].items()
+    }
+    grid = {float(key): value for key, value in fields["cam_miou_by_background"].items()}
+    return {
+        **fields,
+        "class_names": tuple(fields["class_names"]),
+        "scores": scores,
+        "cam_miou_by_background": grid,
+        "settings": EvaluationSettings(**settings),
+    }
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def summary_table(reports: Sequence[EvalReport]) -> Table:
+    """One row per network and measurement: mIoU, accuracies, and the context's false foreground."""
+    context = any(
+        score.context_false_foreground is not None for report in reports for score in report.scores.values()
+    )
+    table = Table(title="Evaluation (per cent)")
+    for column in ("network", "prediction", "protocol"):
+        table.add_column(column)
+    for column in ("mIoU", "pixel acc.", "mean acc.", *(["context as foreground"] * context)):
+        table.add_column(column, justify="right")
+    for report in reports:
+        for measurement, score in report.scores.items():
+            source, protocol = split_measurement(measurement)
+            cells = [_shown(score.miou), _shown(score.pixel_accuracy), _shown(score.mean_accuracy)]
+            cells += [_shown(score.context_false_foreground)] * context
+            table.add_row(report.network, SOURCES[source], protocol, *cells)
+        table.add_section()
+    table.caption = "\n".join(
+        f"{report.network}: {report.images} images, mAP {_shown(report.map_class)} per class, "
+        f"{_shown(report.map_image)} per image"
+        for report in reports
+    )
+    return table
+
+
+def class_table(report: EvalReport) -> Table:
+    """One row per class with its IoU in each measurement."""
+    table = Table(title=f"IoU per class, {report.network} network (per cent)")
+    table.add_column("class")
+    for measurement in report.scores:
+        table.add_column(measurement.replace("_", " "), justify="right")
+    for index, name in enumerate(("background", *report.class_names)):
+        table.add_row(name, *(_shown(score.iou[index]) for score in report.scores.values()))
+    return table
+
+
+def as_text(reports: Sequence[EvalReport], *, per_class: bool = True, width: int = 110) -> str:
+    """The tables of some reports as plain text, at most `width` characters wide."""
+    console = Console(width=width, color_system=None, file=StringIO())
+    with console.capture() as captured:
+        console.print(summary_table(reports))
+        for report in reports if per_class else ():
+            console.print(class_table(report))
+    return captured.get()

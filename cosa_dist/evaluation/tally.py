@@ -1,0 +1,164 @@
+"""The counts of one network's evaluation, before they become a report.
+
+Every count is a sum over images, so tallies of ranks are simply added; nothing here grows with the
+number of images but the classifier's scores (C numbers per image and head) and a fingerprint of
+each image's id, by which an image that was counted twice is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cosa_dist.collective import concatenate_over_ranks, sum_over_ranks
+from cosa_dist.evaluation.average_precision import class_average_precision, image_average_precision
+from cosa_dist.evaluation.confusion import (
+    confusion_matrix,
+    iou_per_class,
+    mean_accuracy,
+    mean_iou,
+    pixel_accuracy,
+)
+from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore
+
+MEASUREMENTS = (
+    "unfiltered",
+    "predicted_labels",
+    "true_labels",
+    "cam_true_labels",
+    "aux_cam_true_labels",
+)
+
+
+class Tally:
+    """Running counts of one network; add images, then ask for the report on every rank."""
+
+    def __init__(
+        self, class_names: Sequence[str], settings: EvaluationSettings, device: torch.device
+    ) -> None:
+        """Start empty for the C foreground classes, counting on `device`."""
+        self.class_names = tuple(class_names)
+        self.settings = settings
+        self.grid = tuple(sorted(set(settings.cam_background_grid)))
+        self._classes = len(self.class_names) + 1
+        self._device = device
+        shape = (self._classes, self._classes)
+        self._confusion = {m: self._zeros(*shape) for m in MEASUREMENTS}
+        self._context = {m: self._zeros(2) for m in MEASUREMENTS}
+        self._by_background = self._zeros(len(self.grid) + 1, *shape)
+        self._skipped = self._zeros(1)
+        self._fingerprints: list[int] = []
+        self._rows: list[Tensor] = []
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    def skip_image(self) -> None:
+        """Note an image that cannot be counted because it has no mask."""
+        self._skipped += 1
+
+    def add_image(self, image_id: str, logits: Tensor, aux_logits: Tensor, labels: Tensor) -> None:
+        """Count one image and keep its classifiers' scores and labels (`[C]` each)."""
+        digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+        self._fingerprints.append(int.from_bytes(digest, "big", signed=True))
+        self._rows.append(torch.stack([logits, aux_logits, labels]).float())
+
+    def add_prediction(
+        self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
+    ) -> None:
+        """Count the pixels of one image's prediction (`[H, W]` each) for one of `MEASUREMENTS`."""
+        self._confusion[measurement] += confusion_matrix(prediction, mask, self._classes)
+        if context is not None:
+            inside = (context > 0) & (mask == 0)
+            wrong = (inside & (prediction > 0)).sum()
+            self._context[measurement] += torch.stack([wrong, inside.sum()])
+
+    def add_activation(self, value: Tensor, strongest: Tensor, mask: Tensor) -> None:
+        """Count one image's CAM for all background thresholds of the grid at once.
+
+        Args:
+            value: `[H, W]` strongest activation.
+            strongest: `[H, W]` its class, 1..C.
+            mask: `[H, W]` true classes.
+        """
+        thresholds = torch.tensor(self.grid, dtype=value.dtype, device=value.device)
+        # bucketize gives the number of thresholds below the value: the pixel is background under
+        # threshold j exactly where its bucket is at most j.
+        buckets = torch.bucketize(value, thresholds).reshape(-1)
+        truth = mask.reshape(-1).long()
+        counted = truth < self._classes
+        places = (buckets * self._classes + truth) * self._classes + strongest.reshape(-1)
+        counts = torch.bincount(places[counted], minlength=self._by_background.numel())
+        self._by_background += counts.reshape(self._by_background.shape)
+
+    def report(self, network: str) -> EvalReport:
+        """Sum the counts over the ranks and read the scores from them; every rank must call this.
+
+        Raises:
+            ValueError: if no rank counted an image, or an image was counted more than once.
+        """
+        rows, images = self._rows_of_all_ranks(network)
+        logits, aux_logits, labels = rows.unbind(1)
+        by_background = sum_over_ranks(self._by_background)
+        return EvalReport(
+            network=network,
+            class_names=self.class_names,
+            images=images,
+            images_without_mask=int(sum_over_ranks(self._skipped)),
+            scores={m: self._score(m) for m in MEASUREMENTS},
+            map_image=_per_cent(image_average_precision(logits, labels).mean()),
+            map_class=_per_cent(class_average_precision(logits, labels).nanmean()),
+            aux_map_class=_per_cent(class_average_precision(aux_logits, labels).nanmean()),
+            cam_miou_by_background={
+                threshold: _per_cent(mean_iou(_background_below(by_background, index)))
+                for index, threshold in enumerate(self.grid)
+            },
+            settings=self.settings,
+        )
+
+    def _rows_of_all_ranks(self, network: str) -> tuple[Tensor, int]:
+        """Scores and labels `[N, 3, C]` of all images, ordered alike for any number of ranks."""
+        local = torch.tensor(self._fingerprints, dtype=torch.int64, device=self._device)
+        shape = (0, 3, self._classes - 1)
+        rows = torch.stack(self._rows) if self._rows else torch.zeros(shape, device=self._device)
+        fingerprints, rows = concatenate_over_ranks(local), concatenate_over_ranks(rows)
+        images, distinct = len(fingerprints), len(fingerprints.unique())
+        if images == 0:
+            raise ValueError(
+                f"the evaluation of the network {network!r} found no image with a mask: "
+                "choose a split that has masks"
+            )
+        if distinct != images:
+            raise ValueError(
+                f"the evaluation of the network {network!r} counted {images} images of which only "
+                f"{distinct} are different: give every image to one rank once, and unique ids"
+            )
+        return rows[fingerprints.argsort()], images
+
+    def _score(self, measurement: str) -> SegmentationScore:
+        confusion = sum_over_ranks(self._confusion[measurement]).cpu()
+        wrong, inside = sum_over_ranks(self._context[measurement]).tolist()
+        return SegmentationScore(
+            miou=_per_cent(mean_iou(confusion)),
+            pixel_accuracy=_per_cent(pixel_accuracy(confusion)),
+            mean_accuracy=_per_cent(mean_accuracy(confusion)),
+            iou=tuple(_per_cent(value) for value in iou_per_class(confusion)),
+            context_false_foreground=100.0 * wrong / inside if inside else None,
+        )
+
+
+def _background_below(by_background: Tensor, index: int) -> Tensor:
+    """Confusion `[K, K]` at threshold `index`: what lies in the buckets up to it is background."""
+    confusion = by_background[index + 1 :].sum(0)
+    confusion[:, 0] += by_background[: index + 1].sum((0, 2))
+    return confusion
+
+
+def _per_cent(fraction: float | Tensor) -> float | None:
+    value = 100.0 * float(fraction)
+    return None if math.isnan(value) else value

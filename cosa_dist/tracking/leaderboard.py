@@ -1,0 +1,216 @@
+"""The leaderboard: runs ranked by mean IoU within one data set and one protocol.
+
+Numbers of different data sets or protocols are never ranked against each other. Each run counts once
+per protocol, with the better of its two networks. Published results stand beside the runs, in their own
+data set only, and have no rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cosa_dist.tracking.published import PublishedResult, published_results
+
+NETWORKS = ("online", "assignment")
+PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels")
+CAM_CONTROL = "predicted_labels (CAM control)"
+SPEED_METRICS = ("images_per_second", "train/images_per_second", "final/images_per_second")
+# Metrics are fractions, tables are in per cent.
+PER_CENT = 100.0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the leaderboard needs of one run, whichever store it comes from.
+
+    Attributes:
+        metrics: last value of each metric; `final/<network>/miou_<protocol>` are fractions.
+        tags: dataset, split, recipe, backbone, seed, steps, git_commit, kind.
+        seconds: duration, None while the run goes on.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard; `miou` in per cent, `rank` None for what is published."""
+
+    rank: int | None
+    run: str
+    recipe: str
+    network: str
+    miou: float
+    protocol: str
+    dataset: str
+    split: str
+    backbone: str
+    steps: str = ""
+    seed: str = ""
+    images_per_second: float | None = None
+    seconds: float | None = None
+    commit: str = ""
+    status: str = ""
+    kind: str = ""
+    run_id: str = ""
+    source: str = ""
+
+    @property
+    def published(self) -> bool:
+        """Whether this is a result from the literature."""
+        return self.status == "published"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The ranking of one data set, split and protocol."""
+
+    dataset: str
+    split: str
+    protocol: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Heading, e.g. `VOC val, unfiltered`."""
+        return f"{self.dataset} {self.split}, {self.protocol}"
+
+
+def leaderboard(
+    runs: Iterable[RunRecord],
+    *,
+    dataset: str = "",
+    protocol: str = "",
+    with_published: bool = True,
+) -> list[Table]:
+    """Rank runs.
+
+    Args:
+        runs: any runs; those without final metrics are left out.
+        dataset: only this data set.
+        protocol: only this protocol (the CAM control belongs to `predicted_labels`).
+        with_published: add published results, also of data sets without any run.
+
+    Returns:
+        One table for each data set, split and protocol, VOC and COCO first.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for run in runs:
+        for row in rows_of(run):
+            groups.setdefault((row.dataset, row.split, row.protocol), []).append(row)
+    if with_published:
+        for name in ("VOC", "COCO"):
+            for result in published_results(name):
+                shown_in = "unfiltered" if result.protocol == "unstated" else result.protocol
+                key = (_existing(groups, name), result.split, shown_in)
+                groups.setdefault(key, []).append(_published_row(result))
+    return [
+        Table(*key, _ranked(groups[key]))
+        for key in sorted(groups, key=_order)
+        if (not dataset or key[0].casefold() == dataset.casefold())
+        and (not protocol or key[2].startswith(protocol))
+    ]
+
+
+def rows_of(run: RunRecord) -> list[Row]:
+    """Lines of one run: the better network under each protocol, and the CAM control if measured."""
+    measures = {protocol: f"miou_{protocol}" for protocol in PROTOCOLS}
+    measures[CAM_CONTROL] = "cam_control_predicted_labels"
+    rows = []
+    for protocol, measure in measures.items():
+        scores = {
+            network: run.metrics[f"final/{network}/{measure}"]
+            for network in NETWORKS
+            if f"final/{network}/{measure}" in run.metrics
+        }
+        if scores:
+            network = max(scores, key=lambda name: _comparable(scores[name]))
+            rows.append(_row(run, network, scores[network] * PER_CENT, protocol))
+    return rows
+
+
+def without_result(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs that are in no table because they have no final metrics (yet)."""
+    return [run for run in runs if not rows_of(run)]
+
+
+def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
+    tags = run.tags
+    speed = next((run.metrics[name] for name in SPEED_METRICS if name in run.metrics), None)
+    return Row(
+        rank=None,
+        run=run.name,
+        recipe=tags.get("recipe", ""),
+        network=network,
+        miou=miou,
+        protocol=protocol,
+        dataset=tags.get("dataset", "unknown"),
+        split=tags.get("split", "val"),
+        backbone=tags.get("backbone", ""),
+        steps=tags.get("steps", ""),
+        seed=tags.get("seed", ""),
+        images_per_second=speed,
+        seconds=run.seconds,
+        commit=_short(tags.get("git_commit", "")),
+        status=run.status.lower(),
+        kind=tags.get("kind", ""),
+        run_id=run.run_id,
+        source=run.experiment,
+    )
+
+
+def _published_row(result: PublishedResult) -> Row:
+    return Row(
+        rank=None,
+        run=result.method,
+        recipe=result.stages,
+        network="",
+        miou=result.miou,
+        protocol=result.protocol,
+        dataset=result.dataset,
+        split=result.split,
+        backbone=result.backbone,
+        status="published",
+        source=result.source,
+    )
+
+
+def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows by falling mean IoU; only runs are counted, a score that is not a number comes last."""
+    ranked = []
+    rank = 0
+    for row in sorted(rows, key=lambda row: (-_comparable(row.miou), row.published, row.run)):
+        rank += not row.published
+        ranked.append(row if row.published else replace(row, rank=rank))
+    return tuple(ranked)
+
+
+def _existing(groups: Iterable[tuple[str, str, str]], name: str) -> str:
+    """The spelling that the runs use for a data set (`voc` or `VOC`)."""
+    return next((key[0] for key in groups if key[0].casefold() == name.casefold()), name)
+
+
+def _order(key: tuple[str, str, str]) -> tuple[int, str, str, int]:
+    dataset, split, protocol = key
+    names = ("voc", "coco")
+    place = names.index(dataset.casefold()) if dataset.casefold() in names else len(names)
+    protocols = (*PROTOCOLS[:2], CAM_CONTROL, PROTOCOLS[2])
+    return place, dataset, split, protocols.index(protocol)
+
+
+def _comparable(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _short(commit: str) -> str:
+    """The first 10 characters of a commit, with its `-dirty` mark."""
+    head, mark, _ = commit.partition("-dirty")
+    return head[:10] + mark

@@ -1,0 +1,258 @@
+"""Finding or creating the MLflow store, once, in the driver, before any worker opens it.
+
+A fresh SQLite database that several processes open at the same moment is ruined for good: each of
+them starts the schema migration. So `prepare_store` creates or upgrades it under a file lock and
+hands out an absolute URI, because workers and jobs run in other folders. Write-ahead logging
+makes several writers bearable; it needs shared memory, so on a network file system it stays off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "mysql", "mssql")
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "smbfs", "ceph"}
+    | {"fuse.sshfs", "9p", "afs", "panfs", "glusterfs"}
+)
+
+
+class StoreError(ValueError):
+    """A tracking store that cannot be used; the message is one line for the user."""
+
+
+def prepare_store(
+    uri: str | None,
+    default_folder: Path,
+    *,
+    lock_seconds: float = 180.0,
+    reach_seconds: float = 3.0,
+) -> str:
+    """Make the store ready for many processes and return its absolute URI.
+
+    Args:
+        uri: `http(s)://` server, `sqlite:///` file (relative paths count from the current folder),
+            other database, or empty/None for `<default_folder>/mlflow.db`.
+        default_folder: where the default SQLite file lies, and the lock of other databases.
+        lock_seconds: how long to wait for another process that prepares the same store.
+        reach_seconds: how long to wait for a server.
+
+    Raises:
+        StoreError: if the store cannot be reached, created or understood.
+    """
+    uri = resolve_uri(uri, default_folder)
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        check_server(uri, reach_seconds)
+        return uri
+    folder = sqlite_path(uri).parent if scheme == "sqlite" else Path(default_folder).resolve()
+    lock_file = folder / (sqlite_path(uri).name + ".lock" if scheme == "sqlite" else "mlflow.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(lock_file), timeout=lock_seconds):
+            _create_or_upgrade(uri, folder)
+    except Timeout as error:
+        raise StoreError(
+            f"tracking store {without_password(uri)}: another process has held {lock_file} for "
+            f"{lock_seconds:.0f} s; if none is running, delete that file"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"tracking store {without_password(uri)}: {error}") from error
+    return uri
+
+
+def resolve_uri(uri: str | None, default_folder: Path) -> str:
+    """Return the absolute URI without touching the store.
+
+    Raises:
+        StoreError: for a kind of store that is not supported.
+    """
+    if not uri:
+        return sqlite_uri(Path(default_folder) / "mlflow.db")
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme in ("http", "https") or scheme in DATABASES:
+        return uri
+    if scheme == "sqlite":
+        name = uri.removeprefix(SQLITE).split("?")[0]
+        if not uri.startswith(SQLITE) or not name or name == ":memory:":
+            raise StoreError(f"tracking URI {uri}: name a file, e.g. sqlite:///outputs/mlflow.db")
+        return sqlite_uri(Path(name))
+    if scheme in ("file", ""):
+        raise StoreError(
+            f"tracking URI {uri}: MLflow has given up plain folders as stores; use "
+            "sqlite:///<file>.db or the address of an MLflow server (http://...)"
+        )
+    raise StoreError(
+        f"tracking URI {uri}: unknown kind {scheme!r}; use sqlite:///<file>.db or http(s)://<server>"
+    )
+
+
+def sqlite_uri(path: Path) -> str:
+    """URI of a SQLite file, with an absolute path."""
+    return SQLITE + str(Path(path).expanduser().resolve())
+
+
+def sqlite_path(uri: str) -> Path:
+    """File of a SQLite URI."""
+    return Path(uri.removeprefix(SQLITE))
+
+
+def artifact_location(uri: str) -> str | None:
+    """Absolute place of the artifacts of a SQLite store; None where a server decides."""
+    if not uri.startswith(SQLITE):
+        return None
+    return (sqlite_path(uri).parent / "artifacts").as_uri()
+
+
+def require_store(uri: str) -> None:
+    """Check that a store exists and answers, without creating one.
+
+    Raises:
+        StoreError: if it does not.
+    """
+    if uri.startswith(SQLITE):
+        if not sqlite_path(uri).is_file():
+            raise StoreError(f"no tracking store at {sqlite_path(uri)}: nothing was trained yet")
+    elif urlsplit(uri).scheme in ("http", "https"):
+        check_server(uri, 3.0)
+
+
+def check_server(uri: str, seconds: float) -> None:
+    """Ask an MLflow server for its health.
+
+    Raises:
+        StoreError: if it does not answer within `seconds` or refuses.
+    """
+    request = urllib.request.Request(f"{_without_credentials(uri).rstrip('/')}/health")
+    try:
+        with urllib.request.urlopen(request, timeout=seconds):
+            return
+    except urllib.error.HTTPError as error:
+        # Any answer means that something listens; hosted servers know no /health or want a login
+        # that MLflow sends and this question does not.
+        if error.code >= 500:
+            raise StoreError(
+                f"tracking server {without_password(uri)} answers with error {error.code}"
+            ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise StoreError(
+            f"tracking server {without_password(uri)} does not answer ({reason}); start it with "
+            "`mlflow server` or leave the URI empty for a local SQLite store"
+        ) from error
+
+
+def without_password(uri: str) -> str:
+    """The URI for messages: without a password."""
+    parts = urlsplit(uri)
+    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@", 1)
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _create_or_upgrade(uri: str, folder: Path) -> None:
+    """Bring the database to this MLflow's schema; the caller holds the lock."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if uri.startswith(SQLITE):
+        path = sqlite_path(uri)
+        if _has_tables(path):
+            _migrate(uri, path)
+        else:
+            # Built under another name: a start that is killed half-way leaves no half-made store.
+            part = path.with_name(path.name + ".part")
+            part.unlink(missing_ok=True)
+            _migrate(sqlite_uri(part), None)
+            part.replace(path)
+        _set_journal(path)
+    else:
+        _migrate(uri, None)
+    SqlAlchemyStore(uri, artifact_location(uri) or str(folder / "artifacts"))
+
+
+def _migrate(uri: str, backup_of: Path | None) -> None:
+    """Create the tables, or upgrade those of an older MLflow after a copy of the file."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils as database
+
+    engine = database.create_sqlalchemy_engine_with_retry(uri)
+    try:
+        if not database._all_tables_exist(engine) and backup_of is None:
+            database._initialize_tables(engine)
+        try:
+            database._verify_schema(engine)
+        except MlflowException:
+            if backup_of is not None:
+                _back_up(backup_of)
+            database._upgrade_db(engine)
+    except MlflowException as error:
+        raise StoreError(f"tracking store {without_password(uri)}: {error.message}") from error
+    finally:
+        engine.dispose()
+
+
+def _back_up(path: Path) -> None:
+    copy = path.with_name(path.name + ".before-upgrade")
+    log.warning("tracking store %s: upgrading its schema; a copy is in %s", path, copy)
+    with (
+        contextlib.closing(sqlite3.connect(path)) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+
+
+def _has_tables(path: Path) -> bool:
+    """Whether the file is a store already; refuses what is no store of MLflow."""
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            tables = {name for (name,) in rows}
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"tracking store {path}: not a usable SQLite database ({error})") from error
+    if tables and "experiments" not in tables:
+        raise StoreError(f"tracking store {path}: a database of something else, not of MLflow")
+    return bool(tables)
+
+
+def _set_journal(path: Path) -> None:
+    kind = file_system(path)
+    mode = "DELETE" if kind in NETWORK_FILE_SYSTEMS else "WAL"
+    if mode == "DELETE":
+        log.warning(
+            "tracking store %s lies on %s: one writer at a time; for many runs use `mlflow server`",
+            path,
+            kind,
+        )
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Kind of the file system that holds `path` (`ext4`, `nfs4`, ...), empty if unknown."""
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return ""
+    resolved = Path(path).resolve()
+    holding = [
+        (len(fields[1]), fields[2])
+        for fields in lines
+        if len(fields) > 2 and resolved.is_relative_to(fields[1].replace("\\040", " "))
+    ]
+    return max(holding)[1] if holding else ""

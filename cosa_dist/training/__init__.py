@@ -1,0 +1,1 @@
+"""The co-training itself: optimiser, state, checkpoints, one step, the loop."""

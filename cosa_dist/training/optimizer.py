@@ -1,0 +1,75 @@
+"""AdamW in four parameter groups, and the learning rate as a function of the step (released code)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cosa_dist.config.method import OptimizerConfig
+
+
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW over encoder, encoder norms, classifiers and decoder.
+
+    Classifiers and decoder learn `head_factor` times faster. Weight decay applies to every parameter, as
+    in the released code. Each group keeps its peak rate as `peak`.
+    """
+    members: dict[str, list[nn.Parameter]] = {
+        "encoder": [],
+        "norm": [],
+        "classifiers": [],
+        "decoder": [],
+    }
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("decoder."):
+            members["decoder"].append(parameter)
+        elif name.startswith(("classifier.", "aux_classifier.")):
+            members["classifiers"].append(parameter)
+        else:
+            members["norm" if "norm" in name else "encoder"].append(parameter)
+    groups = []
+    for name, parameters in members.items():
+        factor = 1.0 if name in ("encoder", "norm") else config.head_factor
+        if parameters:
+            rate = config.learning_rate * factor
+            groups.append({"params": parameters, "name": name, "peak": rate, "lr": rate})
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Factor of the peak rate used by the optimiser step number `step` (0-based).
+
+    Linear from `warmup_ratio` during the warm-up, then polynomial decay to 0 that counts from step 0, not
+    from the end of the warm-up (released code).
+    """
+    if step < config.warmup_steps:
+        return 1.0 - (1.0 - step / config.warmup_steps) * (1.0 - config.warmup_ratio)
+    if step >= total_steps:
+        return 0.0
+    return (1.0 - step / total_steps) ** config.power
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters without a gradient a zero one.
+
+    The released code multiplies the gated losses by 0 during the loss warm-up, so AdamW decays the
+    decoder and counts its steps meanwhile; zero gradients reproduce that without computing the losses.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,48 @@
+"""Which number format the networks compute in, and Accelerate set up for it."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+
+def resolve_precision(setting: str, device_type: str) -> str:
+    """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`.
+
+    `auto` is bf16 on GPUs that have it and fp32 elsewhere.
+
+    Raises:
+        ValueError: bf16 asked for on a GPU without it.
+    """
+    gpu = device_type == "cuda"
+    has_bf16 = not gpu or torch.cuda.is_bf16_supported()
+    if setting == "bf16" and not has_bf16:
+        raise ValueError("training.precision bf16: this GPU has no bf16; use fp32")
+    return "bf16" if setting == "bf16" or (setting == "auto" and gpu and has_bf16) else "no"
+
+
+def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
+    """Return an Accelerator that has seen all ranks.
+
+    On the CPU Accelerate ignores a running process group unless told so; every rank would then train
+    alone without a word, so the number of processes is checked.
+
+    Args:
+        precision: `auto`, `fp32` or `bf16`.
+        world_size: ranks that must take part.
+        cpu: compute on the CPU.
+
+    Raises:
+        RuntimeError: Accelerate sees another number of processes.
+    """
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=resolve_precision(precision, "cpu" if cpu else "cuda"),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.num_processes != world_size:
+        raise RuntimeError(
+            f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}"
+        )
+    return accelerator

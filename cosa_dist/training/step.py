@@ -1,0 +1,169 @@
+"""One optimiser step of the co-training, from a global batch to updated networks.
+
+Read aloud: take this rank's micro-batches; the assignment network looks at the weak views; its CAMs and
+segmentations become an Assignment, unless the loss warm-up still runs; the online network looks at the
+strong views; LossTerms; backward, step; the assignment network moves towards the online one. Pixels are
+counted over all ranks and micro-batches first, so the loss of a global batch does not depend on how it is
+cut up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cosa_dist.assignment.inference import multi_scale
+from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
+from cosa_dist.assignment.threshold import ThresholdPair
+from cosa_dist.collective import rank, sum_over_ranks, world_size
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.loader import Batch
+from cosa_dist.data.views import normalise
+from cosa_dist.losses.cam_to_seg import count_pixels
+from cosa_dist.losses.objective import (
+    EnergySettings,
+    LossTerms,
+    LossWeights,
+    classification_terms,
+    co_training_terms,
+)
+from cosa_dist.model.assignment_network import move_towards
+from cosa_dist.training.optimizer import (
+    fill_missing_gradients,
+    learning_rate_factor,
+    set_learning_rate,
+)
+from cosa_dist.training.state import TrainState
+
+
+def assign(
+    network: nn.Module, batch: Batch, config: RunConfig, accelerator: Accelerator
+) -> Assignment:
+    """Let the assignment network label the weak views of a micro-batch.
+
+    Returns:
+        Pseudo-labels at the crop's size and at the CAM's grid, without gradients.
+    """
+    settings, threshold = config.assignment, config.assignment.threshold
+    with torch.inference_mode(), accelerator.autocast():
+        seen = multi_scale(
+            network,
+            normalise(batch.weak),
+            settings.scales,
+            aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
+            labels=batch.labels,
+        )
+    stride = network.backbone.stride  # type: ignore[union-attr]
+    height, width = batch.weak.shape[-2:]
+    return make_assignment(
+        seen,
+        batch.labels,
+        batch.boxes,
+        main=ThresholdPair(threshold.low, threshold.high),
+        aux=ThresholdPair(threshold.aux_low, threshold.aux_high),
+        cam_size=(height // stride, width // stride),  # type: ignore[operator]
+        temperature=settings.temperature,
+        downscale=settings.downscale,
+    )
+
+
+def pixel_normalisers(assignments: Sequence[Assignment]) -> tuple[Tensor, Tensor]:
+    """Background and foreground pixels [2] of both CAM pseudo-labels, per part of the global batch.
+
+    Sums over micro-batches and ranks divided by the number of parts: the mean of the parts' losses then
+    equals the loss of the whole global batch (ours).
+    """
+    counts = torch.stack(
+        [
+            torch.stack(
+                [count_pixels(a.cam_pseudo_label), count_pixels(a.aux_cam_pseudo_label)]
+            )
+            for a in assignments
+        ]
+    ).sum(0)
+    main, auxiliary = sum_over_ranks(counts) / (len(assignments) * world_size())
+    return main, auxiliary
+
+
+def _terms(
+    network: nn.Module,
+    batch: Batch,
+    assignment: Assignment | None,
+    counts: tuple[Tensor, Tensor] | None,
+    config: RunConfig,
+) -> LossTerms:
+    """Loss terms of the online network on the strong views of one micro-batch."""
+    output = network(normalise(batch.strong), segment=assignment is not None)
+    if assignment is None or counts is None:
+        return classification_terms(output, batch.labels)
+    losses = config.losses
+    return co_training_terms(
+        output,
+        batch.labels,
+        assignment,
+        batch.strong,
+        batch.boxes,
+        counts=counts[0],
+        aux_counts=counts[1],
+        weights=LossWeights(
+            losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share
+        ),
+        energy=EnergySettings(**losses.energy_kernel.model_dump()),
+    )
+
+
+def training_step(
+    state: TrainState,
+    network: nn.Module,
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    *,
+    force_assignment: bool = False,
+) -> tuple[dict[str, Tensor], list[Assignment]]:
+    """Take one optimiser step with this rank's micro-batches of the global batch.
+
+    Args:
+        state: changed in place: networks, optimiser and step.
+        network: the online network as the accelerator prepared it.
+        batches: micro-batches on the device.
+        accelerator: gradient synchronisation and autocast.
+        force_assignment: run the assignment pass in the loss warm-up too (the released code does).
+
+    Returns:
+        The unweighted loss terms and the weighted total, means over the micro-batches, on the device; and
+        the assignments.
+    """
+    config = state.config
+    torch.manual_seed(hash((config.seed, state.step, rank())) % 2**63)
+    set_learning_rate(
+        state.optimizer,
+        learning_rate_factor(state.step, config.training.steps, config.optimizer),
+    )
+    wanted = state.co_training or force_assignment
+    assignments = [
+        assign(state.assignment, batch, config, accelerator) for batch in batches if wanted
+    ]
+    counts = pixel_normalisers(assignments) if state.co_training else None
+
+    state.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(network):
+            terms = _terms(
+                network, batch, assignments[index] if state.co_training else None, counts, config
+            )
+            accelerator.backward(terms.total / len(batches))
+        for name, value in terms.as_dict().items():
+            sums[name] = sums.get(name, 0) + value / len(batches)
+
+    if config.losses.zero_gradients_in_warmup:
+        fill_missing_gradients(state.optimizer)
+    state.optimizer.step()
+    move_towards(state.assignment, state.online, config.assignment.momentum)
+    state.step += 1
+    return sums, assignments

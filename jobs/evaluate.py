@@ -1,0 +1,103 @@
+"""Evaluate a run's checkpoint: `python jobs/evaluate.py outputs/runs/NAME [--split val] [--checkpoint best]`.
+
+Prints mIoU by protocol for both networks and the per-class table, writes the reports as JSON, and with
+`--control` measures the CAM with predicted labels, its background level chosen on the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step number")
+    parser.add_argument("--shards", help="another data set than the run's own")
+    parser.add_argument("--split", help="split (default: the run's validation split)")
+    parser.add_argument("--limit", type=int, default=0, help="only the first images (0: all)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--control", action="store_true", help="also measure the CAM control")
+    parser.add_argument("--out", type=Path, help="folder of the reports (default: the run folder)")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load, evaluate, print and store."""
+    import torch
+    from rich.progress import Progress
+
+    from cosa_dist.data.loader import EvaluationLoader
+    from cosa_dist.data.shards import open_split
+    from cosa_dist.evaluation.control import classification_control
+    from cosa_dist.evaluation.evaluator import evaluate
+    from cosa_dist.evaluation.report import as_text
+    from cosa_dist.evaluation.settings import evaluation_settings
+    from cosa_dist.training.checkpoint import load_networks
+
+    torch.set_grad_enabled(False)
+    device = torch.device(arguments.device)
+    config, networks = load_networks(arguments.run, arguments.checkpoint, device)
+    shards = arguments.shards or config.data.shards
+    split = open_split(shards, arguments.split or config.data.val_split)
+    settings = evaluation_settings(config)
+    workers = config.data.loader_workers
+
+    def samples(chosen: str) -> EvaluationLoader:
+        part = open_split(shards, chosen)
+        return EvaluationLoader(part, 0, 1, arguments.limit or None, workers)
+
+    loader = samples(split.name)
+    with Progress() as progress:
+        task = progress.add_task(f"evaluating {split.name}", total=len(loader))
+        reports = evaluate(
+            networks,
+            loader,
+            class_names=split.class_names,
+            settings=settings,
+            device=device,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    print(as_text(list(reports.values())))
+    out = arguments.out or arguments.run
+    out.mkdir(parents=True, exist_ok=True)
+    for name, report in reports.items():
+        path = out / f"evaluation_{split.name}_{name}.json"
+        path.write_text(report.to_json(), encoding="utf-8")
+        print(f"written {path}")
+    if arguments.control:
+        for name, network in networks.items():
+            result = classification_control(
+                network,
+                samples(config.data.train_split),
+                samples(split.name),
+                class_names=split.class_names,
+                settings=settings,
+                device=device,
+            )
+            print(
+                f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen "
+                f"on {config.data.train_split}: {result.validation_miou:.2f}"
+            )
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 2 bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments = parse()
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

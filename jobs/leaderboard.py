@@ -1,0 +1,82 @@
+"""Rank the recorded runs, by data set and protocol, beside the published results.
+
+python jobs/leaderboard.py [--experiment NAME ...] [--dataset VOC] [--protocol unfiltered]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--tracking-uri", default="", help="MLflow store (default: SQLite in outputs/mlflow.db)"
+    )
+    parser.add_argument(
+        "--experiment", action="extend", nargs="+", default=[], help="experiments (default: all)"
+    )
+    parser.add_argument("--dataset", default="", help="only this data set, e.g. VOC or VOC-mini")
+    parser.add_argument(
+        "--protocol",
+        default="",
+        choices=["unfiltered", "predicted_labels", "true_labels"],
+        help="only this protocol",
+    )
+    parser.add_argument("--no-published", action="store_true", help="leave published results out")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows as CSV")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the leaderboard; 1 if a named store cannot be read."""
+    options = parse_arguments(arguments)
+    from cosa_dist.tracking.leaderboard import RunRecord, leaderboard, without_result
+    from cosa_dist.tracking.leaderboard_views import (
+        print_tables,
+        read_runs,
+        to_csv,
+        to_json,
+        to_markdown,
+    )
+    from cosa_dist.tracking.store import StoreError, resolve_uri
+
+    runs: list[RunRecord] = []
+    try:
+        runs = read_runs(resolve_uri(options.tracking_uri, Path("outputs")), options.experiment)
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        if options.tracking_uri or options.experiment:
+            return 1
+    tables = leaderboard(
+        runs,
+        dataset=options.dataset,
+        protocol=options.protocol,
+        with_published=not options.no_published,
+    )
+    if options.markdown:
+        print(to_markdown(tables), end="")
+    else:
+        print_tables(tables)
+    for path, text in ((options.csv, to_csv), (options.json, to_json)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(tables))
+            print(f"written: {path}", file=sys.stderr)
+    waiting = Counter(run.status.lower() for run in without_result(runs))
+    if waiting:
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(waiting.items()))
+        print(f"runs without a final evaluation: {counts}", file=sys.stderr)
+    if not any(not row.published for table in tables for row in table.rows):
+        print("no ranked run here yet: train one with jobs/train.py", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

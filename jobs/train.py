@@ -1,0 +1,73 @@
+"""Train one CoSA run: `python jobs/train.py --recipe voc_mini --data.shards SHARDS [--a.b VALUE ...]`.
+
+The same command runs on a laptop, as `ray job submit --working-dir . -- python jobs/train.py ...` on a Ray
+cluster, and inside `slurm/cosa.sh`. `--resume NAME` continues an interrupted run, `--print-config` shows
+the resolved configuration and stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from cosa_dist.config.command_line import make_parser
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Prepare and launch the run that the command line asks for."""
+    overrides = parse_overrides(rest)
+    if arguments.print_config:
+        print(to_yaml(load_config(arguments.recipe, arguments.config, overrides)), end="")
+        return
+    config = None
+    if not arguments.resume:
+        config = load_config(arguments.recipe, arguments.config, overrides)
+    from cosa_dist.distributed.preparation import prepare_run, reopen
+
+    if config is None:
+        output = str(overrides.get("output", "outputs"))
+        prepared = reopen(arguments.resume, output, overrides)
+    else:
+        prepared = prepare_run(config)
+    logging.info("run folder %s", prepared.folder)
+
+    from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.launch import launch
+    from cosa_dist.evaluation.report import as_text
+
+    with ray_cluster() as resources:
+        outcome = launch(prepared, resources)
+    print(as_text(list(outcome.reports.values()), per_class=False))
+    print(f"run folder  {outcome.folder}")
+    print(f"pictures    {outcome.folder / 'pictures'}")
+    print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 1 the run failed, 2 it could not start."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--resume", metavar="NAME", help="continue the interrupted run NAME")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved configuration and stop"
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments, rest = parser.parse_known_args()
+    try:
+        run(arguments, rest)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"run failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

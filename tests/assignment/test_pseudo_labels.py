@@ -1,0 +1,174 @@
+"""Pseudo-labels against the reference numbers and against plain formulations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cosa_dist.assignment.activation import filter_by_labels, filter_logits_by_labels
+from cosa_dist.assignment.inference import MultiScaleOutput
+from cosa_dist.assignment.pseudo_labels import (
+    cam_pseudo_label,
+    inside_boxes,
+    make_assignment,
+    segmentation_pseudo_label,
+)
+from cosa_dist.assignment.threshold import ThresholdPair
+
+
+def tensors(archive):
+    """The archive's numbers as tensors, without its description."""
+    return {key: torch.from_numpy(v) for key, v in archive.items() if v.dtype.kind in "fiu"}
+
+
+def plain_cam_pseudo_label(cam, labels, boxes, low, high, downscale=2):
+    """One image at a time, all planes at full size, no padding of the classes."""
+    result = torch.full((len(cam), *cam.shape[-2:]), 255)
+    for image, (top, bottom, left, right) in enumerate(boxes.tolist()):
+        keys = [0, *(labels[image].nonzero().flatten() + 1).tolist()]
+        winners = []
+        for height in (high, low):
+            planes = torch.cat([torch.full_like(cam[image, :1], height), cam[image]])[None]
+            size = [side // downscale for side in cam.shape[-2:]]
+            small = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+            probability = small[:, keys].softmax(1)
+            large = F.interpolate(probability, size=cam.shape[-2:], mode="bilinear", align_corners=False)
+            winners.append(torch.tensor(keys)[large.argmax(1)[0]])
+        for row in range(top, bottom):
+            for column in range(left, right):
+                confident, lenient = (int(winner[row, column]) for winner in winners)
+                if confident > 0:
+                    result[image, row, column] = confident
+                elif lenient == 0:
+                    result[image, row, column] = 0
+    return result
+
+
+def plain_segmentation_pseudo_label(segmentation, labels, cam_size, temperature=0.01):
+    """Softmax of every pixel at full resolution, then resized."""
+    probability = (filter_logits_by_labels(segmentation, labels) / temperature).softmax(1)
+    return F.interpolate(probability[:, 1:], size=cam_size, mode="bilinear", align_corners=False)
+
+
+def smooth_cam(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(*shape[:2], 5, 6, generator=generator)
+    return F.interpolate(coarse, size=shape[2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("name", ["cam2mask_nopar_0.7_0.25", "cam2mask_nolabel_image"])
+def test_cam_pseudo_label_reference_numbers(golden, name):
+    data = tensors(golden(name))
+    cam = filter_by_labels(data["in_cam"], data["in_label"])
+    label = cam_pseudo_label(cam, data["in_label"], data["in_boxes"], 0.25, 0.7)
+    assert label.dtype == torch.int64
+    assert torch.equal(label, data["out"].long())
+
+
+@pytest.mark.parametrize("downscale", [1, 2, 3])
+def test_cam_pseudo_label_equals_the_plain_formulation(downscale):
+    cam = smooth_cam((4, 6, 33, 42))
+    labels = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1.0]])
+    boxes = torch.tensor([[0, 33, 0, 42], [2, 30, 5, 40], [10, 10, 0, 42], [0, 20, 7, 42]])
+    label = cam_pseudo_label(cam, labels, boxes, 0.4, 0.6, downscale)
+    expected = plain_cam_pseudo_label(cam, labels, boxes, 0.4, 0.6, downscale)
+    assert {0, 255} < set(expected.unique().tolist())
+    assert torch.equal(label, expected)
+
+
+def test_cam_pseudo_label_by_hand():
+    cam = torch.tensor([0.9, 0.5, 0.1])[None, None, None].repeat(1, 2, 1, 1)
+    cam[:, 0] = 1.0  # absent: must not compete
+    box = torch.tensor([[0, 1, 0, 3]])
+    label = cam_pseudo_label(cam, torch.tensor([[0.0, 1.0]]), box, 0.25, 0.7, downscale=1)
+    assert label.tolist() == [[[2, 255, 0]]]
+
+
+def test_thresholds_may_be_tensors():
+    cam, labels = smooth_cam((1, 3, 16, 16)), torch.tensor([[1.0, 0.0, 1.0]])
+    box = torch.tensor([[0, 16, 0, 16]])
+    numbers = cam_pseudo_label(cam, labels, box, 0.4, 0.6)
+    tensors = cam_pseudo_label(cam, labels, box, torch.tensor(0.4), torch.tensor(0.6))
+    assert torch.equal(numbers, tensors)
+
+
+def test_an_image_without_labels_is_background_in_its_box():
+    boxes = torch.tensor([[1, 3, 0, 2]])
+    label = cam_pseudo_label(torch.rand(1, 3, 4, 4), torch.zeros(1, 3), boxes, 0.25, 0.7)
+    expected = torch.full((1, 4, 4), 255)
+    expected[0, 1:3, 0:2] = 0
+    assert torch.equal(label, expected)
+
+
+def test_boxes_by_hand():
+    inside = inside_boxes(torch.tensor([[0, 1, 1, 3], [2, 2, 0, 3]]), (2, 3))
+    assert inside.int().tolist() == [[[0, 1, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_segmentation_pseudo_label_reference_numbers(golden):
+    data = golden("seg_refine_by_label_t0.01_after0")
+    segmentation, labels, out = (torch.from_numpy(data[k]) for k in ("in_seg", "in_label", "out"))
+    label = segmentation_pseudo_label(segmentation, labels, (12, 10), 0.01)
+    torch.testing.assert_close(label, out[:, 1:], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cam_size", [(28, 28), (30, 20), (448, 37), (7, 11), (500, 450)])
+def test_segmentation_pseudo_label_equals_the_plain_formulation(cam_size):
+    generator = torch.Generator().manual_seed(1)
+    segmentation = torch.randn(2, 4, 448, 448, generator=generator) * 0.02
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    label = segmentation_pseudo_label(segmentation, labels, cam_size)
+    expected = plain_segmentation_pseudo_label(segmentation, labels, cam_size)
+    assert expected[0, 0].std() > 0.05
+    torch.testing.assert_close(label, expected, atol=2e-5, rtol=1e-4)
+    assert not label[1].any()
+
+
+def example_output(size=(32, 32)):
+    return MultiScaleOutput(
+        cam=smooth_cam((2, 3, *size), 1),
+        aux_cam=smooth_cam((2, 3, *size), 2),
+        segmentation=torch.randn(2, 4, *size),
+        logits=torch.zeros(2, 3),
+        aux_logits=torch.zeros(2, 3),
+    )
+
+
+def test_assignment_uses_each_cam_with_its_own_thresholds():
+    output, labels = example_output(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    boxes = torch.tensor([[0, 32, 0, 32], [4, 20, 0, 32]])
+    assignment = make_assignment(
+        output, labels, boxes, ThresholdPair(0.2, 0.7), ThresholdPair(0.4, 0.5), (4, 4)
+    )
+    main = cam_pseudo_label(output.cam, labels, boxes, 0.2, 0.7)
+    aux = cam_pseudo_label(output.aux_cam, labels, boxes, 0.4, 0.5)
+    assert torch.equal(assignment.cam_pseudo_label, main)
+    assert torch.equal(assignment.aux_cam_pseudo_label, aux)
+    expected = plain_segmentation_pseudo_label(output.segmentation, labels, (4, 4))
+    torch.testing.assert_close(assignment.segmentation_pseudo_label, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_an_assignment_made_in_inference_mode_can_be_a_target():
+    pair = ThresholdPair(0.25, 0.7)
+    with torch.inference_mode():
+        output = example_output()
+        boxes = torch.tensor([[0, 32, 0, 32]] * 2)
+        assignment = make_assignment(output, torch.ones(2, 3), boxes, pair, pair, (4, 4))
+    cam = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    (cam * assignment.segmentation_pseudo_label).sum().backward()
+    assert torch.equal(cam.grad, assignment.segmentation_pseudo_label)
+    assert not assignment.cam_pseudo_label.is_inference()
+
+
+def test_bad_input_is_named():
+    cam, labels = torch.rand(1, 3, 8, 8), torch.ones(1, 3)
+    box = torch.tensor([[0, 8, 0, 8]])
+    with pytest.raises(ValueError, match=r"labels \[B, C\]"):
+        cam_pseudo_label(cam, torch.ones(1, 4), box, 0.25, 0.7)
+    with pytest.raises(ValueError, match="downscale 9"):
+        cam_pseudo_label(cam, labels, box, 0.25, 0.7, downscale=9)
+    with pytest.raises(ValueError, match="one class less"):
+        segmentation_pseudo_label(torch.rand(1, 3, 8, 8), labels, (2, 2))
+    with pytest.raises(ValueError, match="temperature"):
+        segmentation_pseudo_label(torch.rand(1, 4, 8, 8), labels, (2, 2), 0.0)

@@ -1,0 +1,230 @@
+"""The evaluator on a network whose answers are known, in one process and in two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from colour_network import CLASSES, ColourNetwork, colour_sample
+from torch import nn
+
+from cosa_dist.data.loader import EvalSample
+from cosa_dist.evaluation.evaluator import evaluate
+from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.report import EvalReport
+
+PLAIN = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
+
+
+def one_image() -> EvalSample:
+    """Red left half (labelled); on the right 4 weakly green and 6 clearly blue pixels, untrue."""
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[0, :, :4] = 255
+    image[1, :4, 4] = 76
+    image[2, :6, 5] = 204
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:, :4] = 1
+    context = torch.zeros(8, 8, dtype=torch.uint8)
+    context[:2, 3:7] = 1
+    return colour_sample("one", image, mask, [1], context)
+
+
+def many_images(count: int) -> list[EvalSample]:
+    """Random colours of several sizes with random masks that have ignored pixels."""
+    generator = torch.Generator().manual_seed(3)
+    samples = []
+    for number in range(count):
+        size = (6 + number, 9)
+        image = torch.randint(0, 200, (3, *size), generator=generator, dtype=torch.uint8)
+        mask = torch.randint(0, 5, size, generator=generator, dtype=torch.uint8)
+        present = [c for c in (1, 2, 3) if (number + c) % 3]
+        samples.append(colour_sample(f"image-{number}", image, mask.masked_fill(mask == 4, 255), present))
+    return samples
+
+
+def run(samples: list[EvalSample], settings: EvaluationSettings = PLAIN) -> EvalReport:
+    network = ColourNetwork()
+    return evaluate({"online": network}, samples, class_names=CLASSES, settings=settings)["online"]
+
+
+def test_protocols_by_hand():
+    report = run([one_image()])
+    # 32 red pixels and 32 background pixels, of which 4 are taken for green and 6 for blue.
+    assert report.miou("unfiltered") == pytest.approx(100 * (22 / 32 + 1) / 2)
+    assert report.miou("predicted_labels") == pytest.approx(100 * (26 / 32 + 1) / 2)
+    assert report.miou("true_labels") == 100
+    assert report.scores["unfiltered"].pixel_accuracy == pytest.approx(100 * 54 / 64)
+    assert report.scores["unfiltered"].mean_accuracy == pytest.approx(100 * (22 / 32 + 1) / 2)
+    assert report.scores["unfiltered"].iou == pytest.approx((100 * 22 / 32, 100, 0, 0))
+    assert report.scores["true_labels"].iou == (100, 100, None, None)
+    assert report.scores["cam_true_labels"].miou == 100
+    assert (report.images, report.images_without_mask) == (1, 0)
+
+
+def test_context_taken_for_foreground_by_hand():
+    report = run([one_image()])
+    # Of the context's 8 pixels 2 lie on the class; of the other 6, 2 are green and 2 are blue.
+    assert report.scores["unfiltered"].context_false_foreground == pytest.approx(100 * 4 / 6)
+    assert report.scores["predicted_labels"].context_false_foreground == pytest.approx(100 * 2 / 6)
+    assert report.scores["cam_true_labels"].context_false_foreground == 0
+    plain = run([replace(one_image(), context=None)])
+    assert plain.scores["unfiltered"].context_false_foreground is None
+
+
+def test_average_precision_of_the_image_classifier():
+    # Logits: red 1, green about -0.4, blue 0.6; the label is red alone.
+    report = run([one_image()])
+    assert (report.map_image, report.map_class, report.aux_map_class) == (100, 100, 100)
+    wrong = replace(one_image(), labels=torch.tensor([0.0, 1.0, 0.0]))
+    report = run([wrong])
+    assert report.map_image == pytest.approx(100 / 3)
+    assert report.map_class == 100
+
+
+def test_background_threshold_moves_the_cam_and_the_auxiliary_cam_apart():
+    # Red of 0.6 on the right: above 0.5 in the CAM, 0.36 and below in the auxiliary (squared) one.
+    image = one_image().image.clone()
+    image[0, :, 4:7] = 153
+    report = run([replace(one_image(), image=image)])
+    assert report.scores["cam_true_labels"].iou[:2] == pytest.approx((25, 100 * 32 / 56))
+    assert report.scores["aux_cam_true_labels"].iou[:2] == (100, 100)
+
+
+def test_the_grid_equals_one_evaluation_per_threshold():
+    samples = many_images(4)
+    # Labels made those that the classifier predicts, so that both protocols keep the same classes.
+    samples = [replace(s, labels=(s.image.amax((1, 2)) > 127).float()) for s in samples]
+    grid = (0.55, 0.2, 0.8)
+    settings = replace(PLAIN, size=12, scales=(1.0, 0.5))
+    together = run(samples, replace(settings, cam_background_grid=grid))
+    assert list(together.cam_miou_by_background) == [0.2, 0.55, 0.8]
+    for threshold in grid:
+        alone = run(samples, replace(settings, cam_background=threshold))
+        expected = alone.scores["cam_true_labels"].miou
+        assert together.cam_miou_by_background[threshold] == pytest.approx(expected, abs=1e-12)
+        assert 0 < expected < 100
+
+
+def test_the_grid_changes_nothing_else():
+    samples = many_images(3)
+    assert run(samples).scores == run(samples, replace(PLAIN, cam_background_grid=(0.3,))).scores
+
+
+def test_any_batch_size_gives_the_same():
+    samples = many_images(5)
+    settings = replace(PLAIN, scales=(1.0, 0.5, 1.5), cam_background_grid=(0.4,))
+    reports = [run(samples, replace(settings, batch_size=size)) for size in (1, 3)]
+    assert reports[0].metrics() == reports[1].metrics()
+    assert reports[0].scores == reports[1].scores
+
+
+def test_several_networks_and_progress_and_precision():
+    counted: list[int] = []
+    entered: list[bool] = []
+
+    class Context:
+        def __enter__(self):
+            entered.append(True)
+
+        def __exit__(self, *_):
+            return None
+
+    reports = evaluate(
+        {"online": ColourNetwork(), "assignment": ColourNetwork()},
+        many_images(5),
+        class_names=CLASSES,
+        settings=PLAIN,
+        precision=Context,
+        progress=counted.append,
+    )
+    assert counted == [2, 4, 5]
+    assert len(entered) == 6
+    assert reports["online"].scores == reports["assignment"].scores
+    assert "assignment/miou_unfiltered" in reports["assignment"].metrics()
+
+
+def test_the_training_mode_of_every_module_is_put_back():
+    network = nn.Sequential(ColourNetwork(), nn.Identity())
+    network[1].eval()
+    forward = network[0].forward
+    modes = []
+    network[0].forward = lambda images: modes.append(network[0].training) or forward(images)  # type: ignore[func-returns-value]
+    network.forward = network[0].forward  # type: ignore[method-assign]
+    evaluate({"online": network}, [one_image()], class_names=CLASSES, settings=PLAIN)
+    assert modes == [False]
+    assert (network.training, network[0].dropout.training, network[1].training) == (
+        True,
+        True,
+        False,
+    )
+    with pytest.raises(ValueError, match="no image with a mask"):
+        evaluate({"online": network}, [], class_names=CLASSES, settings=PLAIN)
+    assert network.training
+
+
+def test_images_without_a_mask_are_left_out_and_counted():
+    bare = colour_sample("bare", one_image().image, None, [2])
+    report = run([bare, one_image(), replace(bare, id="other")])
+    assert (report.images, report.images_without_mask) == (1, 2)
+    assert report.scores == run([one_image()]).scores
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": torch.zeros(4, 4, dtype=torch.uint8)}, "'one' is .* mask"),
+        ({"context": torch.zeros(4, 4, dtype=torch.uint8)}, "'one' is .* context"),
+        ({"labels": torch.zeros(5)}, "3 class names"),
+    ],
+)
+def test_samples_that_do_not_fit_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        run([replace(one_image(), **change)])
+
+
+def test_an_image_counted_twice_is_refused():
+    with pytest.raises(ValueError, match="2 images of which only 1"):
+        run([one_image(), one_image()])
+
+
+def test_a_network_of_other_classes_is_refused():
+    sample = replace(one_image(), labels=torch.zeros(2))
+    with pytest.raises(ValueError, match="3 classes and 4 segmentation planes"):
+        evaluate({"online": ColourNetwork()}, [sample], class_names=CLASSES[:2], settings=PLAIN)
+
+
+# Samples of each rank: uneven, with an image without a mask, and a rank without any image.
+SHARES = {"uneven": ((4, 0, 1, 2), (3,)), "one rank idle": ((0, 1, 2, 3, 4), ())}
+DISTRIBUTED = replace(PLAIN, scales=(1.0, 0.5), cam_background_grid=(0.2, 0.4))
+
+
+def shared_samples() -> list[EvalSample]:
+    samples = many_images(5)
+    samples[2] = replace(samples[2], mask=None)
+    samples[3] = replace(samples[3], context=torch.ones_like(samples[3].mask))
+    return samples
+
+
+def evaluate_share(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    samples = shared_samples()
+    for name, shares in SHARES.items():
+        report = run([samples[index] for index in shares[rank]], DISTRIBUTED)
+        (Path(folder) / f"{name}-{rank}.json").write_text(report.to_json())
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_a_single_process_exactly(tmp_path):
+    multiprocessing.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
+    alone = run(shared_samples(), DISTRIBUTED)
+    assert (alone.images, alone.images_without_mask) == (4, 1)
+    assert alone.scores["unfiltered"].context_false_foreground is not None
+    for name in SHARES:
+        for rank in range(2):
+            shared = EvalReport.from_json((tmp_path / f"{name}-{rank}.json").read_text())
+            assert shared == alone

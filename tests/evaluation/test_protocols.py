@@ -1,0 +1,99 @@
+"""Protocols: which classes are kept, and that looking at kept planes only equals filtering."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cosa_dist.assignment.activation import cam_to_mask, filter_logits_by_labels
+from cosa_dist.evaluation.protocols import (
+    EvaluationSettings,
+    cam_prediction,
+    kept_classes,
+    predict,
+    strongest_activation,
+)
+
+
+def test_predicted_labels_keep_positive_logits_or_the_top_one():
+    logits = torch.tensor([[-1.0, 0.1, 2.0], [-3.0, -1.0, -2.0], [0.0, -1.0, -1.0]])
+    kept = kept_classes(logits, torch.zeros(3, 3), "predicted_labels")
+    # A logit of exactly 0 is a sigmoid of 0.5, not above it: kept as the top one only.
+    assert kept.tolist() == [[False, True, True], [False, True, False], [True, False, False]]
+
+
+def test_the_other_protocols_keep_all_or_the_true_classes():
+    logits, labels = torch.tensor([[-1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    assert kept_classes(logits, labels, "unfiltered").tolist() == [[True, True]]
+    assert kept_classes(logits, labels, "true_labels").tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("protocol", ["unfiltered", "predicted_labels", "true_labels"])
+def test_prediction_equals_filtered_logits(protocol):
+    generator = torch.Generator().manual_seed(0)
+    segmentation = torch.randn(5, 5, 6, 7, generator=generator)
+    logits = torch.randn(5, 4, generator=generator)
+    labels = (torch.rand(5, 4, generator=generator) < 0.4).float()
+    labels[2] = 0
+    kept = kept_classes(logits, labels, protocol)
+    expected = filter_logits_by_labels(segmentation, kept.float()).argmax(1)
+    assert torch.equal(predict(segmentation, logits, labels, protocol), expected)
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="'validated': choose one of unfiltered"):
+        predict(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1), torch.zeros(1, 1), "validated")
+
+
+def test_golden_released_filter(golden):
+    numbers = golden("seg_validation")
+    segmentation, labels = (torch.from_numpy(numbers[name]) for name in ("in_seg", "in_label"))
+    ours = predict(segmentation, torch.zeros_like(labels), labels, "true_labels")
+    assert np.array_equal(ours.numpy(), numbers["out"].argmax(1))
+
+
+def test_golden_cam_mask(golden):
+    numbers = golden("cam_to_label")
+    cams, labels = (torch.from_numpy(numbers[name]) for name in ("in_cam", "in_label"))
+    for cam, label, expected in zip(cams, labels, numbers["out_label"], strict=True):
+        assert np.array_equal(cam_prediction(cam, label > 0.5, 0.5).numpy(), expected)
+
+
+def test_cam_prediction_resizes_the_kept_planes_only_but_equals_resizing_all():
+    generator = torch.Generator().manual_seed(1)
+    cam = torch.rand(4, 5, 6, generator=generator)
+    kept = torch.tensor([True, False, True, False])
+    whole = torch.nn.functional.interpolate(cam[None], size=(9, 13), mode="bilinear", align_corners=False)
+    expected = cam_to_mask(whole, kept.float()[None], 0.4)[0]
+    assert torch.equal(cam_prediction(cam, kept, 0.4, (9, 13)), expected)
+    assert set(expected.unique().tolist()) == {0, 1, 3}
+
+
+def test_a_value_at_the_threshold_is_background():
+    cam = torch.tensor([[[0.5, 0.51]]])
+    assert cam_prediction(cam, torch.tensor([True]), 0.5).tolist() == [[0, 1]]
+
+
+def test_without_a_kept_class_all_is_background():
+    cam = torch.ones(2, 3, 4)
+    value, strongest = strongest_activation(cam, torch.zeros(2, dtype=torch.bool), (6, 8))
+    assert value.shape == strongest.shape == (6, 8)
+    assert not value.any()
+    assert not strongest.any()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": 0},
+        {"batch_size": 0},
+        {"scales": ()},
+        {"scales": (1.0, -1.0)},
+        {"cam_background": 1.5},
+        {"cam_background_grid": (0.1, float("nan"))},
+    ],
+)
+def test_settings_that_cannot_be_evaluated_are_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        EvaluationSettings(**fields)

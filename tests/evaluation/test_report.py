@@ -1,0 +1,83 @@
+"""Reports: metric names, rows, the JSON round trip and the table."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text
+from cosa_dist.evaluation.tally import MEASUREMENTS
+
+
+def make_report(network: str = "online", context: float | None = None) -> EvalReport:
+    scores = {
+        name: SegmentationScore(70.0 + i, 90.0, 80.0, (95.5, 45.25 + i, None), context)
+        for i, name in enumerate(MEASUREMENTS)
+    }
+    return EvalReport(
+        network=network,
+        class_names=("cat", "dog"),
+        images=7,
+        images_without_mask=2,
+        scores=scores,
+        map_image=88.0,
+        map_class=77.0,
+        aux_map_class=None,
+        cam_miou_by_background={0.3: 41.0, 0.35: 42.5, 1e-05: None},
+        settings=EvaluationSettings(size=64, cam_background_grid=(0.3, 0.35)),
+    )
+
+
+def test_metric_names_and_values():
+    metrics = make_report(context=12.5).metrics()
+    assert metrics["online/miou_unfiltered"] == 70.0
+    assert metrics["online/miou_true_labels"] == 72.0
+    assert metrics["online/cam_miou_true_labels"] == 73.0
+    assert metrics["online/aux_cam_miou_true_labels"] == 74.0
+    assert metrics["online/pixel_accuracy_unfiltered"] == 90.0
+    assert metrics["online/cam_context_false_foreground_true_labels"] == 12.5
+    assert metrics["online/map_class"] == 77.0
+    assert metrics["online/cam_miou_predicted_labels_at_0.35"] == 42.5
+    assert metrics["online/images"] == 7.0
+    assert all(type(value) is float for value in metrics.values())
+    # The names that MLflow takes.
+    assert all(re.fullmatch(r"[\w.\-/ ]+", name) for name in metrics)
+
+
+def test_scores_without_a_value_are_no_metrics():
+    metrics = make_report().metrics()
+    assert not any("context" in name or "aux_map" in name for name in metrics)
+
+
+def test_rows_per_class_start_with_the_background():
+    rows = make_report().per_class_rows()
+    assert [row["class"] for row in rows] == ["background", "cat", "dog"]
+    assert rows[1]["unfiltered"] == 45.25
+    assert rows[2]["cam_true_labels"] is None
+
+
+@pytest.mark.parametrize("context", [None, 3.25])
+def test_json_round_trip(context):
+    report = make_report(context=context)
+    assert EvalReport.from_json(report.to_json()) == report
+
+
+@given(st.text() | st.dictionaries(st.sampled_from(["network", "scores"]), st.none()).map(json.dumps))
+def test_other_text_is_refused_with_a_clear_error(text):
+    with pytest.raises(ValueError, match="not the JSON of an evaluation report"):
+        EvalReport.from_json(text)
+
+
+def test_table_shows_networks_protocols_and_classes():
+    text = as_text([make_report("online"), make_report("assignment")])
+    assert "context" not in text
+    assert "context" in as_text([make_report(context=1.0)])
+    for part in ("online", "assignment", "auxiliary CAM", "predicted_labels", "70.00", "dog", "-"):
+        assert part in text
+    assert max(len(line) for line in text.splitlines()) <= 110
+    assert "\x1b" not in text

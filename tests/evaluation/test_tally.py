@@ -1,0 +1,34 @@
+"""The tally's counts for a grid of background thresholds, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.tally import Tally
+
+
+def test_a_value_at_a_threshold_of_the_grid_is_background():
+    tally = Tally(("a", "b"), EvaluationSettings(cam_background_grid=(0.5, 0.25)), torch.device("cpu"))
+    value = torch.tensor([[0.1, 0.25, 0.3, 0.5, 0.9]])
+    strongest = torch.tensor([[1, 1, 1, 2, 2]])
+    mask = torch.tensor([[0, 0, 1, 2, 255]], dtype=torch.uint8)
+    tally.add_activation(value, strongest, mask)
+    tally.add_image("x", torch.zeros(2), torch.zeros(2), torch.ones(2))
+    found = tally.report("online").cam_miou_by_background
+    # At 0.25 all four counted pixels are right; at 0.5 all of them are background.
+    assert list(found) == [0.25, 0.5]
+    assert found[0.25] == 100
+    assert found[0.5] == pytest.approx(100 * (2 / 4 + 0 + 0) / 3)
+
+
+def test_masks_of_ignore_alone_give_no_score_and_no_metric():
+    tally = Tally(("a",), EvaluationSettings(), torch.device("cpu"))
+    nothing = torch.full((2, 2), 255, dtype=torch.uint8)
+    tally.add_prediction("unfiltered", torch.zeros(2, 2, dtype=torch.int64), nothing, None)
+    tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    report = tally.report("online")
+    assert report.miou() is None
+    assert report.map_class is None
+    assert report.metrics() == {"online/images": 1.0}

@@ -1,0 +1,115 @@
+"""CAM-to-segmentation loss: reference numbers, a loop, and independence of how a batch is cut."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+
+
+def loop_loss(logits, label):
+    """Pixel by pixel in float64."""
+    background, foreground = [], []
+    for image in range(label.shape[0]):
+        for row in range(label.shape[1]):
+            for column in range(label.shape[2]):
+                target = int(label[image, row, column])
+                scores = logits[image, :, row, column].double()
+                if target != 255:
+                    loss = scores.exp().sum().log() - scores[target]
+                    (background if target == 0 else foreground).append(float(loss))
+    return sum(0.5 * sum(part) / (len(part) + 1e-6) for part in (background, foreground))
+
+
+def example(images=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, 4, 6, 5, generator=generator)
+    names = torch.tensor([0, 0, 1, 2, 3, 255, 255])
+    label = names[torch.randint(0, 7, (images, 6, 5), generator=generator)]
+    return logits, label
+
+
+@pytest.mark.parametrize("name", ["seg_loss_normal", "seg_loss_all_ignore"])
+def test_reference_numbers(golden, name):
+    data = golden(name)
+    logits = torch.from_numpy(data["in_x"]).requires_grad_()
+    loss = cam_to_seg_loss(logits, torch.from_numpy(data["in_label"]))
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.from_numpy(data["out"]))
+    torch.testing.assert_close(logits.grad, torch.from_numpy(data["grad_x"]))
+
+
+def test_equals_the_loop():
+    logits, label = example()
+    assert cam_to_seg_loss(logits, label).item() == pytest.approx(loop_loss(logits, label), rel=1e-5)
+
+
+def test_by_hand():
+    logits = torch.tensor([[[[0.0, 1.0, 5.0]], [[0.0, 0.0, 0.0]]]])
+    label = torch.tensor([[[0, 1, 255]]])
+    expected = 0.5 * math.log(2) + 0.5 * math.log(1 + math.e)
+    assert cam_to_seg_loss(logits, label).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_count_pixels_by_hand():
+    counts = count_pixels(torch.tensor([[[0, 0, 255], [1, 2, 0]]]))
+    assert counts.tolist() == [3.0, 2.0]
+    assert counts.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("value", "half"), [(0, 1.0), (2, 1.0), (255, 0.0)])
+def test_a_missing_half_is_zero(value, half):
+    logits = torch.zeros(1, 4, 3, 3, requires_grad=True)
+    loss = cam_to_seg_loss(logits, torch.full((1, 3, 3), value))
+    loss.backward()
+    assert loss.item() == pytest.approx(half * 0.5 * math.log(4), rel=1e-5)
+    assert bool(logits.grad.any()) == bool(half)
+
+
+def test_gradient_against_finite_differences():
+    logits, label = example(images=1)
+    logits = logits.double().requires_grad_()
+    # The loss itself is float32, so the step must be coarse.
+    (gradient,) = torch.autograd.grad(cam_to_seg_loss(logits, label), logits)
+    for position in [(0, 0, 0, 0), (0, 2, 3, 1), (0, 3, 5, 4)]:
+        step = torch.zeros_like(logits)
+        step[position] = 1e-2
+        change = loop_loss((logits + step).detach(), label)
+        change -= loop_loss((logits - step).detach(), label)
+        assert gradient[position].item() == pytest.approx(change / 2e-2, abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", [[1, 1, 1, 1], [2, 2]])
+def test_the_mean_over_parts_is_the_loss_of_the_whole(cut):
+    logits, label = example(images=4)
+    label[0] = 255
+    label[1][label[1] != 255] = 0
+    counts = count_pixels(label) / len(cut)
+    whole_logits = logits.clone().requires_grad_()
+    whole = cam_to_seg_loss(whole_logits, label)
+    whole.backward()
+    part_logits = logits.clone().requires_grad_()
+    pairs = zip(part_logits.split(cut), label.split(cut), strict=True)
+    parts = torch.stack([cam_to_seg_loss(x, y, counts) for x, y in pairs])
+    parts.mean().backward()
+    torch.testing.assert_close(parts.mean(), whole)
+    torch.testing.assert_close(part_logits.grad, whole_logits.grad)
+    naive = torch.stack(
+        [cam_to_seg_loss(x, y) for x, y in zip(logits.split(cut), label.split(cut), strict=True)]
+    )
+    assert (naive.mean() - whole).abs() > 1e-3
+
+
+def test_float32_under_autocast_and_from_bfloat16():
+    logits, label = example()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cam_to_seg_loss(logits, label) == cam_to_seg_loss(logits.float(), label)
+    assert cam_to_seg_loss(logits.bfloat16(), label).dtype == torch.float32
+
+
+def test_logits_must_be_at_the_labels_size():
+    with pytest.raises(ValueError, match="resize the logits first"):
+        cam_to_seg_loss(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 4))
