@@ -133,14 +133,17 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder that becomes `out` when the block ends well and vanishes otherwise.
 
     Raises:
-        DataError: `out` exists and may not be replaced: `overwrite` is off, or it holds no shards.
+        DataError: `out` exists and may not be replaced (`overwrite` is off, or it holds no shards),
+            or its parent cannot be written to.
     """
     _check_output(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"cannot make a folder in {out.parent}: {error.strerror}") from error
     try:
         yield partial
         _check_output(out, overwrite)

@@ -16,7 +16,8 @@ from cosa_dist.tracking.published import PublishedResult, published_results
 NETWORKS = ("online", "assignment")
 PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels")
 CAM_CONTROL = "predicted_labels (CAM control)"
-SPEED_METRICS = ("images_per_second", "train/images_per_second", "final/images_per_second")
+SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
+TRAINING_SECONDS = "final/training_seconds"
 # Metrics are fractions, tables are in per cent.
 PER_CENT = 100.0
 
@@ -28,7 +29,8 @@ class RunRecord:
     Attributes:
         metrics: last value of each metric; `final/<network>/miou_<protocol>` are fractions.
         tags: dataset, split, recipe, backbone, seed, steps, git_commit, kind.
-        seconds: duration, None while the run goes on.
+        seconds: from start to end, None while the run goes on; `final/training_seconds`, which
+            leaves interruptions out, counts instead if it was recorded.
     """
 
     run_id: str
@@ -158,7 +160,7 @@ def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
         steps=tags.get("steps", ""),
         seed=tags.get("seed", ""),
         images_per_second=speed,
-        seconds=run.seconds,
+        seconds=run.metrics.get(TRAINING_SECONDS, run.seconds),
         commit=_short(tags.get("git_commit", "")),
         status=run.status.lower(),
         kind=tags.get("kind", ""),

@@ -186,5 +186,5 @@ def _evaluate(state: TrainState, around: Surroundings, last: bool) -> dict[str, 
         around.tracker.flush()
         log.info("step %d  unfiltered mIoU %.2f (best %.2f)", state.step, score, state.best_score)
     _save(state, around, best)
-    around.report({"step": float(state.step), **metrics})
+    around.report({"step": float(state.step), "miou_unfiltered": score, **metrics})
     return reports

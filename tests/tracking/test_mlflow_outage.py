@@ -62,61 +62,59 @@ def server(store: str, tmp_path: Path) -> Iterator[tuple[str, Start]]:
         stop(process)
 
 
+def deliver(tracker: MlflowTracker) -> None:
+    """Flush until everything has arrived."""
+    deadline = time.monotonic() + 120
+    while tracker.undelivered:
+        assert time.monotonic() < deadline, "not delivered"
+        tracker.flush()
+
+
 @pytest.mark.integration
 def test_every_metric_is_there_exactly_once_after_an_outage(server, tmp_path, monkeypatch):
+    """One tracker lives through the outage, the other is closed during it and replayed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri, start = server
     process = start()
     assert prepare_store(uri, tmp_path) == uri
-    run_id = create_run(uri, "outage", "run", tags={"kind": "cosa"}, params={"seed": "1"})
-    mlflow = MlflowTracker(uri, run_id, batch=20, seconds=0.2, patience=1.0)
-    local = LocalTracker(tmp_path / "run", run_id)
-    tracker = CombinedTracker([local, mlflow])
+    ids = [create_run(uri, "outage", name, params={"seed": "1"}) for name in ("closed", "living")]
+    closed = MlflowTracker(uri, ids[0], batch=20, seconds=0.2, patience=1.0)
+    living = MlflowTracker(uri, ids[1], seconds=0.2, longest_pause=0.5, patience=60.0)
+    local = LocalTracker(tmp_path / "run", ids[0])
+    tracker = CombinedTracker([local, closed])
 
     def train(first: int, last: int) -> None:
         for step in range(first, last):
             tracker.log_metrics({"loss": 1 / (step + 1), "lr": step * 1e-6}, step)
+            living.log_metrics({"loss": float(step)}, step)
 
     train(0, 50)
-    tracker.flush()
-    assert mlflow.undelivered == 0
+    deliver(closed)
+    deliver(living)
     stop(process)
-    train(50, 120)
+    train(50, 1300)
     tracker.set_tags({"split": "val"})
     tracker.log_table([{"class": "cat", "iou": 0.5}], "classes")
     tracker.close("FINISHED")
-    assert mlflow.undelivered >= 140
+    # 1250 steps of two metrics, the tags, the table and the status
+    assert closed.undelivered == 2503
+    assert living.undelivered == 1250
 
     start()
-    assert replay(local.path, uri, run_id) == 140
-    assert replay(local.path, uri, run_id) == 0
+    deliver(living)
+    living.close("KILLED")
+    assert living.undelivered == 0
+    assert replay(local.path, uri, ids[0]) == 2500
+    assert replay(local.path, uri, ids[0]) == 0
     client = connect(uri)
-    for key, value in (("loss", lambda s: 1 / (s + 1)), ("lr", lambda s: s * 1e-6)):
-        points = sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
-        assert points == [(step, value(step)) for step in range(120)]
-    run = client.get_run(run_id)
+
+    def points(run_id: str, key: str) -> list[tuple[int, float]]:
+        return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+
+    assert points(ids[1], "loss") == [(step, float(step)) for step in range(1300)]
+    assert points(ids[0], "loss") == [(step, 1 / (step + 1)) for step in range(1300)]
+    assert points(ids[0], "lr") == [(step, step * 1e-6) for step in range(1300)]
+    run = client.get_run(ids[0])
     assert (run.info.status, run.data.tags["split"]) == ("FINISHED", "val")
-    assert [item.path for item in client.list_artifacts(run_id, "tables")] == ["tables/classes.json"]
-
-
-@pytest.mark.integration
-def test_training_goes_on_and_the_buffer_is_sent_when_the_server_is_back(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    uri, start = server
-    process = start()
-    run_id = create_run(uri, "outage", "short")
-    tracker = MlflowTracker(uri, run_id, seconds=0.2, longest_pause=0.5, patience=20.0)
-    tracker.log_metrics({"loss": 0.0}, 0)
-    tracker.flush()
-    stop(process)
-    for step in range(1, 2500):
-        tracker.log_metrics({"loss": float(step)}, step)
-    tracker.flush()
-    assert tracker.undelivered == 2499
-    start()
-    tracker.close("FINISHED")
-    assert tracker.undelivered == 0
-    client = connect(uri)
-    steps = sorted(metric.step for metric in client.get_metric_history(run_id, "loss"))
-    assert steps == list(range(2500))
-    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_run(ids[1]).info.status == "KILLED"
+    assert [item.path for item in client.list_artifacts(ids[0], "tables")] == ["tables/classes.json"]

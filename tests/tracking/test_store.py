@@ -69,8 +69,10 @@ def test_store_has_write_ahead_log_and_absolute_artifacts(cold_start):
     assert path == cold_start.folder / "mlflow.db"
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        places = [x for (x,) in connection.execute("SELECT artifact_location FROM experiments")]
-    assert all(place.startswith((cold_start.folder / "artifacts").as_uri()) for place in places)
+        places = dict(connection.execute("SELECT name, artifact_location FROM experiments"))
+    root = (cold_start.folder / "artifacts").as_uri()
+    assert places["first-start"] == root
+    assert places["Default"].startswith(root)
     assert artifact_location("http://127.0.0.1:5000") is None
 
 

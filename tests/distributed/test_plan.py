@@ -1,0 +1,83 @@
+"""Worker arithmetic, absolute paths and search spaces."""
+
+from __future__ import annotations
+
+import pytest
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import load_config
+from cosa_dist.distributed.paths import absolute, with_absolute_paths
+from cosa_dist.distributed.plan import micro_batch, plan_workers
+from cosa_dist.distributed.search_space import check_space, read_space
+
+
+def config(**overrides):
+    return load_config("voc_mini", None, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def test_the_global_batch_is_shared_or_refused_with_the_numbers():
+    assert micro_batch(8, 2, 0) == 4
+    assert micro_batch(8, 2, 2) == 2
+    with pytest.raises(ConfigError, match="8 cannot be shared evenly by 3"):
+        micro_batch(8, 3, 0)
+    with pytest.raises(ConfigError, match="4 cannot be shared evenly by 8"):
+        micro_batch(4, 8, 0)
+    with pytest.raises(ConfigError, match="3 does not divide a worker's part of 4"):
+        micro_batch(8, 2, 3)
+
+
+def test_workers_follow_from_the_cluster():
+    cpu = plan_workers(config(), {"CPU": 4})
+    assert (cpu.workers, cpu.use_gpu, cpu.cpus_per_worker) == (1, False, 4)
+    two = plan_workers(config(distributed__workers=2), {"CPU": 4})
+    assert (two.workers, two.cpus_per_worker, two.micro_batch_size) == (2, 2, 4)
+    gpu = plan_workers(config(), {"CPU": 64, "GPU": 8})
+    assert (gpu.workers, gpu.use_gpu, gpu.cpus_per_worker, gpu.micro_batch_size) == (8, True, 8, 1)
+    assert not plan_workers(config(distributed__device="cpu"), {"CPU": 4, "GPU": 2}).use_gpu
+    with pytest.raises(ConfigError, match="no GPU"):
+        plan_workers(config(distributed__device="gpu"), {"CPU": 4})
+
+
+def test_paths_become_absolute_from_the_folder_or_from_the_named_root(tmp_path, monkeypatch):
+    monkeypatch.delenv("COSA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    resolved = with_absolute_paths(config())
+    assert resolved.output == str(tmp_path / "outputs")
+    assert resolved.model.weights == str(tmp_path / "weights/deit_tiny_patch16_224.pth")
+    assert absolute("http://host/x", "tracking.uri") == "http://host/x"
+    monkeypatch.setenv("COSA_ROOT", "/base")
+    assert with_absolute_paths(config()).data.shards == "/base/data/voc_mini"
+
+
+def test_a_relative_path_in_a_jobs_temporary_copy_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("COSA_ROOT", raising=False)
+    copy = tmp_path / "_ray_pkg_0123"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match="temporary copy"):
+        absolute("outputs", "output", must_last=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("losses.enrgy: {uniform: [0, 1]}", "did you mean losses.energy"),
+        ("losses.energy: {normal: [0, 1]}", "needs one of uniform"),
+        ("losses.energy: {uniform: [1, 0]}", "low, high"),
+        ("losses.energy: {loguniform: [0, 1]}", "positive low"),
+        ("losses.energy: {choice: []}", "needs a list"),
+        ("", "names no option"),
+    ],
+)
+def test_a_wrong_space_is_refused(tmp_path, text, message):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_space(path)
+
+
+def test_bounds_of_the_configuration_hold_for_a_space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("assignment.threshold.low: {uniform: [0.1, 0.9]}")
+    with pytest.raises(ConfigError, match=r"threshold\.low = 0\.9.*above high"):
+        check_space(read_space(path), config(), str(path))
