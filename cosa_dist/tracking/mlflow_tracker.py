@@ -153,7 +153,9 @@ class MlflowTracker:
         )
         if replay_from is not None and replay_from.exists():
             earlier = list(mirror_points(replay_from))
-            self._act("earlier metrics", lambda client: send_missing(client, run_id, earlier))
+            if earlier:
+                self._act("status", lambda client: client.update_run(run_id, status="RUNNING"))
+                self._act("earlier metrics", lambda client: send_missing(client, run_id, earlier))
 
     @property
     def undelivered(self) -> int:

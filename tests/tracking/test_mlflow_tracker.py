@@ -81,6 +81,15 @@ def test_everything_logged_is_in_the_run_after_close(store, tmp_path, cold_start
     assert connect(store).get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_run_can_be_ended_and_reopened_from_outside(store):
+    run_id = create_run(store, "tracker", "reopened")
+    for status in ("KILLED", "FAILED"):
+        finish_run(store, run_id, status)
+        assert connect(store).get_run(run_id).info.status == status
+    reopen_run(store, run_id)
+    assert connect(store).get_run(run_id).info.status == "RUNNING"
+
+
 def test_a_resumed_run_has_each_point_once_and_what_the_crash_kept_back(store, tmp_path):
     run_id = create_run(store, "tracker", "resumed")
     # the first process: steps 0-9 are in the mirror, but only 0-4 reached MLflow before it died
@@ -92,11 +101,11 @@ def test_a_resumed_run_has_each_point_once_and_what_the_crash_kept_back(store, t
             early.log_metrics({"loss": float(step)}, step, time_ms=100 + step)
     early.flush()
     finish_run(store, run_id, "FAILED")
-    reopen_run(store, run_id)
-    assert connect(store).get_run(run_id).info.status == "RUNNING"
     # the second one repeats from step 7
     tracker = open_tracker(tmp_path, store, run_id)
     assert tracker.run_id == run_id
+    tracker.flush()
+    assert connect(store).get_run(run_id).info.status == "RUNNING"
     for step in range(7, 12):
         tracker.log_metrics({"loss": float(step)}, step, time_ms=200 + step)
     tracker.close("KILLED")
