@@ -9,7 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cosa_dist.evaluation.report import EvalReport
 
 
 def parse() -> argparse.Namespace:
@@ -41,50 +46,43 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.training.checkpoint import load_networks
 
-    torch.set_grad_enabled(False)
     device = torch.device(arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
     shards = arguments.shards or config.data.shards
     split = open_split(shards, arguments.split or config.data.val_split)
-    settings = evaluation_settings(config)
-    workers = config.data.loader_workers
+    how: dict[str, Any] = {
+        "class_names": split.class_names,
+        "settings": evaluation_settings(config),
+        "device": device,
+    }
 
     def samples(chosen: str) -> EvaluationLoader:
         part = open_split(shards, chosen)
-        return EvaluationLoader(part, 0, 1, arguments.limit or None, workers)
+        return EvaluationLoader(part, 0, 1, arguments.limit or None, config.data.loader_workers)
 
     loader = samples(split.name)
     with Progress() as progress:
         task = progress.add_task(f"evaluating {split.name}", total=len(loader))
         reports = evaluate(
-            networks,
-            loader,
-            class_names=split.class_names,
-            settings=settings,
-            device=device,
-            progress=lambda done: progress.update(task, completed=done),
+            networks, loader, progress=lambda done: progress.update(task, completed=done), **how
         )
     print(as_text(list(reports.values())))
-    out = arguments.out or arguments.run
-    out.mkdir(parents=True, exist_ok=True)
+    store(reports, arguments.out or arguments.run, split.name)
+    for name, network in networks.items() if arguments.control else ():
+        result = classification_control(network, samples(config.data.train_split), samples(split.name), **how)
+        print(
+            f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen on "
+            f"{config.data.train_split}: {result.validation_miou:.2f}"
+        )
+
+
+def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
+    """Write each network's report as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, report in reports.items():
-        path = out / f"evaluation_{split.name}_{name}.json"
+        path = folder / f"evaluation_{split}_{name}.json"
         path.write_text(report.to_json(), encoding="utf-8")
         print(f"written {path}")
-    if arguments.control:
-        for name, network in networks.items():
-            result = classification_control(
-                network,
-                samples(config.data.train_split),
-                samples(split.name),
-                class_names=split.class_names,
-                settings=settings,
-                device=device,
-            )
-            print(
-                f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen "
-                f"on {config.data.train_split}: {result.validation_miou:.2f}"
-            )
 
 
 def main() -> int:

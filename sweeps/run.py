@@ -1,4 +1,4 @@
-"""Sweep over a recipe: `python sweeps/run.py --space loss_weights --recipe voc_mini --trials 8 [--a.b VALUE]`.
+"""Sweep over a recipe: `python sweeps/run.py --space loss_weights --recipe voc_mini --trials 8`.
 
 `--space` names a file of this folder (loss_weights, threshold_search) or a path. Each trial is a whole
 Ray Train run; trials are child runs of the sweep in MLflow. Ends with the table of trials and the best

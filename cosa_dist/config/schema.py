@@ -152,13 +152,10 @@ class RunConfig(Section):
     def _no_contradiction(self) -> RunConfig:
         threshold = self.assignment.threshold
         if threshold.low > threshold.high:
-            raise ValueError(
-                f"assignment.threshold.low {threshold.low} is above high {threshold.high}"
-            )
+            raise ValueError(f"assignment.threshold.low {threshold.low} is above high {threshold.high}")
         if threshold.aux_low > threshold.aux_high:
             raise ValueError(
-                f"assignment.threshold.aux_low {threshold.aux_low} is above "
-                f"aux_high {threshold.aux_high}"
+                f"assignment.threshold.aux_low {threshold.aux_low} is above aux_high {threshold.aux_high}"
             )
         if self.data.scale_range[0] > self.data.scale_range[1]:
             raise ValueError(f"data.scale_range {self.data.scale_range} is not (low, high)")

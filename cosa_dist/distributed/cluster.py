@@ -6,6 +6,7 @@ left behind by somebody else's cluster on the same host is never joined by accid
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             **{"num_cpus": os.cpu_count(), **local_options},
         )
     try:

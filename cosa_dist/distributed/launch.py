@@ -42,9 +42,7 @@ class Outcome:
     reports: dict[str, EvalReport]
 
 
-def _trainer(
-    run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]
-) -> TorchTrainer:
+def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> TorchTrainer:
     settings = run.config.distributed
     task = WorkerTask(
         config=run.config.model_dump(mode="json"),
@@ -85,9 +83,7 @@ def _cause(error: BaseException, folder: Path) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
-def launch(
-    run: PreparedRun, resources: dict[str, float], callbacks: Sequence[Any] = ()
-) -> Outcome:
+def launch(run: PreparedRun, resources: dict[str, float], callbacks: Sequence[Any] = ()) -> Outcome:
     """Run a prepared run on the initialised Ray cluster.
 
     Args:

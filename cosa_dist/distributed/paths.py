@@ -50,9 +50,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     weights = config.model.weights
     if "/" in weights or weights.endswith((".pth", ".pt", ".bin", ".safetensors")):
         weights = absolute(weights, "model.weights")
-    data = config.data.model_copy(
-        update={"shards": absolute(config.data.shards, "data.shards", True)}
-    )
+    data = config.data.model_copy(update={"shards": absolute(config.data.shards, "data.shards", True)})
     return config.model_copy(
         update={
             "output": absolute(config.output, "output", True),

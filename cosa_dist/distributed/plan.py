@@ -70,9 +70,7 @@ def plan_workers(config: RunConfig, resources: dict[str, float]) -> WorkerPlan:
     cpus = settings.cpus_per_worker or max(
         1.0, resources.get("CPU", 1) // max(workers, gpus if use_gpu else 1)
     )
-    micro = micro_batch(
-        config.training.global_batch_size, workers, config.training.micro_batch_size
-    )
+    micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
     return WorkerPlan(workers, use_gpu, cpus, micro)
 
 

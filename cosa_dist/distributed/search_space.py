@@ -1,12 +1,12 @@
 """Search spaces as data: dotted options with a distribution each, checked against the configuration.
 
-    losses.cam_to_seg: {loguniform: [0.03, 0.3]}
-    assignment.threshold.low: {choice: [0.2, 0.25, 0.3]}
+losses.cam_to_seg: {loguniform: [0.03, 0.3]}
+assignment.threshold.low: {choice: [0.2, 0.25, 0.3]}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def tune_space(space: Mapping[str, tuple[str, list[Any]]]) -> dict[str, Any]:
     """Ray Tune's search space."""
     from ray import tune
 
-    makers = {
+    makers: dict[str, Callable[[list[Any]], Any]] = {
         "uniform": lambda values: tune.uniform(*values),
         "loguniform": lambda values: tune.loguniform(*values),
         "choice": tune.choice,

@@ -98,7 +98,8 @@ def run_sweep(
         resources: total resources of the cluster.
 
     Raises:
-        ConfigError: a trial does not fit on the cluster, or every trial failed.
+        ConfigError: a trial does not fit on the cluster.
+        RuntimeError: every trial failed.
     """
     concurrency = concurrent_trials(base, resources)
     uri, parent = _parent_run(base, space)
@@ -117,26 +118,26 @@ def run_sweep(
         run_config=tune.RunConfig(name=f"tune-{time.time_ns():x}", storage_path=str(folder), verbose=1),
     )
     grid = tuner.fit()
+    rows = _rows(grid, list(space))
     if parent:
-        finish_run(uri, parent, "FINISHED")
+        finish_run(uri, parent, "FINISHED" if rows[0][METRIC] is not None else "FAILED")
+    if rows[0][METRIC] is None:
+        raise RuntimeError(f"every trial of sweep {base.name} failed; see {folder}")
+    best = nested({key: rows[0][key] for key in space})
+    config = build_config(merge(base.model_dump(mode="json"), {**best, "name": ""}))
+    path = folder / "best.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return SweepResult(rows, path, parent)
+
+
+def _rows(grid: tune.ResultGrid, keys: list[str]) -> list[dict[str, Any]]:
+    """A row per trial: its score, its parameters, its status; best first, failed ones last."""
     rows = [
         {
             METRIC: (result.metrics or {}).get(METRIC),
-            **{key: (result.config or {}).get(key) for key in space},
+            **{key: (result.config or {}).get(key) for key in keys},
             "status": "failed" if result.error else "done",
         }
-        for result in grid
+        for result in (grid[index] for index in range(len(grid)))
     ]
-    done = [row for row in rows if row[METRIC] is not None]
-    if not done:
-        raise ConfigError(f"every trial of sweep {base.name} failed; see {folder}")
-    done.sort(key=lambda row: -row[METRIC])
-    best = build_config(
-        merge(
-            base.model_dump(mode="json"),
-            {**nested({key: done[0][key] for key in space}), "name": ""},
-        )
-    )
-    path = folder / "best.yaml"
-    path.write_text(to_yaml(best), encoding="utf-8")
-    return SweepResult(done + [row for row in rows if row[METRIC] is None], path, parent)
+    return sorted(rows, key=lambda row: (row[METRIC] is None, -(row[METRIC] or 0.0)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from cosa_dist.collective import rank, world_size
 from cosa_dist.config.loading import build_config
@@ -71,9 +72,7 @@ class Evaluation:
 
     def samples(self, split: Split, limit: int) -> EvaluationLoader:
         """This rank's part of a split."""
-        return EvaluationLoader(
-            split, rank(), world_size(), limit or None, self.config.data.loader_workers
-        )
+        return EvaluationLoader(split, rank(), world_size(), limit or None, self.config.data.loader_workers)
 
     def __call__(self, state: TrainState, last: bool) -> dict[str, EvalReport]:
         """Return the reports of the online and the assignment network."""
@@ -105,6 +104,39 @@ class Evaluation:
         return metrics
 
 
+def training_loader(config: RunConfig, split: Split, first_step: int, micro: int) -> TrainingLoader:
+    """This rank's batches from `first_step` to the run's end."""
+    return TrainingLoader(
+        split,
+        crop_size=config.data.crop_size,
+        scale_range=config.data.scale_range,
+        seed=config.seed,
+        global_batch_size=config.training.global_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        micro_batch_size=micro,
+        start_step=first_step,
+        stop_step=config.training.steps,
+        num_workers=config.data.loader_workers,
+    )
+
+
+def prepare_state(
+    config: RunConfig, classes: int, folder: Path, accelerator: Accelerator
+) -> tuple[TrainState, nn.Module]:
+    """The fresh or restored state, and the online network as the accelerator wraps it."""
+    state = build_state(config, classes, accelerator.device)
+    restored = restore_newest(state, folder / "checkpoints")
+    if rank() == 0:
+        start = f"continuing from {restored.name}" if restored else "starting"
+        log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
+    if config.training.compile:
+        state.online.compile()
+        state.assignment.compile()
+    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    return state, network
+
+
 def run_worker(
     task: WorkerTask, report: Callable[[dict[str, float]], None] = lambda metrics: None
 ) -> dict[str, EvalReport]:
@@ -123,32 +155,12 @@ def run_worker(
     accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
     train = open_split(config.data.shards, config.data.train_split)
     val = open_split(config.data.shards, config.data.val_split)
-    state = build_state(config, len(train.class_names), accelerator.device)
-    restored = restore_newest(state, folder / "checkpoints")
-    if rank() == 0:
-        start = f"continuing from {restored.name}" if restored else "starting"
-        log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
-    if config.training.compile:
-        state.online.compile()
-        state.assignment.compile()
-    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
-    loader = TrainingLoader(
-        train,
-        crop_size=config.data.crop_size,
-        scale_range=config.data.scale_range,
-        seed=config.seed,
-        global_batch_size=config.training.global_batch_size,
-        rank=rank(),
-        world_size=world_size(),
-        micro_batch_size=task.micro_batch_size,
-        start_step=state.step,
-        stop_step=config.training.steps,
-        num_workers=config.data.loader_workers,
-    )
+    state, network = prepare_state(config, len(train.class_names), folder, accelerator)
     tracker = make_tracker(task)
     evaluation = Evaluation(config, val, accelerator, folder)
     around = Surroundings(accelerator, tracker, folder, evaluation, report)
     try:
+        loader = training_loader(config, train, state.step, task.micro_batch_size)
         reports = run_training(state, network, loader, around)
         extra = evaluation.control(state) if config.evaluation.cam_control else {}
         if rank() == 0:
@@ -169,9 +181,7 @@ def ray_worker(payload: dict[str, Any]) -> None:
     """
     import ray.train
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     task = WorkerTask(**payload)

@@ -8,7 +8,7 @@ resized bicubically without antialiasing, as the released weights of this method
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -134,7 +134,7 @@ def build_backbone(
     try:
         if family in ("vision_transformer", "deit"):
             model = timm.create_model(full_name, num_classes=0, global_pool="", **arguments)
-            backbone = TransformerBackbone(model, aux_layer)
+            backbone = TransformerBackbone(cast(VisionTransformer, model), aux_layer)
         else:
             model = timm.create_model(full_name, features_only=True, **arguments)
             if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):

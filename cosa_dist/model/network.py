@@ -52,9 +52,7 @@ class CosaNetwork(nn.Module):
         self.backbone = backbone
         self.classifier = CamClassifier(backbone.channels, classes)
         self.aux_classifier = CamClassifier(backbone.aux_channels, classes)
-        self.decoder = LargeFovDecoder(
-            backbone.channels, classes + 1, decoder_channels, decoder_dilation
-        )
+        self.decoder = LargeFovDecoder(backbone.channels, classes + 1, decoder_channels, decoder_dilation)
 
     def forward(self, images: Tensor, segment: bool = True) -> NetworkOutput:
         """Run normalised images [B, 3, H, W] through the network.
@@ -84,9 +82,7 @@ def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
     source = parse_weight_source(config.weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(
-            config.backbone, source, config.aux_layer, dict(config.backbone_options)
-        )
+        backbone = build_backbone(config.backbone, source, config.aux_layer, dict(config.backbone_options))
         network = CosaNetwork(backbone, classes, config.decoder_channels, config.decoder_dilation)
     position = getattr(backbone.model, "pos_embed", None)
     if isinstance(position, nn.Parameter) and config.freeze_position_embedding:

@@ -147,9 +147,7 @@ def restore(state: TrainState, path: Path) -> None:
     device = next(state.online.parameters()).device
     try:
         state.online.load_state_dict(load_file(path / "online.safetensors", device=str(device)))
-        state.assignment.load_state_dict(
-            load_file(path / "assignment.safetensors", device=str(device))
-        )
+        state.assignment.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
         optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         state.optimizer.load_state_dict(optimizer)
     except (RuntimeError, ValueError) as error:
@@ -203,9 +201,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     return wanted
 
 
-def load_networks(
-    run: Path, which: str, device: torch.device
-) -> tuple[RunConfig, dict[str, nn.Module]]:
+def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfig, dict[str, nn.Module]]:
     """Load both networks of a run's checkpoint for evaluation or prediction.
 
     Returns:

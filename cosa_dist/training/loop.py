@@ -106,9 +106,7 @@ def run_training(
     network.train()
     window = Window()
     for batches in steps:
-        terms, _ = training_step(
-            state, network, [batch.to(device) for batch in batches], around.accelerator
-        )
+        terms, _ = training_step(state, network, [batch.to(device) for batch in batches], around.accelerator)
         window.add(terms)
         last = state.step == settings.steps
         every = state.config.evaluation.every
@@ -126,9 +124,7 @@ def run_training(
     return reports
 
 
-def _log_window(
-    state: TrainState, window: Window, batches: Sequence[Batch], around: Surroundings
-) -> Window:
+def _log_window(state: TrainState, window: Window, batches: Sequence[Batch], around: Surroundings) -> Window:
     """Write one line of log and one point of each curve; return a fresh window."""
     settings = state.config.training
     means = window.means()

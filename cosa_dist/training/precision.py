@@ -42,7 +42,5 @@ def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.num_processes != world_size:
-        raise RuntimeError(
-            f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}"
-        )
+        raise RuntimeError(f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}")
     return accelerator

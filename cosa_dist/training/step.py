@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,7 @@ from cosa_dist.losses.objective import (
     co_training_terms,
 )
 from cosa_dist.model.assignment_network import move_towards
+from cosa_dist.model.network import CosaNetwork
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
     learning_rate_factor,
@@ -40,9 +42,7 @@ from cosa_dist.training.optimizer import (
 from cosa_dist.training.state import TrainState
 
 
-def assign(
-    network: nn.Module, batch: Batch, config: RunConfig, accelerator: Accelerator
-) -> Assignment:
+def assign(network: nn.Module, batch: Batch, config: RunConfig, accelerator: Accelerator) -> Assignment:
     """Let the assignment network label the weak views of a micro-batch.
 
     Returns:
@@ -57,7 +57,7 @@ def assign(
             aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
             labels=batch.labels,
         )
-    stride = network.backbone.stride  # type: ignore[union-attr]
+    stride = cast(int, cast(CosaNetwork, network).backbone.stride)
     height, width = batch.weak.shape[-2:]
     return make_assignment(
         seen,
@@ -65,7 +65,7 @@ def assign(
         batch.boxes,
         main=ThresholdPair(threshold.low, threshold.high),
         aux=ThresholdPair(threshold.aux_low, threshold.aux_high),
-        cam_size=(height // stride, width // stride),  # type: ignore[operator]
+        cam_size=(height // stride, width // stride),
         temperature=settings.temperature,
         downscale=settings.downscale,
     )
@@ -79,9 +79,7 @@ def pixel_normalisers(assignments: Sequence[Assignment]) -> tuple[Tensor, Tensor
     """
     counts = torch.stack(
         [
-            torch.stack(
-                [count_pixels(a.cam_pseudo_label), count_pixels(a.aux_cam_pseudo_label)]
-            )
+            torch.stack([count_pixels(a.cam_pseudo_label), count_pixels(a.aux_cam_pseudo_label)])
             for a in assignments
         ]
     ).sum(0)
@@ -109,9 +107,7 @@ def _terms(
         batch.boxes,
         counts=counts[0],
         aux_counts=counts[1],
-        weights=LossWeights(
-            losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share
-        ),
+        weights=LossWeights(losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share),
         energy=EnergySettings(**losses.energy_kernel.model_dump()),
     )
 
@@ -144,9 +140,7 @@ def training_step(
         learning_rate_factor(state.step, config.training.steps, config.optimizer),
     )
     wanted = state.co_training or force_assignment
-    assignments = [
-        assign(state.assignment, batch, config, accelerator) for batch in batches if wanted
-    ]
+    assignments = [assign(state.assignment, batch, config, accelerator) for batch in batches if wanted]
     counts = pixel_normalisers(assignments) if state.co_training else None
 
     state.optimizer.zero_grad(set_to_none=True)
@@ -154,9 +148,7 @@ def training_step(
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(network):
-            terms = _terms(
-                network, batch, assignments[index] if state.co_training else None, counts, config
-            )
+            terms = _terms(network, batch, assignments[index] if state.co_training else None, counts, config)
             accelerator.backward(terms.total / len(batches))
         for name, value in terms.as_dict().items():
             sums[name] = sums.get(name, 0) + value / len(batches)

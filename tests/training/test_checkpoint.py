@@ -27,9 +27,7 @@ SMALL = {
         "weights": "none",
         "aux_layer": -2,
         "decoder_channels": 16,
-        "backbone_options": {
-            "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3
-        },
+        "backbone_options": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
     },
     "losses": {"warmup_steps": 1},
     "optimizer": {"warmup_steps": 1},
@@ -74,7 +72,9 @@ def test_the_newest_are_kept_and_the_best_beside_them(tmp_path):
         state.step = step
         save_checkpoint(state, tmp_path, keep=2, best=step == 2)
     assert [path.name for path in checkpoints(tmp_path)] == [
-        "step-00000002", "step-00000004", "step-00000005"
+        "step-00000002",
+        "step-00000004",
+        "step-00000005",
     ]
     assert best_checkpoint(tmp_path) == tmp_path / "step-00000002"
 

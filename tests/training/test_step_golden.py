@@ -42,9 +42,7 @@ def fixed_state() -> TrainState:
         online.decoder.conv7.weight.mul_(2)
         online.decoder.conv8.weight.mul_(10)
     config = build_config(CONFIG)
-    return TrainState(
-        config, online, copy_network(online), build_optimizer(online, config.optimizer)
-    )
+    return TrainState(config, online, copy_network(online), build_optimizer(online, config.optimizer))
 
 
 def batch_of(reference: dict[str, np.ndarray], step: int) -> Batch:
@@ -69,7 +67,10 @@ def test_six_steps_equal_the_released_ones(golden, fused_warmup):
     accelerator = make_accelerator("fp32", 1, cpu=True)
     for step in range(6):
         terms, assignments = training_step(
-            state, state.online, [batch_of(reference, step)], accelerator,
+            state,
+            state.online,
+            [batch_of(reference, step)],
+            accelerator,
             force_assignment=not fused_warmup,
         )
         mine = {name: float(value) for name, value in terms.items()}
@@ -99,6 +100,9 @@ def test_six_steps_equal_the_released_ones(golden, fused_warmup):
     }
     for name, value in named.items():
         np.testing.assert_allclose(
-            value.detach().numpy(), reference[f"out_final_{name}"], rtol=2e-3, atol=2e-5,
+            value.detach().numpy(),
+            reference[f"out_final_{name}"],
+            rtol=2e-3,
+            atol=2e-5,
             err_msg=name,
         )
