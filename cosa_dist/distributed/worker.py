@@ -26,9 +26,8 @@ from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.settings import evaluation_settings
-from cosa_dist.tracking.local_tracker import LocalTracker
-from cosa_dist.tracking.mlflow_tracker import MlflowTracker
-from cosa_dist.tracking.tracker import CombinedTracker, NullTracker, Tracker
+from cosa_dist.tracking.mlflow_tracker import open_tracker
+from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore_newest
 from cosa_dist.training.loop import NonFiniteLossError, Surroundings, run_training
 from cosa_dist.training.precision import make_accelerator
@@ -54,10 +53,7 @@ def make_tracker(task: WorkerTask) -> Tracker:
     """Rank 0's tracker: the local mirror, and MLflow where it is on; nothing on other ranks."""
     if rank() != 0:
         return NullTracker()
-    trackers: list[Tracker] = [LocalTracker(Path(task.folder), task.run_id)]
-    if task.run_id:
-        trackers.append(MlflowTracker(task.tracking_uri, task.run_id))
-    return CombinedTracker(trackers)
+    return open_tracker(Path(task.folder), task.tracking_uri, task.run_id)
 
 
 class Evaluation:

@@ -18,8 +18,6 @@ PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels")
 CAM_CONTROL = "predicted_labels (CAM control)"
 SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
 TRAINING_SECONDS = "final/training_seconds"
-# Metrics are fractions, tables are in per cent.
-PER_CENT = 100.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class RunRecord:
     """What the leaderboard needs of one run, whichever store it comes from.
 
     Attributes:
-        metrics: last value of each metric; `final/<network>/miou_<protocol>` are fractions.
+        metrics: last value of each metric; `final/<network>/miou_<protocol>` in per cent.
         tags: dataset, split, recipe, backbone, seed, steps, git_commit, kind.
         seconds: from start to end, None while the run goes on; `final/training_seconds`, which
             leaves interruptions out, counts instead if it was recorded.
@@ -135,7 +133,7 @@ def rows_of(run: RunRecord) -> list[Row]:
         }
         if scores:
             network = max(scores, key=lambda name: _comparable(scores[name]))
-            rows.append(_row(run, network, scores[network] * PER_CENT, protocol))
+            rows.append(_row(run, network, scores[network], protocol))
     return rows
 
 

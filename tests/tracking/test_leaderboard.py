@@ -33,7 +33,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def record(name: str, dataset: str = "VOC", status: str = "FINISHED", **metrics: float) -> RunRecord:
-    """A run; `online_unfiltered=0.7` stands for `final/online/miou_unfiltered`."""
+    """A run; `online_unfiltered=70` stands for `final/online/miou_unfiltered`."""
     measures = {}
     for key, value in metrics.items():
         network, _, measure = key.partition("_")
@@ -51,10 +51,10 @@ def table(tables: list[Table], title: str) -> Table:
 
 def test_the_better_network_counts_and_runs_are_ranked_by_it():
     runs = [
-        record("a", online_unfiltered=0.70, assignment_unfiltered=0.72),
-        record("b", online_unfiltered=0.75, assignment_unfiltered=0.71),
+        record("a", online_unfiltered=70, assignment_unfiltered=72),
+        record("b", online_unfiltered=75, assignment_unfiltered=71),
         record("c", online_unfiltered=math.nan),
-        record("d", online_unfiltered=math.nan, assignment_unfiltered=0.1),
+        record("d", online_unfiltered=math.nan, assignment_unfiltered=10),
     ]
     (ranking,) = leaderboard(runs, with_published=False)
     assert [(row.rank, row.run, row.network) for row in ranking.rows] == [
@@ -69,7 +69,7 @@ def test_the_better_network_counts_and_runs_are_ranked_by_it():
 
 
 def test_time_is_that_of_the_training_where_it_is_known():
-    run = record("a", online_unfiltered=0.7)
+    run = record("a", online_unfiltered=70)
     assert rows_of(run)[0].seconds == 75.0
     timed = replace(run, metrics={**run.metrics, "final/training_seconds": 50.0})
     assert rows_of(timed)[0].seconds == 50.0
@@ -77,8 +77,8 @@ def test_time_is_that_of_the_training_where_it_is_known():
 
 def test_protocols_and_data_sets_are_never_mixed():
     runs = [
-        record("a", online_unfiltered=0.70, online_true_labels=0.76),
-        record("b", "VOC-mini", online_unfiltered=0.80, online_predicted_labels=0.81),
+        record("a", online_unfiltered=70, online_true_labels=76),
+        record("b", "VOC-mini", online_unfiltered=80, online_predicted_labels=81),
     ]
     tables = leaderboard(runs, with_published=False)
     assert {item.title: [row.run for row in item.rows] for item in tables} == {
@@ -91,9 +91,9 @@ def test_protocols_and_data_sets_are_never_mixed():
 
 def test_published_rows_have_no_rank_and_stand_only_in_their_data_set():
     runs = [
-        record("ours", "voc", online_unfiltered=0.75, online_true_labels=0.763),
-        record("mini", "VOC-mini", online_unfiltered=0.99),
-        record("part", "VOC", online_unfiltered=0.5),
+        record("ours", "voc", online_unfiltered=75, online_true_labels=76.3),
+        record("mini", "VOC-mini", online_unfiltered=99),
+        record("part", "VOC", online_unfiltered=50),
     ]
     tables = leaderboard(runs)
     assert [row.run for row in table(tables, "VOC-mini val, unfiltered").rows] == ["mini"]
@@ -119,8 +119,8 @@ def test_without_any_run_the_published_tables_remain():
 
 
 def test_the_cam_control_is_a_row_of_its_own():
-    run = record("a", online_predicted_labels=0.5, online_cam_control_predicted_labels=0.3,
-                 assignment_cam_control_predicted_labels=0.4)  # fmt: skip
+    run = record("a", online_predicted_labels=50, online_cam_control_predicted_labels=30,
+                 assignment_cam_control_predicted_labels=40)  # fmt: skip
     rows = {row.protocol: (row.network, row.miou) for row in rows_of(run)}
     assert rows == {"predicted_labels": ("online", 50.0), CAM_CONTROL: ("assignment", 40.0)}
     titles = [item.title for item in leaderboard([run], protocol="predicted_labels")]
@@ -128,13 +128,13 @@ def test_the_cam_control_is_a_row_of_its_own():
 
 
 def test_filters():
-    runs = [record("a", online_unfiltered=0.7), record("b", "VOC-mini", online_unfiltered=0.8)]
+    runs = [record("a", online_unfiltered=70), record("b", "VOC-mini", online_unfiltered=80)]
     assert [t.title for t in leaderboard(runs, dataset="voc-mini")] == ["VOC-mini val, unfiltered"]
     assert {t.protocol for t in leaderboard(runs, protocol="true_labels")} == {"true_labels"}
 
 
 def test_runs_without_final_metrics_are_listed_apart():
-    runs = [record("a", online_unfiltered=0.7), record("b", status="RUNNING")]
+    runs = [record("a", online_unfiltered=70), record("b", status="RUNNING")]
     assert [run.run_id for run in without_result(runs)] == ["b"]
 
 
@@ -147,7 +147,7 @@ def test_durations(seconds, text):
 
 
 def test_the_views_show_the_same_rows():
-    runs = [record("our | [b]run", online_unfiltered=0.75, assignment_unfiltered=math.nan)]
+    runs = [record("our | [b]run", online_unfiltered=75, assignment_unfiltered=math.nan)]
     tables = leaderboard(runs, dataset="VOC", protocol="unfiltered")
     markdown = to_markdown(tables)
     assert "| 1 | our \\| [b]run | r | online | 75.0 | unfiltered | VOC val |" in markdown
@@ -171,10 +171,10 @@ def test_a_score_that_is_no_number_is_null_in_json():
 
 
 def test_runs_come_out_of_a_real_store(store):
-    for name, score in (("low", 0.3), ("high", 0.4)):
+    for name, score in (("low", 30.0), ("high", 40.0)):
         run_id = create_run(store, "board", name, tags={"dataset": "VOC-mini", "split": "val"})
         client = connect(store)
-        client.log_metric(run_id, "final/online/miou_unfiltered", 0.1, step=1)
+        client.log_metric(run_id, "final/online/miou_unfiltered", 10.0, step=1)
         client.log_metric(run_id, "final/online/miou_unfiltered", score, step=2)
         client.set_terminated(run_id, "FINISHED" if name == "high" else "FAILED")
     create_run(store, "other", "elsewhere")

@@ -59,7 +59,7 @@ def test_a_named_store_that_is_missing_is_an_error_of_one_line(job, tmp_path, ca
 
 def test_markdown_csv_and_json_of_one_experiment(job, store, tmp_path, capsys):
     run_id = create_run(store, "job", "best run", tags={"dataset": "VOC-mini", "split": "val"})
-    connect(store).log_metric(run_id, "final/assignment/miou_unfiltered", 0.4567)
+    connect(store).log_metric(run_id, "final/assignment/miou_unfiltered", 45.67)
     create_run(store, "job", "still training")
     files = [tmp_path / "out" / "board.csv", tmp_path / "out" / "board.json"]
     arguments = ["--tracking-uri", store, "--experiment", "job", "--markdown", "--no-published"]
