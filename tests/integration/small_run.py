@@ -1,0 +1,60 @@
+"""A tiny run on a tiny generated data set, for tests of the whole path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cosa_dist.config.loading import build_config, merge
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.ingest import ingest
+from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
+from cosa_dist.distributed.worker import WorkerTask
+
+SETTINGS: dict[str, Any] = {
+    "recipe": "tiny",
+    "data": {"crop_size": 32, "loader_workers": 0},
+    "model": {
+        "backbone": "vit_tiny_patch16_224",
+        "weights": "none",
+        "aux_layer": -2,
+        "decoder_channels": 16,
+        "decoder_dilation": 1,
+        "backbone_options": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
+        "freeze_position_embedding": False,
+    },
+    "assignment": {"momentum": 0.9},
+    "losses": {"warmup_steps": 0},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+    "training": {"steps": 10, "global_batch_size": 4, "log_every": 1, "checkpoint_every": 5},
+    "evaluation": {"every": 0, "size": 32, "scales": [1.0], "pictures": 1, "batch_size": 5},
+}
+
+
+def make_shards(folder: Path) -> Path:
+    """Write 24 training and 11 validation pictures as shards."""
+    counts = {"train": 24, "val": 11}
+    sources = {name: synthetic_records(name, n, seed=3, image_size=48) for name, n in counts.items()}
+    ingest(sources, synthetic_info(), folder, console=Console(quiet=True))
+    return folder
+
+
+def small_config(shards: Path, output: Path, name: str, **sections: Any) -> RunConfig:
+    """The tiny run's configuration with changes by section."""
+    place = {"output": str(output), "name": name, "data": {"shards": str(shards)}}
+    return build_config(merge(merge(SETTINGS, place), sections))
+
+
+def task_of(config: RunConfig, folder: Path, micro: int) -> WorkerTask:
+    """A worker's task without tracking server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return WorkerTask(config.model_dump(mode="json"), str(folder), "", "", False, micro, 1)
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    """A metric's values in step order from the run's local mirror."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["metrics"][name] for line in lines if name in line["metrics"]]

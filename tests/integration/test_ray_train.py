@@ -1,0 +1,67 @@
+"""The real path: Ray Train with two workers, Accelerate, HF datasets and an MLflow store."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.integration.small_run import curve, make_shards, small_config, task_of
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from cosa_dist.distributed.cluster import ray_cluster
+
+    with ray_cluster(num_cpus=2) as resources:
+        yield resources
+
+
+def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
+    from mlflow import MlflowClient
+
+    from cosa_dist.config.errors import ConfigError
+    from cosa_dist.distributed.launch import launch
+    from cosa_dist.distributed.preparation import prepare_run, reopen
+    from cosa_dist.distributed.worker import run_worker
+
+    shards = make_shards(tmp_path / "shards")
+    two = small_config(shards, tmp_path, "two", distributed={"workers": 2, "cpus_per_worker": 1})
+    outcome = launch(prepare_run(two), cluster)
+    alone = tmp_path / "alone"
+    reports = run_worker(task_of(small_config(shards, tmp_path, "alone"), alone, 4))
+
+    for name in ("total", "classification", "cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy"):
+        torch.testing.assert_close(
+            torch.tensor(curve(outcome.folder, f"train/{name}")),
+            torch.tensor(curve(alone, f"train/{name}")),
+            rtol=2e-3,
+            atol=2e-4,
+            msg=name,
+        )
+    assert outcome.reports["online"].images == reports["online"].images == 11
+    run = MlflowClient(outcome.tracking_uri).get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.steps"] == "10"
+    assert run.data.tags["dataset"] == "synthetic"
+    assert run.data.metrics["final/online/miou_unfiltered"] == pytest.approx(
+        outcome.reports["online"].miou("unfiltered")
+    )
+    with pytest.raises(ConfigError, match="is finished"):
+        reopen("two", str(tmp_path), {})
+    with pytest.raises(ConfigError, match="already in"):
+        prepare_run(two)
+
+
+def test_a_run_that_cannot_be_placed_is_given_up_with_the_arithmetic(cluster, tmp_path):
+    from cosa_dist.config.errors import ConfigError
+    from cosa_dist.distributed.launch import launch
+    from cosa_dist.distributed.preparation import prepare_run
+
+    shards = make_shards(tmp_path / "shards")
+    config = small_config(
+        shards, tmp_path, "huge", distributed={"workers": 4, "cpus_per_worker": 8, "placement_deadline": 1}
+    )
+    with pytest.raises(ConfigError, match=r"needs 32 CPU \(4 workers\), the Ray cluster has 2 CPU"):
+        launch(prepare_run(config), cluster)

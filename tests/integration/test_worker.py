@@ -1,0 +1,98 @@
+"""A worker in this process: exact resume, accumulation, control runs, failures that say why."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cosa_dist.distributed.worker import run_worker
+from cosa_dist.training.loop import NonFiniteLossError
+from tests.integration.small_run import curve, make_shards, small_config, task_of
+
+LOSSES = ("total", "classification", "cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory):
+    """An uninterrupted run: its folder and reports."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    reports = run_worker(task_of(small_config(shards, folder.parent, "straight"), folder, 4))
+    return folder, reports
+
+
+def weights(folder, step=10):
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / "online.safetensors")
+
+
+def test_a_run_leaves_reports_pictures_metrics_and_checkpoints(straight):
+    folder, reports = straight
+    assert reports["online"].images == 11
+    assert len(list((folder / "pictures").glob("*.png"))) == 1
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"best.json"}
+    assert len(curve(folder, "train/total")) == 10
+    assert len(curve(folder, "final/online/miou_unfiltered")) == 1
+    assert "predicted_labels" in (folder / "results.txt").read_text()
+
+
+def test_all_terms_are_at_work_from_the_first_step(straight):
+    folder, _ = straight
+    for name in LOSSES:
+        values = curve(folder, f"train/{name}")
+        assert all(value != 0 for value in values), name
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(shards, straight, tmp_path):
+    folder, _ = straight
+    resumed = tmp_path / "resumed"
+    shutil.copytree(folder / "checkpoints" / "step-00000005", resumed / "checkpoints" / "step-00000005")
+    run_worker(task_of(small_config(shards, tmp_path, "resumed"), resumed, 4))
+    assert curve(resumed, "train/total") == curve(folder, "train/total")[5:]
+    expected = weights(folder)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_accumulation_does_not_change_the_losses(shards, straight, tmp_path):
+    folder, _ = straight
+    cut = tmp_path / "cut"
+    config = small_config(shards, tmp_path, "cut", training={"micro_batch_size": 1})
+    run_worker(task_of(config, cut, 1))
+    for name in LOSSES:
+        torch.testing.assert_close(
+            torch.tensor(curve(cut, f"train/{name}")),
+            torch.tensor(curve(folder, f"train/{name}")),
+            rtol=2e-3,
+            atol=2e-4,
+        )
+
+
+def test_a_control_run_trains_the_classifiers_only_and_measures_their_cam(shards, tmp_path):
+    folder = tmp_path / "control"
+    config = small_config(shards, tmp_path, "control", kind="control", evaluation={"cam_control": True})
+    run_worker(task_of(config, folder, 4))
+    assert set(curve(folder, "train/cam_to_seg")) == {0.0}
+    (miou,) = curve(folder, "final/online/cam_control_predicted_labels")
+    assert 0 < miou < 100
+
+
+def test_the_warm_up_gates_the_other_losses(shards, tmp_path):
+    folder = tmp_path / "gated"
+    run_worker(task_of(small_config(shards, tmp_path, "gated", losses={"warmup_steps": 4}), folder, 4))
+    values = curve(folder, "train/cam_to_seg")
+    assert values[:4] == [0.0] * 4
+    assert all(value > 0 for value in values[4:])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_samples(shards, tmp_path):
+    folder = tmp_path / "wild"
+    config = small_config(shards, tmp_path, "wild", optimizer={"learning_rate": 1e30, "warmup_steps": 0})
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: .*samples of rank 0: train"):
+        run_worker(task_of(config, folder, 4))
