@@ -153,6 +153,8 @@ def run_worker(
     val = open_split(config.data.shards, config.data.val_split)
     state, network = prepare_state(config, len(train.class_names), folder, accelerator)
     tracker = make_tracker(task)
+    if (folder / "config.yaml").is_file():
+        tracker.log_artifact(folder / "config.yaml")
     evaluation = Evaluation(config, val, accelerator, folder)
     around = Surroundings(accelerator, tracker, folder, evaluation, report)
     try:
@@ -178,7 +180,7 @@ def ray_worker(payload: dict[str, Any]) -> None:
     import ray.train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for noisy in ("httpx", "alembic", "mlflow"):
+    for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     task = WorkerTask(**payload)
     note = Path(task.folder) / "failure.txt"

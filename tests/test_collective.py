@@ -1,0 +1,42 @@
+"""Sums and concatenations over real processes, with uneven shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cosa_dist.collective import concatenate_over_ranks, rank, sum_over_ranks, world_size
+
+
+def test_without_a_process_group_everything_is_the_identity():
+    tensor = torch.tensor([1.0, 2.0])
+    assert sum_over_ranks(tensor) is tensor
+    assert concatenate_over_ranks(tensor) is tensor
+    assert (rank(), world_size()) == (0, 1)
+
+
+def _work(index: int, file: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=index, world_size=3)
+    mine = torch.full((index, 2), float(index))
+    kept = mine.clone()
+    result = {
+        "sum": sum_over_ranks(torch.tensor([index, 1])),
+        "rows": concatenate_over_ranks(mine),
+        "unchanged": torch.equal(mine, kept),
+        "rank": (rank(), world_size()),
+    }
+    torch.save(result, Path(folder) / f"{index}.pt")
+    dist.destroy_process_group()
+
+
+def test_three_ranks_with_uneven_shares(tmp_path):
+    mp.spawn(_work, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    for index in range(3):
+        result = torch.load(tmp_path / f"{index}.pt", weights_only=True)
+        assert result["sum"].tolist() == [3, 3]
+        assert result["rows"].tolist() == [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
+        assert result["unchanged"]
+        assert result["rank"] == (index, 3)
