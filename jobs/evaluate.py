@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shards", help="another data set than the run's own")
     parser.add_argument("--split", help="split (default: the run's validation split)")
     parser.add_argument("--limit", type=int, default=0, help="only the first images (0: all)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
     parser.add_argument("--control", action="store_true", help="also measure the CAM control")
     parser.add_argument("--out", type=Path, help="folder of the reports (default: the run folder)")
     return parser.parse_args()
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.training.checkpoint import load_networks
 
-    device = torch.device(arguments.device)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(automatic if arguments.device == "auto" else arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
     shards = arguments.shards or config.data.shards
     split = open_split(shards, arguments.split or config.data.val_split)

@@ -100,7 +100,7 @@ class Evaluation:
         return metrics
 
 
-def training_loader(config: RunConfig, split: Split, first_step: int, micro: int) -> TrainingLoader:
+def training_loader(config: RunConfig, split: Split, first_step: int, task: WorkerTask) -> TrainingLoader:
     """This rank's batches from `first_step` to the run's end."""
     return TrainingLoader(
         split,
@@ -110,10 +110,11 @@ def training_loader(config: RunConfig, split: Split, first_step: int, micro: int
         global_batch_size=config.training.global_batch_size,
         rank=rank(),
         world_size=world_size(),
-        micro_batch_size=micro,
+        micro_batch_size=task.micro_batch_size,
         start_step=first_step,
         stop_step=config.training.steps,
         num_workers=config.data.loader_workers,
+        pin_memory=task.use_gpu,
     )
 
 
@@ -158,7 +159,7 @@ def run_worker(
     evaluation = Evaluation(config, val, accelerator, folder)
     around = Surroundings(accelerator, tracker, folder, evaluation, report)
     try:
-        loader = training_loader(config, train, state.step, task.micro_batch_size)
+        loader = training_loader(config, train, state.step, task)
         reports = run_training(state, network, loader, around)
         extra = evaluation.control(state) if config.evaluation.cam_control else {}
         if rank() == 0:
@@ -183,6 +184,11 @@ def ray_worker(payload: dict[str, Any]) -> None:
     for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     task = WorkerTask(**payload)
+    if not Path(task.folder).is_dir():
+        raise FileNotFoundError(
+            f"this node does not see the run folder {task.folder}: --output must lie on a file "
+            "system that all nodes share"
+        )
     note = Path(task.folder) / "failure.txt"
     if note.is_file():
         return

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from cosa_dist.distributed.worker import run_worker
@@ -96,3 +97,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_samples(shards, t
     config = small_config(shards, tmp_path, "wild", optimizer={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: .*samples of rank 0: train"):
         run_worker(task_of(config, folder, 4))
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps its precision for the whole process; a test of another one starts anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path, fresh_accelerate):
+    folder = tmp_path / "bf16"
+    config = small_config(shards, tmp_path, "bf16", training={"precision": "bf16", "steps": 3})
+    run_worker(task_of(config, folder, 4))
+    expected = torch.tensor(curve(straight[0], "train/total")[:3])
+    found = torch.tensor(curve(folder, "train/total"))
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
