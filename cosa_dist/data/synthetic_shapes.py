@@ -1,9 +1,9 @@
 """The objects of the generated data set: silhouettes, their telling part, their common rest.
 
 Each kind of object has one small part that only it has (a head, a hub, a gem: the `mark`) and a
-larger rest whose colours and patterns it shares with another kind (the `body`). A classifier
-trained on tags alone looks at the mark, so its class activation maps cover a part of the object;
-the rest belongs to it by continuity. All of it is ours.
+larger rest (the `body`) whose pattern it shares with another kind and whose hues border on that
+one's. A classifier trained on tags alone looks at the mark, so its class activation maps cover a
+part of the object; the rest belongs to it by continuity. All of it is ours.
 
 Local coordinates `u` (right) and `v` (down) span [-1, 1] over the object's diameter.
 """
@@ -126,13 +126,13 @@ def _train(u: Field, v: Field, rng: Generator) -> Parts:
 
 # Insertion order is the class order: background is 0, the first kind is 1.
 KINDS: dict[str, Kind] = {
-    "beetle": Kind(_beetle, (0.02, 0.07), (0.55, 0.15, 0.12), (0.15, 0.9, 0.95), np.pi),
-    "flower": Kind(_flower, (0.88, 0.08), (0.14, 0.9, 0.95), (0.07, 0.8, 0.45), np.pi),
-    "cart": Kind(_cart, (0.03, 0.07), (0.65, 0.1, 0.15), (0.6, 0.05, 0.95), 0.35),
-    "starfish": Kind(_starfish, (0.87, 0.08), (0.33, 0.7, 0.75), (0.0, 0.0, 0.95), np.pi),
-    "ring": Kind(_ring, (0.58, 0.08), (0.0, 0.85, 0.9), (0.95, 0.3, 1.0), np.pi),
-    "fish": Kind(_fish, (0.57, 0.08), (0.1, 0.85, 0.9), (0.0, 0.0, 0.1), 0.6),
-    "train": Kind(_train, (0.75, 0.08), (0.15, 0.85, 0.95), (0.0, 0.0, 0.1), 0.12),
+    "beetle": Kind(_beetle, (0.0, 0.06), (0.55, 0.15, 0.12), (0.15, 0.9, 0.95), np.pi),
+    "flower": Kind(_flower, (0.91, 0.06), (0.14, 0.9, 0.95), (0.07, 0.8, 0.45), np.pi),
+    "cart": Kind(_cart, (0.09, 0.06), (0.65, 0.1, 0.15), (0.6, 0.05, 0.95), 0.35),
+    "starfish": Kind(_starfish, (0.82, 0.06), (0.33, 0.7, 0.75), (0.0, 0.0, 0.95), np.pi),
+    "ring": Kind(_ring, (0.6, 0.06), (0.0, 0.85, 0.9), (0.95, 0.3, 1.0), np.pi),
+    "fish": Kind(_fish, (0.5, 0.06), (0.1, 0.85, 0.9), (0.0, 0.0, 0.1), 0.6),
+    "train": Kind(_train, (0.71, 0.06), (0.15, 0.85, 0.95), (0.0, 0.0, 0.1), 0.12),
 }
 
 
