@@ -73,7 +73,8 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = config.name or f"{config.recipe}-s{config.seed}-{stamp}"
+    kind = "-control" if config.kind == "control" else ""
+    name = config.name or f"{config.recipe}{kind}-s{config.seed}-{stamp}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
     train, val = _check_inputs(config)
     folder = run_folder(config)

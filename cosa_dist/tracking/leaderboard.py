@@ -121,8 +121,12 @@ def leaderboard(
 
 
 def rows_of(run: RunRecord) -> list[Row]:
-    """Lines of one run: the better network under each protocol, and the CAM control if measured."""
-    measures = {protocol: f"miou_{protocol}" for protocol in PROTOCOLS}
+    """Lines of one run: the better network under each protocol, and the CAM control if measured.
+
+    A control run has no trained segmentation, so its CAM is its only line.
+    """
+    trained = () if run.tags.get("kind") == "control" else PROTOCOLS
+    measures = {protocol: f"miou_{protocol}" for protocol in trained}
     measures[CAM_CONTROL] = "cam_control_predicted_labels"
     rows = []
     for protocol, measure in measures.items():

@@ -118,6 +118,12 @@ def test_without_any_run_the_published_tables_remain():
     assert leaderboard([], with_published=False) == []
 
 
+def test_a_control_run_shows_nothing_but_its_cam():
+    run = record("a", online_unfiltered=1, online_cam_control_predicted_labels=30)
+    control = replace(run, tags={**run.tags, "kind": "control"})
+    assert [row.protocol for row in rows_of(control)] == [CAM_CONTROL]
+
+
 def test_the_cam_control_is_a_row_of_its_own():
     run = record("a", online_predicted_labels=50, online_cam_control_predicted_labels=30,
                  assignment_cam_control_predicted_labels=40)  # fmt: skip
