@@ -22,6 +22,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    # DDP warns that it looks for unused parameters; in the loss warm-up the decoder is unused.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

@@ -66,6 +66,7 @@ def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> To
             storage_path=str(run.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
 

@@ -183,6 +183,8 @@ def ray_worker(payload: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # One of Ray Train's loggers bears its file's path as name: it would print every report whole.
+    logging.root.handlers[0].addFilter(lambda record: "ray/train/" not in record.name)
     task = WorkerTask(**payload)
     if not Path(task.folder).is_dir():
         raise FileNotFoundError(
