@@ -15,9 +15,14 @@ TRY_AGAIN_LATER = 75
 
 
 def nodes_alive() -> int:
-    """Number of living nodes of the connected Ray cluster."""
+    """Number of living nodes of the Ray cluster, 0 as long as its head cannot be joined."""
     import ray
 
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError:
+            return 0
     return sum(node["Alive"] for node in ray.nodes())
 
 
@@ -26,13 +31,14 @@ def main(nodes: int, seconds: float, answer: Path) -> int:
     import ray
 
     deadline = time.monotonic() + seconds
-    ray.init(log_to_driver=False, logging_level=logging.WARNING)
     while (alive := nodes_alive()) < nodes:
         if time.monotonic() > deadline:
             print(f"only {alive} of {nodes} nodes joined in time", file=sys.stderr)
             return TRY_AGAIN_LATER
         time.sleep(0.5)
-    answer.write_text(f"{int(ray.cluster_resources().get('GPU', 0))}\n")
+    temporary = answer.with_name(f"{answer.name}.tmp")
+    temporary.write_text(f"{int(ray.cluster_resources().get('GPU', 0))}\n")
+    temporary.replace(answer)
     return 0
 
 

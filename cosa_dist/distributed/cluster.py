@@ -63,6 +63,8 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     else:
         # Ray frees a stopped run's resources through its State API, which the dashboard serves.
         port = _free_port()
+        # Nobody preempts this machine, and the watcher's start prints an alarming line.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
