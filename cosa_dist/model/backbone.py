@@ -1,147 +1,103 @@
-"""timm backbones that give two maps: the main one and an auxiliary, shallower one.
+"""Create a backbone by its timm name: a plain vision transformer, a Swin, or a convolutional network.
 
-A vision transformer gives the patch tokens of its last block after the final norm (main) and those after
-block `aux_layer` without norm (auxiliary). A convolutional network gives its last stage and an earlier
-one, brought to the last one's grid. Any input size that the patch divides works: position embeddings are
-resized bicubically without antialiasing, as the released weights of this method expect.
+Each gives a main and a shallower auxiliary map on one grid (`backbone_base`). Attention runs through
+PyTorch's fused kernel where that is the faster one: always in plain vision transformers (timm's default).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
-import torch
-import torch.nn.functional as F
 from timm.models import VisionTransformer
-from torch import Tensor, nn
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
 
-from cosa_dist.model.weights import WeightSource, load_backbone_weights
+from cosa_dist.model.backbone_base import Backbone
+from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
+from cosa_dist.model.backbone_swin import SwinBackbone
+from cosa_dist.model.backbone_transformer import TransformerBackbone
 
-
-class TransformerBackbone(nn.Module):
-    """A timm vision transformer as a pair of feature maps (source: released code)."""
-
-    def __init__(self, model: VisionTransformer, aux_layer: int) -> None:
-        super().__init__()
-        depth = len(model.blocks)
-        if not -depth <= aux_layer <= -2:
-            raise ValueError(
-                f"model.aux_layer {aux_layer} is not in -{depth}..-2 of a backbone of {depth} blocks"
-            )
-        self.model = model
-        self.aux_index = depth + aux_layer
-        self.channels = model.embed_dim
-        self.aux_channels = model.embed_dim
-        self.stride = model.patch_embed.patch_size[0]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [B, 3, H, W] to the main and the auxiliary map, each [B, D, H/p, W/p].
-
-        Raises:
-            ValueError: the patch does not divide the image's size.
-        """
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(
-                f"the backbone's patch of {self.stride} pixels does not divide an input of "
-                f"{height} x {width}; choose sizes and scales that it divides"
-            )
-        grid = (height // self.stride, width // self.stride)
-        tokens = self._embed(images, grid)
-        auxiliary = tokens
-        for index, block in enumerate(self.model.blocks):
-            tokens = block(tokens)
-            if index == self.aux_index:
-                auxiliary = tokens
-        return self._as_map(self.model.norm(tokens), grid), self._as_map(auxiliary, grid)
-
-    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        model = self.model
-        patches = model.patch_embed.norm(model.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        prefix = [
-            token.expand(len(images), -1, -1)
-            for token in (model.cls_token, model.reg_token)
-            if token is not None
-        ]
-        position = self._position(grid)
-        if position is not None and position.shape[1] == patches.shape[1]:
-            return model.norm_pre(torch.cat([*prefix, patches + position], dim=1))
-        tokens = torch.cat([*prefix, patches], dim=1)
-        return model.norm_pre(tokens if position is None else tokens + position)
-
-    def _position(self, grid: tuple[int, int]) -> Tensor | None:
-        embedding = self.model.pos_embed
-        if embedding is None or tuple(self.model.patch_embed.grid_size) == grid:
-            return embedding
-        extra = 0 if self.model.no_embed_class else self.model.num_prefix_tokens
-        prefix, patches = embedding[:, :extra], embedding[:, extra:]
-        old = self.model.patch_embed.grid_size
-        square = patches.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(square.float(), grid, mode="bicubic", align_corners=False)
-        return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
-
-    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        patches = tokens[:, self.model.num_prefix_tokens :]
-        return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+KINDS = {"vision_transformer": "transformer", "deit": "transformer", "swin_transformer": "swin"}
+SWIN_FOR_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
-class ConvolutionalBackbone(nn.Module):
-    """A timm convolutional network: last stage, and an earlier stage on the same grid (source: ours)."""
-
-    def __init__(self, model: nn.Module, aux_layer: int) -> None:
-        super().__init__()
-        channels = model.feature_info.channels()  # type: ignore[union-attr, operator]
-        if not -len(channels) <= aux_layer <= -2:
-            raise ValueError(
-                f"model.aux_layer {aux_layer} is not in -{len(channels)}..-2 of a backbone of "
-                f"{len(channels)} stages"
-            )
-        self.model = model
-        self.aux_layer = aux_layer
-        self.channels = channels[-1]
-        self.aux_channels = channels[aux_layer]
-        self.stride = model.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w]."""
-        stages = self.model(images)
-        main = stages[-1]
-        return main, F.adaptive_avg_pool2d(stages[self.aux_layer], main.shape[-2:])
-
-
-def build_backbone(
-    name: str, source: WeightSource, aux_layer: int, options: dict[str, Any]
-) -> TransformerBackbone | ConvolutionalBackbone:
-    """Create a backbone by its timm name with the given weights.
+def build_backbone(name: str, tag: str, aux_layer: int, options: dict[str, Any]) -> Backbone:
+    """Create a backbone by its timm name.
 
     Args:
         name: timm architecture without tag.
-        source: where its weights come from.
+        tag: timm tag of its pretrained weights; empty for random ones.
         aux_layer: block or stage of the auxiliary map, counted from the end.
         options: extra arguments of `timm.create_model`.
 
     Raises:
-        ValueError: unknown architecture, unsuitable one, or weights that do not fit.
+        ValueError: unknown architecture or tag, or an unsuitable one.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"model.backbone {name!r} is no timm architecture; near: {', '.join(near)}")
-    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-    full_name = f"{name}.{source.tag}" if source.tag else name
-    arguments: dict[str, Any] = {"pretrained": bool(source.tag), **options}
-    backbone: TransformerBackbone | ConvolutionalBackbone
+    kind = KINDS.get(timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1], "convolutional")
+    full_name = f"{name}.{tag}" if tag else name
     try:
-        if family in ("vision_transformer", "deit"):
-            model = timm.create_model(full_name, num_classes=0, global_pool="", **arguments)
-            backbone = TransformerBackbone(cast(VisionTransformer, model), aux_layer)
-        else:
-            model = timm.create_model(full_name, features_only=True, **arguments)
-            if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):
-                raise ValueError(f"model.backbone {name!r} is neither a plain ViT nor a CNN")
-            backbone = ConvolutionalBackbone(model, aux_layer)
-    except (RuntimeError, TypeError, OSError, AttributeError) as error:
+        model = _create(kind, full_name, bool(tag), options)
+        if kind == "transformer":
+            return TransformerBackbone(cast(VisionTransformer, model), aux_layer)
+        if kind == "swin":
+            return SwinBackbone(cast(SwinTransformer, model), aux_layer)
+        return ConvolutionalBackbone(model, aux_layer)
+    except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
-    load_backbone_weights(backbone.model, source)
-    return backbone
+
+
+def _create(kind: str, full_name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Create the timm model in the form that this kind of backbone wraps."""
+    if kind == "convolutional":
+        return timm.create_model(full_name, pretrained=pretrained, features_only=True, **options)
+    arguments: dict[str, Any] = {"num_classes": 0, **options}
+    if kind == "swin":
+        arguments = {**SWIN_FOR_ANY_SIZE, **arguments}
+    if "distilled" not in full_name:  # those read their class tokens and refuse another pooling
+        arguments = {"global_pool": "", **arguments}
+    return timm.create_model(full_name, pretrained=pretrained, **arguments)
+
+
+def check_input_size(
+    backbone: Backbone, option: str, side: int, scales: Sequence[float], *, training: bool
+) -> None:
+    """Refuse a square input that the backbone cannot see at all scales; to be called before a run starts.
+
+    The training crop itself must be whole cells for every backbone: the losses meet on that grid. At the
+    other scales only a plain vision transformer needs whole patches.
+
+    Args:
+        backbone: the network's backbone.
+        option: name of the option that sets the side, for the message.
+        side: side of the input in pixels.
+        scales: relative sizes; an input has `int(scale * side)` pixels.
+        training: whether this is the training crop.
+
+    Raises:
+        ValueError: naming the option, the size that does not fit, and the nearest that do.
+    """
+    if _unfit(backbone, side, scales, training) is None:
+        return
+    below, above = (
+        next((s for s in candidates if _unfit(backbone, s, scales, training) is None), None)
+        for candidates in (range(side - 1, 0, -1), range(side + 1, side + 16 * backbone.stride + 1))
+    )
+    near = " or ".join(str(size) for size in (below, above) if size)
+    size = _unfit(backbone, side, scales, training)
+    raise ValueError(
+        f"{option} {side}: with the scales {', '.join(f'{s:g}' for s in scales)} the backbone meets an input "
+        f"of {size} pixels, which its stride of {backbone.stride} does not divide; "
+        + (f"choose {near}, or other scales" if near else "choose other scales")
+    )
+
+
+def _unfit(backbone: Backbone, side: int, scales: Sequence[float], training: bool) -> int | None:
+    """The first input size that does not fit, or None."""
+    sizes = ([side] if training else []) + ([] if backbone.any_size else [int(s * side) for s in scales])
+    return next((size for size in sizes if size < 1 or size % backbone.stride), None)

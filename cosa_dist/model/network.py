@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.backbone import (
-    ConvolutionalBackbone,
-    TransformerBackbone,
-    build_backbone,
-)
+from cosa_dist.model.backbone import build_backbone
+from cosa_dist.model.backbone_base import Backbone
 from cosa_dist.model.heads import CamClassifier, LargeFovDecoder
-from cosa_dist.model.weights import parse_weight_source
+from cosa_dist.model.weights import load_weight_file, parse_weight_source
 
 
 class NetworkOutput(NamedTuple):
@@ -43,7 +40,7 @@ class CosaNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: TransformerBackbone | ConvolutionalBackbone,
+        backbone: Backbone,
         classes: int,
         decoder_channels: int = 512,
         decoder_dilation: int = 5,
@@ -73,7 +70,8 @@ class CosaNetwork(nn.Module):
 def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
     """Create the online network for `classes` foreground classes.
 
-    Random parts are drawn from `seed` alone; the caller's random state is left as it was.
+    Random parts are drawn from `seed` alone; the caller's random state is left as it was. `model.weights` is
+    `none`, a timm tag, or a file of a backbone or of a whole network (the authors' or ours).
 
     Raises:
         ValueError: an architecture or weights that do not fit.
@@ -82,8 +80,12 @@ def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
     source = parse_weight_source(config.weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(config.backbone, source, config.aux_layer, dict(config.backbone_options))
+        backbone = build_backbone(
+            config.backbone, source.tag, config.aux_layer, dict(config.backbone_options)
+        )
         network = CosaNetwork(backbone, classes, config.decoder_channels, config.decoder_dilation)
+    if source.file is not None:
+        load_weight_file(network, source.file, config.aux_layer)
     position = getattr(backbone.model, "pos_embed", None)
     if isinstance(position, nn.Parameter) and config.freeze_position_embedding:
         position.requires_grad_(False)

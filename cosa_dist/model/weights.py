@@ -1,20 +1,29 @@
-"""Where a backbone's weights come from: a timm tag, a local file, or nowhere (random).
+"""Where a network's weights come from: a timm tag, a local file, or nowhere (random).
 
-Local files are read without executing code: safetensors, or a pickle restricted to tensors.
+A local file holds either a backbone (timm's names, or Swin's original ones) or a whole network (the authors'
+checkpoint or ours: backbone and heads). It is read without executing code, and every tensor must find its
+place.
 """
 
 from __future__ import annotations
 
-import pickle
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.")
+from cosa_dist.model.released_weights import OURS, SavedNetwork, is_whole_network, network_of
+from cosa_dist.model.weight_file import read_file, state_dict_of
+
+if TYPE_CHECKING:
+    from cosa_dist.model.network import CosaNetwork
+
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.")
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ def parse_weight_source(text: str) -> WeightSource:
     if text in ("", "none"):
         return WeightSource()
     path = Path(text).expanduser()
-    if "/" in text or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+    if "/" in text or path.suffix in SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(
                 f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
@@ -43,43 +52,78 @@ def parse_weight_source(text: str) -> WeightSource:
     return WeightSource(tag=text)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without executing code; `{"model": ...}` wrappers are opened.
+def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
+    """Load a local file into the network: the backbone alone or, from a whole network's file, the heads too.
+
+    Args:
+        network: changed in place; untouched if the file does not fit.
+        path: the file.
+        aux_layer: the configured `model.aux_layer`; a file that was trained with another is warned of.
 
     Raises:
-        ValueError: the file is damaged or holds something else than tensors.
+        ValueError: unreadable, or tensors are missing, unknown or of another shape.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"model.weights: {path} cannot be read as tensors: {reason}") from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"model.weights: {path} is not a dictionary of tensors")
-    return state
+        content = read_file(path)
+        state = state_dict_of(content, path)
+        if is_whole_network(state):
+            _load_whole(network, network_of(content, path), path, aux_layer)
+            return
+        backbone = {key: value for key, value in state.items() if not key.startswith(HEADS)}
+        backbone = network.backbone.adapt(backbone)
+        _check_fit(network.backbone.model.state_dict(), backbone, path)
+        network.backbone.model.load_state_dict(backbone)
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}") from None
 
 
-def load_backbone_weights(model: nn.Module, source: WeightSource) -> None:
-    """Load a local file into a timm model; classification heads in the file are left out.
+def _load_whole(network: CosaNetwork, saved: SavedNetwork, path: Path, aux_layer: int) -> None:
+    if saved.aux_layer not in (None, aux_layer):
+        log.warning(
+            "model.weights: %s was trained with model.aux_layer %d, this run has %d: its auxiliary "
+            "classifier sees other features here",
+            path,
+            saved.aux_layer,
+            aux_layer,
+        )
+    inner = {key.removeprefix(OURS): value for key, value in saved.state.items() if key.startswith(OURS)}
+    heads = {key: value for key, value in saved.state.items() if not key.startswith(OURS)}
+    whole = heads | {OURS + key: value for key, value in network.backbone.adapt(inner).items()}
+    own = network.state_dict()
+    _check_classes(own, whole, path)
+    _check_fit(own, whole, path)
+    network.load_state_dict(whole)
 
-    Raises:
-        ValueError: keys are missing, unknown or of another shape.
-    """
-    if source.file is None:
-        return
-    state = {k: v for k, v in read_state_dict(source.file).items() if not k.startswith(HEADS)}
-    own = model.state_dict()
+
+def _check_classes(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+    trained, wanted = len(state["classifier.weight"]), len(own["classifier.weight"])
+    if trained != wanted:
+        raise ValueError(
+            f"{path} was trained for {trained} classes, this data set has {wanted}; "
+            "give a file of this data set, or weights of the backbone alone"
+        )
+
+
+def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not exactly those of `own`, naming the depth or the first that are wrong."""
+    depth, wanted = _blocks(state), _blocks(own)
+    if depth != wanted and depth and wanted:
+        raise ValueError(f"{path} holds a backbone of {depth} blocks, model.backbone has {wanted}")
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
-    shapes = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    shapes = sorted(
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    )
     if missing or unknown or shapes:
         raise ValueError(
-            f"model.weights: {source.file} does not fit the backbone: missing {missing[:3]}, "
-            f"unknown {unknown[:3]}, other shapes {shapes[:3]}; check model.backbone"
+            f"{path} does not fit the backbone: missing {missing[:3]}, "
+            f"unknown {unknown[:3]}, other shapes {shapes[:3]}; check model.backbone and its options"
         )
-    model.load_state_dict(state)
+
+
+def _blocks(state: dict[str, Tensor]) -> int:
+    """How many transformer blocks these tensors belong to."""
+    found = (re.match(r"(.*?blocks\.\d+)\.", key) for key in state)
+    return len({match.group(1) for match in found if match})

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from cosa_dist.config.method import ModelConfig
+from cosa_dist.model.backbone import check_input_size
 from cosa_dist.model.network import build_network
-from cosa_dist.model.weights import parse_weight_source, read_state_dict
+from cosa_dist.model.position_embedding import resize_position_embedding
+from cosa_dist.model.weights import parse_weight_source
 
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
@@ -60,8 +62,44 @@ def test_position_embeddings_are_resized_without_antialiasing():
     backbone = build().backbone
     square = backbone.model.pos_embed[:, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
     expected = F.interpolate(square, (2, 2), mode="bicubic", antialias=False)
-    resized = backbone._position((2, 2))
+    resized = resize_position_embedding(backbone.model.pos_embed, 1, (4, 4), (2, 2))
     torch.testing.assert_close(resized[:, 1:], expected.flatten(2).transpose(1, 2))
+    assert torch.equal(resized[:, :1], backbone.model.pos_embed[:, :1])
+
+
+def test_a_file_with_another_grid_of_positions_is_resized(tmp_path):
+    path = tmp_path / "w.pth"
+    source = build(backbone_options={**OPTIONS, "img_size": 64}).backbone.model
+    torch.save(source.state_dict(), path)
+    loaded = build(weights=str(path)).backbone.model
+    expected = resize_position_embedding(source.pos_embed, 1, (8, 8), (4, 4))
+    torch.testing.assert_close(loaded.pos_embed, expected)
+
+
+def test_attention_runs_through_the_fused_kernel(monkeypatch):
+    calls = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    build()(torch.rand(1, 3, 32, 32))
+    assert len(calls) == 3
+
+
+def test_an_option_that_drops_patches_is_refused():
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        build(backbone_options={**OPTIONS, "patch_drop_rate": 0.5})
+
+
+def test_the_input_sizes_of_a_run_are_checked_with_the_nearest_ones_that_fit():
+    backbone = build().backbone
+    check_input_size(backbone, "data.crop_size", 48, (1.0, 0.5, 1.5), training=True)
+    message = "data.crop_size 40: .* of 20 pixels, which its stride of 8 does not divide; choose 32 or 48"
+    with pytest.raises(ValueError, match=message):
+        check_input_size(backbone, "data.crop_size", 40, (1.0, 0.5, 1.5), training=True)
+    backbone.any_size = True
+    check_input_size(backbone, "data.crop_size", 40, (1.0, 0.5, 1.5), training=True)
+    check_input_size(backbone, "evaluation.size", 43, (1.0, 0.75), training=False)
+    with pytest.raises(ValueError, match="choose 40 or 48"):
+        check_input_size(backbone, "data.crop_size", 43, (1.0,), training=True)
 
 
 def test_a_convolutional_backbone_gives_both_maps_on_one_grid():
@@ -112,17 +150,6 @@ def test_weights_of_a_file_are_loaded_and_other_ones_refused(tmp_path):
     torch.save({"cls_token": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not fit the backbone"):
         build(weights=str(path))
-
-
-def test_a_weight_file_with_code_in_it_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (exit, (3,))
-
-    path = tmp_path / "w.pth"
-    torch.save({"a": Evil()}, path)
-    with pytest.raises(ValueError, match="cannot be read as tensors"):
-        read_state_dict(path)
 
 
 def test_weight_sources_by_form(tmp_path):

@@ -1,0 +1,61 @@
+"""What every backbone offers: a main and an auxiliary feature map on one grid, and its sizes."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A timm model (`model`) as a pair of feature maps; one subclass for each kind of architecture."""
+
+    model: nn.Module
+    """the timm model, with timm's parameter names"""
+    channels: int
+    """D, channels of the main map"""
+    aux_channels: int
+    """D', channels of the auxiliary map"""
+    stride: int
+    """pixels of the input per cell of the maps, along each axis"""
+    any_size: bool = True
+    """whether inputs that the stride does not divide are accepted (see `enlarged`)"""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images [B, 3, H, W] to the main [B, D, h, w] and the auxiliary map [B, D', h, w]."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a file's tensors into this model's form: names, and tables of another size.
+
+        Args:
+            state: tensors by the names of the file, without classification heads.
+
+        Returns:
+            The same under the names of `model.state_dict()`, as far as they are known.
+        """
+        return state
+
+
+def auxiliary_index(aux_layer: int, layers: int, what: str) -> int:
+    """Index from the start of the block or stage that the option `model.aux_layer` counts from the end.
+
+    Raises:
+        ValueError: no such block or stage, or the last one.
+    """
+    if not -layers <= aux_layer <= -2:
+        raise ValueError(
+            f"model.aux_layer {aux_layer} is not in -{layers}..-2 of a backbone of {layers} {what}"
+        )
+    return layers + aux_layer
+
+
+def enlarged(images: Tensor, stride: int) -> Tensor:
+    """Enlarge images [B, 3, H, W] bilinearly to the next size that the stride divides, if it does not yet.
+
+    The maps then cover the image and nothing but the image. Left to themselves, networks pad such inputs or
+    cut their borders off, each in its own way, and maps brought back to the image's size are stretched.
+    """
+    height, width = (-(-side // stride) * stride for side in images.shape[-2:])
+    if (height, width) == images.shape[-2:]:
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear", align_corners=False)

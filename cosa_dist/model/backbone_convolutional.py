@@ -1,0 +1,51 @@
+"""Convolutional networks of timm (ResNet, ConvNeXt and others) as a main and an auxiliary map.
+
+Main: the last stage. Auxiliary: an earlier stage, averaged onto the last one's grid. Any input size works.
+Batch norm counts as weights of the online network: it learns from the batch and the assignment network
+copies its statistics.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged
+
+
+class ConvolutionalBackbone(Backbone):
+    """A timm model of `features_only=True`: its last stage and an earlier one (source: ours)."""
+
+    def __init__(self, model: nn.Module, aux_layer: int) -> None:
+        """Wrap a feature extractor.
+
+        Raises:
+            ValueError: stages in another layout than [B, D, h, w], or `aux_layer` is not there.
+        """
+        super().__init__()
+        if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):
+            raise ValueError("model.backbone is neither a plain ViT, nor a Swin, nor a CNN")
+        channels = model.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.aux_index = auxiliary_index(aux_layer, len(channels), "stages")
+        self.model = model
+        self.channels = channels[-1]
+        self.aux_channels = channels[self.aux_index]
+        self.stride = model.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w].
+
+        h and w are H and W over the stride, rounded up; between two sizes the input is enlarged.
+        """
+        stages = self.model(enlarged(images, self.stride))
+        main = stages[-1]
+        return main, F.adaptive_avg_pool2d(stages[self.aux_index], main.shape[-2:])
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give the tensors of a timm file the names of the feature extractor.
+
+        timm's extractor joins the names of a stage (`stages.0.x` becomes `stages_0.x`) or puts `model.` in
+        front; with the joints made alike, both forms are the same.
+        """
+        own = {name.removeprefix("model.").replace(".", "_"): name for name in self.model.state_dict()}
+        return {own.get(name.replace(".", "_"), name): tensor for name, tensor in state.items()}

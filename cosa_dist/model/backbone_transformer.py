@@ -1,0 +1,102 @@
+"""Plain vision transformers of timm (ViT, DeiT and their kin) as a main and an auxiliary map.
+
+Main: the patch tokens of the last block after the final norm. Auxiliary: those after block `aux_layer`,
+without norm. Class, register and distillation tokens take part and are left out of the maps. Every input
+size that the patch divides works.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from cosa_dist.model.backbone_base import Backbone, auxiliary_index
+from cosa_dist.model.position_embedding import resize_position_embedding
+
+
+class TransformerBackbone(Backbone):
+    """A timm vision transformer as a pair of feature maps (source: released code)."""
+
+    any_size = False
+    model: VisionTransformer
+
+    def __init__(self, model: VisionTransformer, aux_layer: int) -> None:
+        """Wrap a model made with `num_classes=0`.
+
+        Raises:
+            ValueError: `aux_layer` is not there, or an option of the model that leaves no map.
+        """
+        super().__init__()
+        patch = model.patch_embed.patch_size
+        if patch[0] != patch[1]:
+            raise ValueError(f"the patches of the backbone must be square, not {patch[0]} x {patch[1]}")
+        if not isinstance(model.patch_drop, nn.Identity):
+            raise ValueError("model.backbone_options: patch_drop_rate leaves holes in the map; leave it out")
+        self.aux_index = auxiliary_index(aux_layer, len(model.blocks), "blocks")
+        self.model = model
+        self.channels = self.aux_channels = model.embed_dim
+        self.stride = patch[0]
+
+    @property
+    def position_prefix(self) -> int:
+        """Entries of the position embedding that belong to no patch."""
+        return 0 if self.model.no_embed_class else self.model.num_prefix_tokens
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images [B, 3, H, W] to the main and the auxiliary map, each [B, D, H/p, W/p].
+
+        Raises:
+            ValueError: the patch does not divide the image's size.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"the backbone's patch of {self.stride} pixels does not divide an input of "
+                f"{height} x {width}; choose sizes and scales that it divides"
+            )
+        grid = (height // self.stride, width // self.stride)
+        tokens = self._embed(images, grid)
+        auxiliary = tokens
+        for index, block in enumerate(self.model.blocks):
+            tokens = block(tokens)
+            if index == self.aux_index:
+                auxiliary = tokens
+        return self._as_map(self.model.norm(tokens), grid), self._as_map(auxiliary, grid)
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize a position embedding of another (square) grid to the model's own."""
+        stored, own = state.get("pos_embed"), self.model.pos_embed
+        if stored is None or own is None or stored.ndim != 3 or stored.shape[-1] != own.shape[-1]:
+            return state
+        side = math.isqrt(max(stored.shape[1] - self.position_prefix, 0))
+        if side == 0 or side**2 != stored.shape[1] - self.position_prefix:
+            return state
+        grid = tuple(self.model.patch_embed.grid_size)
+        resized = resize_position_embedding(stored, self.position_prefix, (side, side), grid)
+        return {**state, "pos_embed": resized}
+
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        model = self.model
+        patches = model.patch_embed.norm(model.patch_embed.proj(images).flatten(2).transpose(1, 2))
+        # DeiT's distillation token is no attribute of the plain model; timm puts it after the class token.
+        extra = (model.cls_token, getattr(model, "dist_token", None), model.reg_token)
+        prefix = [token.expand(len(images), -1, -1) for token in extra if token is not None]
+        position = self._position(grid)
+        if position is not None and model.no_embed_class:
+            patches, position = patches + position, None
+        tokens = torch.cat([*prefix, patches], dim=1)
+        return model.norm_pre(model.pos_drop(tokens if position is None else tokens + position))
+
+    def _position(self, grid: tuple[int, int]) -> Tensor | None:
+        embedding = self.model.pos_embed
+        if embedding is None:
+            return None
+        old = tuple(self.model.patch_embed.grid_size)
+        return resize_position_embedding(embedding, self.position_prefix, old, grid)
+
+    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        patches = tokens[:, self.model.num_prefix_tokens :]
+        return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)

@@ -1,0 +1,65 @@
+"""Convert a whole network between the authors' checkpoints and this project's files.
+
+    python jobs/convert_weights.py best_seg.pth network.safetensors [--keep-head]
+    python jobs/convert_weights.py outputs/runs/NAME/checkpoints/STEP/assignment.safetensors best_seg.pth
+
+The suffix of the second file decides the form: .safetensors is ours, .pth the authors'. No code in a file is
+executed. The authors' encoder carries an unused ImageNet head: it is dropped on the way to our form unless
+--keep-head is given, and zeros on the way back if it was dropped. `--model.weights network.safetensors`
+(or the authors' file itself) starts a run from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="file to read: .pth or .safetensors")
+    parser.add_argument("target", type=Path, help="file to make: .safetensors (ours) or .pth (the authors')")
+    parser.add_argument("--keep-head", action="store_true", help="keep the unused head in our form too")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    return parser.parse_args(words)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, write, and say what was converted."""
+    source, target = arguments.source, arguments.target
+    if target.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{target}: the target must end in .safetensors (our form) or .pth (the authors')")
+    if not source.is_file():
+        raise ValueError(f"no file at {source}")
+    if target.exists() and not arguments.overwrite:
+        raise ValueError(f"{target} exists already; choose another name or give --overwrite")
+    from cosa_dist.model.released_weights import read_network, write_ours, write_released
+
+    saved = read_network(source)
+    if target.suffix == ".pth":
+        write_released(saved, target)
+    else:
+        write_ours(saved, target, keep_head=arguments.keep_head)
+    classes = len(saved.state["classifier.weight"])
+    print(
+        f"written {target}: {saved.network} network of {classes} classes after {saved.step} steps, "
+        f"aux_layer {'not known' if saved.aux_layer is None else saved.aux_layer}"
+    )
+
+
+def main(words: list[str] | None = None) -> int:
+    """Return the exit code: 0 done, 2 bad input."""
+    try:
+        run(parse(words))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
