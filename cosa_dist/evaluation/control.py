@@ -98,7 +98,7 @@ def classification_control(
             {"control": network},
             samples,
             class_names=class_names,
-            settings=replace(settings, cam_background_grid=thresholds),
+            settings=replace(settings, cam_background_grid=thresholds, crf=None),
             **options,
         )["control"]
 

@@ -20,15 +20,18 @@ from torch.nn import functional
 from cosa_dist.assignment.inference import MultiScaleOutput, multi_scale
 from cosa_dist.data.views import normalise
 from cosa_dist.evaluation.protocols import (
+    CRF_PROTOCOLS,
     PROTOCOLS,
     EvaluationSettings,
     cam_prediction,
     kept_classes,
     predict,
+    predict_with_crf,
     strongest_activation,
 )
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.tally import Tally
+from cosa_dist.lattice.dense_crf import DenseCrf
 
 if TYPE_CHECKING:
     from cosa_dist.data.loader import EvalSample
@@ -69,12 +72,13 @@ def evaluate(
     with evaluation_mode(networks.values()), torch.inference_mode():
         for batch in _batches(_with_mask(samples, tallies.values()), settings.batch_size):
             images, labels = _stacked(batch, settings, len(class_names), device)
+            crfs = [_crf_of(sample, settings, device) for sample in batch]
             for name, network in networks.items():
                 with precision():
                     output = see(network, images, settings, labels)
                 _check_output(output, len(class_names), name)
                 for index, sample in enumerate(batch):
-                    _count_image(tallies[name], output, index, sample, device)
+                    _count_image(tallies[name], output, index, sample, crfs[index], device)
             done += len(batch)
             if progress is not None:
                 progress(done)
@@ -135,8 +139,18 @@ def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+def _crf_of(sample: EvalSample, settings: EvaluationSettings, device: torch.device) -> DenseCrf | None:
+    """The CRF of one image at its own size, for all networks and protocols; None if none is wanted."""
+    return DenseCrf.build(sample.image[None].to(device), settings.crf) if settings.crf else None
+
+
 def _count_image(
-    tally: Tally, output: MultiScaleOutput, index: int, sample: EvalSample, device: torch.device
+    tally: Tally,
+    output: MultiScaleOutput,
+    index: int,
+    sample: EvalSample,
+    crf: DenseCrf | None,
+    device: torch.device,
 ) -> None:
     """Judge everything that a network says of one image of its batch."""
     assert sample.mask is not None
@@ -150,6 +164,10 @@ def _count_image(
     for protocol in PROTOCOLS:
         prediction = predict(segmentation[None], logits[None], labels[None], protocol)[0]
         tally.add_prediction(protocol, prediction, mask, context)
+    if crf is not None:
+        for protocol in CRF_PROTOCOLS:
+            prediction = predict_with_crf(segmentation[None], logits[None], labels[None], crf, protocol)[0]
+            tally.add_prediction(f"{protocol}_crf", prediction, mask, context)
 
     cam, aux_cam = output.cam[index].float(), output.aux_cam[index].float()
     true_labels = kept_classes(logits, labels, "true_labels")

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.evaluator import evaluation_mode, resize_map, see, square_image
 from cosa_dist.evaluation.protocols import (
     EvaluationSettings,
@@ -33,7 +34,6 @@ from cosa_dist.evaluation.protocols import (
 if TYPE_CHECKING:
     from cosa_dist.data.loader import EvalSample
 
-IGNORE = 255
 IGNORE_COLOUR = (224, 224, 192)
 PANEL_INCHES = 2.4
 

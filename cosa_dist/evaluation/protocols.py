@@ -6,6 +6,8 @@ depends on whose labels these are, so every score carries the name of its protoc
 * `unfiltered`: no help; the argmax over all classes. The headline number.
 * `predicted_labels`: only the classes that the network's own image classifier finds.
 * `true_labels`: only the classes of the image's true labels, as the released evaluation does.
+
+The first and the last may also be judged after a dense CRF (`unfiltered_crf`, `true_labels_crf`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cosa_dist.lattice.dense_crf import CrfSettings, DenseCrf
+
 Protocol = Literal["unfiltered", "predicted_labels", "true_labels"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+CRF_PROTOCOLS: tuple[Protocol, ...] = ("unfiltered", "true_labels")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class EvaluationSettings:
         batch_size: images per multi-scale pass.
         cam_background_grid: thresholds at which the CAM is also judged under `predicted_labels`.
         aux_cam_last_scale_only: read the auxiliary CAM from the last scale only (released code).
+        crf: the dense CRF after which `CRF_PROTOCOLS` are judged too; None computes nothing of it.
     """
 
     size: int = 448
@@ -42,6 +48,7 @@ class EvaluationSettings:
     batch_size: int = 4
     cam_background_grid: tuple[float, ...] = ()
     aux_cam_last_scale_only: bool = False
+    crf: CrfSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be evaluated.
@@ -128,6 +135,31 @@ def _argmax_of(segmentation: Tensor, kept: Tensor) -> Tensor:
     """Argmax of `[K, H, W]` over the background and the kept classes (bool `[C]`) -> `[H, W]`."""
     planes = functional.pad(kept, (1, 0), value=True).nonzero().flatten()
     return planes[segmentation[planes].argmax(0)]
+
+
+def predict_with_crf(
+    segmentation: Tensor, logits: Tensor, labels: Tensor, crf: DenseCrf, protocol: Protocol = "unfiltered"
+) -> Tensor:
+    """Class of each pixel under a protocol, after a dense CRF on the softmax of the logits.
+
+    The classes not kept enter the CRF with the probability 0 (released code).
+
+    Args:
+        segmentation: `[B, K, H, W]` segmentation logits, background first.
+        logits: `[B, C]` mean image logits, C = K - 1.
+        labels: `[B, C]` true multi-hot labels; read by `true_labels` only.
+        crf: of the B images at H x W.
+        protocol: name of the protocol.
+
+    Returns:
+        `[B, H, W]` int64 in 0..C.
+
+    Raises:
+        ValueError: if there is no such protocol, or the CRF is of other images.
+    """
+    kept = functional.pad(kept_classes(logits, labels, protocol), (1, 0), value=True)
+    filtered = segmentation.float().masked_fill(~kept[:, :, None, None], -torch.inf)
+    return crf.refine(filtered.softmax(1)).argmax(1)
 
 
 def strongest_activation(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol
+from cosa_dist.lattice.dense_crf import CrfSettings
 
 SOURCES = {"cam_": "CAM", "aux_cam_": "auxiliary CAM", "": "segmentation"}
 
@@ -57,7 +58,7 @@ class EvalReport:
         images: number of images that were counted, each once.
         images_without_mask: number of images that were left out because they have no mask.
         scores: `unfiltered`, `predicted_labels`, `true_labels` (segmentation), `cam_true_labels`,
-            `aux_cam_true_labels`.
+            `aux_cam_true_labels`; with a CRF also `unfiltered_crf` and `true_labels_crf`.
         map_image: mean over the images of the average precision over classes (released code).
         map_class: mean over the classes of the average precision over images (usual mAP).
         aux_map_class: the same of the auxiliary classifier.
@@ -126,6 +127,8 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in fields["settings"].items()
     }
+    if settings.get("crf") is not None:
+        settings["crf"] = CrfSettings(**settings["crf"])
     scores = {
         key: SegmentationScore(**{**score, "iou": tuple(score["iou"])})
         for key, score in fields["scores"].items()

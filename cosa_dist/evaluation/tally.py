@@ -23,7 +23,7 @@ from cosa_dist.evaluation.confusion import (
     mean_iou,
     pixel_accuracy,
 )
-from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.protocols import CRF_PROTOCOLS, EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 
 MEASUREMENTS = (
@@ -33,6 +33,7 @@ MEASUREMENTS = (
     "cam_true_labels",
     "aux_cam_true_labels",
 )
+CRF_MEASUREMENTS = tuple(f"{protocol}_crf" for protocol in CRF_PROTOCOLS)
 
 
 class Tally:
@@ -47,9 +48,10 @@ class Tally:
         self.grid = tuple(sorted(set(settings.cam_background_grid)))
         self._classes = len(self.class_names) + 1
         self._device = device
+        self.measurements = MEASUREMENTS + (CRF_MEASUREMENTS if settings.crf else ())
         shape = (self._classes, self._classes)
-        self._confusion = {m: self._zeros(*shape) for m in MEASUREMENTS}
-        self._context = {m: self._zeros(2) for m in MEASUREMENTS}
+        self._confusion = {m: self._zeros(*shape) for m in self.measurements}
+        self._context = {m: self._zeros(2) for m in self.measurements}
         self._by_background = self._zeros(len(self.grid) + 1, *shape)
         self._skipped = self._zeros(1)
         self._fingerprints: list[int] = []
@@ -71,7 +73,7 @@ class Tally:
     def add_prediction(
         self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
     ) -> None:
-        """Count the pixels of one image's prediction (`[H, W]` each) for one of `MEASUREMENTS`."""
+        """Count the pixels of one image's prediction (`[H, W]` each) for one of `measurements`."""
         self._confusion[measurement] += confusion_matrix(prediction, mask, self._classes)
         if context is not None:
             inside = (context > 0) & (mask == 0)
@@ -110,7 +112,7 @@ class Tally:
             class_names=self.class_names,
             images=images,
             images_without_mask=int(sum_over_ranks(self._skipped)),
-            scores={m: self._score(m) for m in MEASUREMENTS},
+            scores={m: self._score(m) for m in self.measurements},
             map_image=_per_cent(image_average_precision(logits, labels).mean()),
             map_class=_per_cent(class_average_precision(logits, labels).nanmean()),
             aux_map_class=_per_cent(class_average_precision(aux_logits, labels).nanmean()),

@@ -86,11 +86,11 @@ class PermutohedralLattice:
         torch.ne(ordered[1:], ordered[:-1], out=starts[1:])
         offsets = starts.nonzero().squeeze(1)
         vertex = torch.empty(len(order), dtype=torch.int32, device=order.device)
-        vertex[order] = starts.cumsum(0, dtype=torch.int32) - 1
+        vertex.scatter_(0, order, starts.cumsum(0, dtype=torch.int32) - 1)
         return cls(
             shape=(batch, points, dimensions),
             splat_points=(order % (batch * points)).int(),
-            splat_weights=simplices.weights.flatten()[order],
+            splat_weights=simplices.weights.flatten().index_select(0, order),
             splat_offsets=F.pad(offsets.int(), (0, 1), value=len(order)),
             slice_vertices=vertex.view(dimensions + 1, -1).t().contiguous(),
             slice_weights=simplices.weights.t().contiguous() / (1 + 2.0**-dimensions),

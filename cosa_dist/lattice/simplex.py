@@ -74,11 +74,12 @@ def enclosing_simplices(features: Tensor) -> Simplices:
     offset = elevated - quotient * size
     rank = _descending_rank(offset)
     # Rounding each coordinate by itself may leave the hyperplane; the ranks say which to correct.
-    rank += quotient.sum(0).long()
-    shift = (rank < 0).long() - (rank >= size).long()
+    rank += quotient.sum(0).to(rank.dtype)
+    shift = (rank < 0).to(rank.dtype) - (rank >= size).to(rank.dtype)
     rank += shift * size
     quotient += shift
     origin = quotient * size
+    rank = rank.long()
     ordered = torch.empty_like(elevated).scatter_(0, rank, (elevated - origin) / size)
     # The descents of the ordered offsets; the last closes the sum to 1 and is the origin's weight.
     weights = -ordered.diff(dim=0, append=ordered[:1] - 1).flip(0)
@@ -86,12 +87,14 @@ def enclosing_simplices(features: Tensor) -> Simplices:
 
 
 def _descending_rank(offset: Tensor) -> Tensor:
-    """Place of each entry of `[d + 1, P]` in its column's descending order; ties stay in order."""
-    rank = torch.zeros_like(offset, dtype=torch.long)
+    """Place of each entry of `[d + 1, P]` in its column's descending order, int8; ties stay in order."""
     size = offset.shape[0]
+    # Counting starts from the order as it stands and moves each pair that is the wrong way round.
+    # Bytes, since the many small passes are bound by memory.
+    rank = torch.arange(size, dtype=torch.int8, device=offset.device)[:, None].repeat(1, offset.shape[1])
     for first in range(size):
         for second in range(first + 1, size):
-            smaller = offset[first] < offset[second]
+            smaller = (offset[first] < offset[second]).view(torch.int8)
             rank[first] += smaller
-            rank[second] += ~smaller
+            rank[second] -= smaller
     return rank

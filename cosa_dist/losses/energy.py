@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosa_dist.assignment.boxes import inside_boxes
+from cosa_dist.data.catalog import IGNORE
 from cosa_dist.lattice.bilateral import bilateral_filter
-
-IGNORE = 255
 
 
 class _GatedEnergy(torch.autograd.Function):
@@ -46,25 +46,6 @@ class _GatedEnergy(torch.autograd.Function):
         """Return the gradient with respect to the probabilities."""
         (per_probability,) = ctx.saved_tensors
         return per_probability * gradients[0], None, None, None, None
-
-
-def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Mask of the image content.
-
-    Args:
-        boxes: `[B, 4]` (top, bottom, left, right), half-open, in pixels.
-        height: Rows of the crop.
-        width: Columns of the crop.
-
-    Returns:
-        `[B, height, width]` bool, true inside; all false for an empty box.
-    """
-    top, bottom, left, right = boxes[:, :, None].unbind(1)
-    rows = torch.arange(height, device=boxes.device)
-    columns = torch.arange(width, device=boxes.device)
-    in_rows = (rows >= top) & (rows < bottom)
-    in_columns = (columns >= left) & (columns < right)
-    return in_rows[:, :, None] & in_columns[:, None, :]
 
 
 def dense_energy_loss(
@@ -107,7 +88,7 @@ def dense_energy_loss(
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         probabilities = _scaled(logits.softmax(1), scale, "bilinear")
-        inside = _scaled(box_mask(boxes, *size)[:, None].float(), scale, "nearest")
+        inside = _scaled(inside_boxes(boxes, (size[0], size[1]))[:, None].float(), scale, "nearest")
         unlabelled = _scaled((label == IGNORE)[:, None].float(), scale, "nearest") > 0
         small = _scaled(images.float(), scale, "nearest")
         sigmas = (sigma_rgb, sigma_xy * scale)

@@ -16,6 +16,7 @@ from cosa_dist.data.loader import EvalSample
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.lattice.dense_crf import CrfSettings, DenseCrf, dense_crf
 
 PLAIN = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
 
@@ -114,6 +115,64 @@ def test_the_grid_changes_nothing_else():
     assert run(samples).scores == run(samples, replace(PLAIN, cam_background_grid=(0.3,))).scores
 
 
+def crf_sample() -> EvalSample:
+    """Red left half; right of it a column that the network takes for red, in the ground's colour."""
+    sample = one_image()
+    image = sample.image.clone()
+    image[:, :, 4:] = 0
+    image[0, :, 4] = 40
+    return replace(sample, image=image)
+
+
+CRF = replace(PLAIN, crf=CrfSettings(position_weight=0, bilateral_sigma_rgb=60.0, bilateral_weight=20.0))
+
+
+def test_the_crf_is_judged_beside_the_plain_protocols():
+    report, plain = run([crf_sample()], CRF), run([crf_sample()])
+    measurements = ["unfiltered_crf", "true_labels_crf"]
+    assert list(report.scores) == [*plain.scores, *measurements]
+    assert all(report.scores[name] == score for name, score in plain.scores.items())
+    # The column of 8 pixels is background to the CRF, which sees its colour.
+    assert report.scores["unfiltered"].iou[:2] == pytest.approx((75, 80))
+    assert all(report.scores[name].iou[:2] == (100, 100) for name in measurements)
+    assert report.scores["unfiltered"].context_false_foreground == pytest.approx(100 * 2 / 6)
+    assert report.scores["unfiltered_crf"].context_false_foreground == 0
+    assert report.metrics()["online/miou_true_labels_crf"] == 100
+
+
+def test_the_crf_sees_the_original_image_and_the_filtered_softmax(monkeypatch):
+    seen = []
+    refine = DenseCrf.refine
+
+    def spy(self, probabilities):
+        seen.append((self, probabilities))
+        return refine(self, probabilities)
+
+    monkeypatch.setattr(DenseCrf, "refine", spy)
+    sample = many_images(1)[0]
+    evaluate(
+        {"online": ColourNetwork(), "assignment": ColourNetwork()},
+        [sample],
+        class_names=CLASSES,
+        settings=replace(CRF, size=12),
+    )
+    assert [tuple(p.shape) for _, p in seen] == [(1, 4, 6, 9)] * 4
+    # One lattice for two networks and two protocols.
+    assert len({id(crf) for crf, _ in seen}) == 1
+    unfiltered, filtered = seen[0][1], seen[1][1]
+    assert (unfiltered > 0).all()
+    assert filtered[0].amax((1, 2)).gt(0).tolist() == [True, *(sample.labels > 0).tolist()]
+    kept = unfiltered * filtered.gt(0)
+    torch.testing.assert_close(filtered, kept / kept.sum(1, keepdim=True))
+    assert CRF.crf is not None
+    assert torch.equal(refine(seen[0][0], unfiltered), dense_crf(sample.image[None], unfiltered, CRF.crf))
+
+
+def test_without_a_crf_nothing_of_it_is_computed(monkeypatch):
+    monkeypatch.setattr(DenseCrf, "build", None)
+    assert "unfiltered_crf" not in run([one_image()]).scores
+
+
 def test_any_batch_size_gives_the_same():
     samples = many_images(5)
     settings = replace(PLAIN, scales=(1.0, 0.5, 1.5), cam_background_grid=(0.4,))
@@ -199,7 +258,7 @@ def test_a_network_of_other_classes_is_refused():
 
 # Samples of each rank: uneven, with an image without a mask, and a rank without any image.
 SHARES = {"uneven": ((4, 0, 1, 2), (3,)), "one rank idle": ((0, 1, 2, 3, 4), ())}
-DISTRIBUTED = replace(PLAIN, scales=(1.0, 0.5), cam_background_grid=(0.2, 0.4))
+DISTRIBUTED = replace(PLAIN, scales=(1.0, 0.5), cam_background_grid=(0.2, 0.4), crf=CrfSettings())
 
 
 def shared_samples() -> list[EvalSample]:

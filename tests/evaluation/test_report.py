@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text
-from cosa_dist.evaluation.tally import MEASUREMENTS
+from cosa_dist.evaluation.tally import CRF_MEASUREMENTS, MEASUREMENTS
+from cosa_dist.lattice.dense_crf import CrfSettings
 
 
 def make_report(network: str = "online", context: float | None = None) -> EvalReport:
@@ -65,6 +67,21 @@ def test_rows_per_class_start_with_the_background():
 def test_json_round_trip(context):
     report = make_report(context=context)
     assert EvalReport.from_json(report.to_json()) == report
+
+
+def test_a_report_with_a_crf_round_trips_and_one_from_before_it_is_read():
+    plain = make_report()
+    with_crf = replace(
+        plain,
+        scores={**plain.scores, **dict.fromkeys(CRF_MEASUREMENTS, plain.scores["unfiltered"])},
+        settings=replace(plain.settings, crf=CrfSettings(iterations=10)),
+    )
+    assert EvalReport.from_json(with_crf.to_json()) == with_crf
+    assert with_crf.metrics()["online/miou_unfiltered_crf"] == 70.0
+    assert "true_labels_crf" in as_text([with_crf])
+    old = json.loads(plain.to_json())
+    del old["settings"]["crf"]
+    assert EvalReport.from_json(json.dumps(old)) == plain
 
 
 @given(st.text() | st.dictionaries(st.sampled_from(["network", "scores"]), st.none()).map(json.dumps))

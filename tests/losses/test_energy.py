@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cosa_dist.assignment.boxes import inside_boxes
 from cosa_dist.lattice.bilateral import bilateral_filter
-from cosa_dist.losses.energy import box_mask, dense_energy_loss
+from cosa_dist.losses.energy import dense_energy_loss
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -89,7 +90,7 @@ def test_no_gradient_outside_the_box_and_some_inside():
     images, logits, label, boxes = case()
     boxes[:] = torch.tensor([4, 12, 4, 12])
     found = gradient(dense_energy_loss(images, logits, label, boxes), logits)
-    inside = box_mask(boxes, 16, 16)[:, None].expand_as(found)
+    inside = inside_boxes(boxes, (16, 16))[:, None].expand_as(found)
     assert found[~inside].abs().max() == 0
     assert (found[inside] != 0).all()
 
@@ -138,8 +139,8 @@ def test_weight_and_scale_of_the_gradient_follow_the_loss():
     torch.testing.assert_close(gradient(three, logits), 3 * gradient(one, logits))
 
 
-def test_box_mask_is_half_open():
-    mask = box_mask(torch.tensor([[1, 3, 0, 2], [0, 0, 0, 4]]), 4, 4)
+def test_the_box_is_half_open():
+    mask = inside_boxes(torch.tensor([[1, 3, 0, 2], [0, 0, 0, 4]]), (4, 4))
     expected = torch.zeros(2, 4, 4, dtype=torch.bool)
     expected[0, 1:3, 0:2] = True
     assert torch.equal(mask, expected)
