@@ -44,25 +44,37 @@ class ModelConfig(Section):
 
 
 class ThresholdConfig(Section):
-    """Confidence thresholds that turn CAMs into pseudo-labels."""
+    """Confidence thresholds that turn CAMs into pseudo-labels, fixed or learned from the activations."""
 
-    kind: Literal["fixed_pair"] = "fixed_pair"
-    """`fixed_pair`: a high and a low threshold, ignore in between (released code)"""
+    kind: Literal["fixed_pair", "fixed_single", "two_components", "three_components"] = "fixed_pair"
+    """`fixed_pair`: a high and a low threshold, ignore in between (released code); `fixed_single`: one
+    border; `two_components`: one border, searched while training (paper); `three_components`: a searched
+    pair (in the released code, off there)"""
     low: Share = 0.25
-    """main CAM: below it background"""
+    """main CAM, pairs: below it background; where a search of a pair starts"""
     high: Share = 0.7
-    """main CAM: above it foreground"""
+    """main CAM, pairs: above it foreground; where a search of a pair starts"""
     aux_low: Share = 0.25
-    """auxiliary CAM: below it background"""
+    """auxiliary CAM, pairs: below it background"""
     aux_high: Share = 0.7
-    """auxiliary CAM: above it foreground"""
+    """auxiliary CAM, pairs: above it foreground"""
+    single: Share = 0.45
+    """main CAM, one border: foreground from it on; where its search starts"""
+    aux_single: Share = 0.45
+    """auxiliary CAM, one border"""
+    variant: Literal["mixture", "split_likelihood"] = "mixture"
+    """how `two_components` searches: a Gaussian mixture, or the most likely hard split"""
+    queue: Annotated[int, Field(ge=1, le=10000)] = 100
+    """global batches whose activations a search sees"""
+    momentum: Share = 0.99
+    """share of itself that a searched threshold keeps at each step"""
 
 
 class AssignmentConfig(Section):
     """What the assignment network does: moving average, multi-scale pass, pseudo-labels."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9994
-    """share of itself that the assignment network keeps at each step"""
+    """share of itself that the assignment network keeps at each step (0: the online network itself)"""
     scales: Scales = (1.0, 0.5, 1.5)
     """scales of its pass over the weak view; each with its mirror image"""
     aux_cam_last_scale_only: bool = False
@@ -73,6 +85,12 @@ class AssignmentConfig(Section):
     """CAM pseudo-labels are decided at the crop's size divided by this"""
     threshold: ThresholdConfig = ThresholdConfig()
     """thresholds on the CAM"""
+    reliability: bool = False
+    """weigh pixels of the CAM pseudo-labels by the inverse of their perplexity (paper's RAW)"""
+    perplexity_scale: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """a of the perplexity (-log(a distance))^b, distance from the threshold in 0..1"""
+    perplexity_power: Positive = 1.0
+    """b of the perplexity"""
 
 
 class EnergyConfig(Section):
@@ -88,15 +106,30 @@ class EnergyConfig(Section):
     """factor inside the energy (the loss weight comes on top)"""
 
 
+class SeparationConfig(Section):
+    """Contrastive separation of the pixels that the auxiliary CAM is sure of."""
+
+    temperature: Positive = 0.5
+    """temperature of its softmax"""
+    max_perplexity: Positive = 1.0
+    """pixels with a higher perplexity in the auxiliary CAM stay out"""
+    space: Literal["cam", "features"] = "cam"
+    """what is compared: vectors of the main CAM, or of the main feature map"""
+    max_pixels: Annotated[int, Field(ge=2, le=8192)] = 1024
+    """most pixels of one image (memory grows with their square)"""
+
+
 class LossConfig(Section):
     """Weights of the losses and the step from which all of them count."""
 
     cam_to_seg: NonNegative = 0.1
-    """weight of the segmentation's cross-entropy with the CAM pseudo-labels (C2S)"""
+    """weight of the segmentation's cross-entropy with the CAM pseudo-labels (C2S; 0: none)"""
     seg_to_cam: NonNegative = 0.05
-    """weight of the CAM's loss against the segmentation pseudo-label (S2C)"""
+    """weight of the CAM's loss against the segmentation pseudo-label (S2C; 0: CAMs are not guided)"""
     energy: NonNegative = 0.05
-    """weight of the dense energy"""
+    """weight of the dense energy (0: none)"""
+    separation: NonNegative = 0.0
+    """weight of contrastive separation in the CAMs (paper's CSC: 0.1; 0: none)"""
     aux_share: Share = 0.5
     """share of C2S that uses the auxiliary CAM's pseudo-label"""
     warmup_steps: Annotated[int, Field(ge=0)] = 6000
@@ -105,6 +138,8 @@ class LossConfig(Section):
     """give the decoder zero instead of missing gradients meanwhile, as the released code does"""
     energy_kernel: EnergyConfig = EnergyConfig()
     """the energy's kernel"""
+    separation_contrast: SeparationConfig = SeparationConfig()
+    """what contrastive separation compares, and how sharply"""
 
 
 class OptimizerConfig(Section):

@@ -15,6 +15,7 @@ from cosa_dist.config.method import (
     AssignmentConfig,
     LossConfig,
     ModelConfig,
+    NonNegative,
     OptimizerConfig,
     Positive,
     Scales,
@@ -29,7 +30,13 @@ class DataConfig(Section):
     """Which shards are read, and how the views are cut from the images."""
 
     shards: str = "data/voc"
-    """folder of Arrow shards written by jobs/ingest.py"""
+    """folder of Arrow shards written by jobs/ingest.py, or its URL (http://, s3://, ...)"""
+    reading: Literal["mapped", "streaming"] = "mapped"
+    """`mapped`: any record at once, from local shards or the cache; `streaming`: shard after shard"""
+    cache: str = ""
+    """folder on each node for copies of remote shards (empty: none are kept)"""
+    shuffle_window: Count = 256
+    """streaming: rows that each loader process holds in memory and shuffles"""
     train_split: str = "train"
     """split to train on"""
     val_split: str = "val"
@@ -65,6 +72,25 @@ class TrainingConfig(Section):
     """newest checkpoints that are kept, beside the best"""
 
 
+class CrfConfig(Section):
+    """The dense CRF of the evaluation; defaults of the released one, for ten iterations 10/4/3/83/5/3."""
+
+    enabled: bool = False
+    """also measure `unfiltered_crf` and `true_labels_crf`"""
+    iterations: Count = 1
+    """mean-field iterations"""
+    position_sigma: Positive = 1.0
+    """standard deviation of the position kernel in pixels"""
+    position_weight: NonNegative = 1.0
+    """weight of the position kernel"""
+    bilateral_sigma_xy: Positive = 121.0
+    """standard deviation of the position-and-colour kernel in pixels"""
+    bilateral_sigma_rgb: Positive = 5.0
+    """its standard deviation in grey levels"""
+    bilateral_weight: NonNegative = 4.0
+    """its weight"""
+
+
 class EvaluationConfig(Section):
     """The evaluation on the validation split."""
 
@@ -86,6 +112,8 @@ class EvaluationConfig(Section):
     """sample pictures that are saved at the last evaluation"""
     cam_control: bool = False
     """measure the CAM with predicted labels too, its background chosen on training images"""
+    crf: CrfConfig = CrfConfig()
+    """dense CRF on the segmentation"""
 
 
 class TrackingConfig(Section):
@@ -156,6 +184,17 @@ class RunConfig(Section):
         if threshold.aux_low > threshold.aux_high:
             raise ValueError(
                 f"assignment.threshold.aux_low {threshold.aux_low} is above aux_high {threshold.aux_high}"
+            )
+        if threshold.variant != "mixture" and threshold.kind != "two_components":
+            raise ValueError(
+                f"assignment.threshold.variant {threshold.variant} needs kind two_components, "
+                f"not {threshold.kind}"
+            )
+        url = "://" in self.data.shards and not self.data.shards.startswith("file://")
+        if url and self.data.reading == "mapped" and not self.data.cache:
+            raise ValueError(
+                f"data.reading mapped cannot read {self.data.shards} where it is: set data.reading to "
+                "streaming, or data.cache to a folder for local copies"
             )
         if self.data.scale_range[0] > self.data.scale_range[1]:
             raise ValueError(f"data.scale_range {self.data.scale_range} is not (low, high)")

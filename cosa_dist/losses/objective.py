@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as functional
 from torch import Tensor
@@ -18,7 +18,9 @@ from cosa_dist.assignment.pseudo_labels import Assignment
 from cosa_dist.losses.cam_to_seg import balanced_negative_log_likelihood
 from cosa_dist.losses.classification import classification_loss
 from cosa_dist.losses.energy import dense_energy_loss
+from cosa_dist.losses.normalisers import Normalisers, countings, normalisers
 from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
+from cosa_dist.losses.separation import separation_loss
 
 if TYPE_CHECKING:
     from cosa_dist.model.network import NetworkOutput
@@ -33,6 +35,7 @@ class LossWeights:
     energy: float = 0.05
     aux_share: float = 0.5
     """Share of the auxiliary CAM's pseudo-label in the CAM-to-segmentation loss."""
+    separation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class EnergySettings:
 
 
 @dataclass(frozen=True)
+class SeparationSettings:
+    """What contrastive separation compares."""
+
+    temperature: float = 0.5
+    """Of its softmax."""
+    space: Literal["cam", "features"] = "cam"
+    """Vectors of the main CAM, or of the main feature map that it is made from."""
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """Scalar loss terms of one step; each unweighted, `total` weighted."""
 
@@ -59,6 +72,7 @@ class LossTerms:
     aux_cam_to_seg: Tensor
     seg_to_cam: Tensor
     energy: Tensor
+    separation: Tensor
     total: Tensor
 
     def as_dict(self) -> dict[str, Tensor]:
@@ -74,12 +88,13 @@ def combine(
     aux_cam_to_seg: Tensor,
     seg_to_cam: Tensor,
     energy: Tensor,
+    separation: Tensor,
     weights: LossWeights,
 ) -> LossTerms:
-    """Weigh the terms (released code).
+    """Weigh the terms (released code; the separation: paper).
 
-    `total = cls + aux_cls + w_c2s ((1 - s) c2s + s aux_c2s) + w_s2c s2c + w_energy energy`, with
-    `s` the auxiliary share. All arguments are scalars.
+    `total = cls + aux_cls + w_c2s ((1 - s) c2s + s aux_c2s) + w_s2c s2c + w_energy energy
+    + w_separation separation`, with `s` the auxiliary share. All arguments are scalars.
     """
     share = weights.aux_share
     total = (
@@ -88,6 +103,7 @@ def combine(
         + weights.cam_to_seg * ((1.0 - share) * cam_to_seg + share * aux_cam_to_seg)
         + weights.seg_to_cam * seg_to_cam
         + weights.energy * energy
+        + weights.separation * separation
     )
     return LossTerms(
         classification=classification,
@@ -96,6 +112,7 @@ def combine(
         aux_cam_to_seg=aux_cam_to_seg,
         seg_to_cam=seg_to_cam,
         energy=energy,
+        separation=separation,
         total=total,
     )
 
@@ -120,6 +137,7 @@ def classification_terms(output: NetworkOutput, labels: Tensor) -> LossTerms:
         aux_cam_to_seg=nothing,
         seg_to_cam=nothing,
         energy=nothing,
+        separation=nothing,
         total=classification + aux_classification,
     )
 
@@ -131,12 +149,12 @@ def co_training_terms(
     strong_images: Tensor,
     boxes: Tensor,
     *,
-    counts: Tensor | None = None,
-    aux_counts: Tensor | None = None,
+    divide_by: Normalisers | None = None,
     weights: LossWeights = LossWeights(),
     energy: EnergySettings = EnergySettings(),
+    separation: SeparationSettings = SeparationSettings(),
 ) -> LossTerms:
-    """Return the objective of co-training (released code; METHOD's total without separation).
+    """Return the objective of co-training (released code; METHOD's total).
 
     Args:
         output: Of the online network on the strong views.
@@ -144,31 +162,71 @@ def co_training_terms(
         assignment: The assignment network's pseudo-labels of the same crops.
         strong_images: `[B, 3, H, W]` strong views in 0..255, uint8 or float.
         boxes: `[B, 4]` valid boxes (top, bottom, left, right), half-open.
-        counts: `[2]` pixels to divide the main CAM-to-segmentation loss by, see `cam_to_seg_loss`.
-        aux_counts: Likewise for the auxiliary CAM's pseudo-label.
-        weights: Weights of the terms; a weight of 0 for the energy leaves it uncomputed.
+        divide_by: Pixels and anchors of the global batch; default: those of this assignment.
+        weights: Weights of the terms; a term with a weight of 0 is 0 and not computed.
         energy: Kernel of the dense energy.
+        separation: What contrastive separation compares.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or the separation counts and the assignment has no reliable pixels.
     """
-    label, aux_label = assignment.cam_pseudo_label, assignment.aux_cam_pseudo_label
+    given = normalisers(countings(assignment), 1) if divide_by is None else divide_by
     classification = classification_loss(output.logits, labels)
-    size = (label.shape[-2], label.shape[-1])
-    segmentation = functional.interpolate(
-        output.segmentation.float(), size=size, mode="bilinear", align_corners=False
-    )
-    log_probabilities = segmentation.log_softmax(dim=1)
-    energy_term = classification.new_zeros(())
+    cam_to_seg = aux_cam_to_seg = seg_to_cam = energy_term = separated = classification.new_zeros(())
+    segmentation = _enlarged(output.segmentation, assignment.cam_pseudo_label)
+    if weights.cam_to_seg:
+        cam_to_seg, aux_cam_to_seg = _cam_to_seg_terms(segmentation, assignment, given)
+    if weights.seg_to_cam:
+        seg_to_cam = seg_to_cam_loss(output.cam, assignment.segmentation_pseudo_label)
     if weights.energy:
-        settings = dataclasses.asdict(energy)
-        energy_term = dense_energy_loss(strong_images, segmentation, label, boxes, **settings)
+        energy_term = _energy_term(segmentation, assignment, strong_images, boxes, energy)
+    if weights.separation:
+        separated = _separation_term(output, assignment, given, separation)
     return combine(
         classification=classification,
         aux_classification=classification_loss(output.aux_logits, labels),
-        cam_to_seg=balanced_negative_log_likelihood(log_probabilities, label, counts),
-        aux_cam_to_seg=balanced_negative_log_likelihood(log_probabilities, aux_label, aux_counts),
-        seg_to_cam=seg_to_cam_loss(output.cam, assignment.segmentation_pseudo_label),
+        cam_to_seg=cam_to_seg,
+        aux_cam_to_seg=aux_cam_to_seg,
+        seg_to_cam=seg_to_cam,
         energy=energy_term,
+        separation=separated,
         weights=weights,
     )
+
+
+def _energy_term(
+    segmentation: Tensor, assignment: Assignment, images: Tensor, boxes: Tensor, settings: EnergySettings
+) -> Tensor:
+    """Dense energy of logits `[B, C + 1, H, W]`, gated by the main CAM's pseudo-label."""
+    label = assignment.cam_pseudo_label
+    return dense_energy_loss(images, segmentation, label, boxes, **dataclasses.asdict(settings))
+
+
+def _enlarged(segmentation: Tensor, label: Tensor) -> Tensor:
+    """Segmentation logits at the pseudo-label's size, float32."""
+    size = (label.shape[-2], label.shape[-1])
+    return functional.interpolate(segmentation.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def _cam_to_seg_terms(
+    segmentation: Tensor, assignment: Assignment, given: Normalisers
+) -> tuple[Tensor, Tensor]:
+    """CAM-to-segmentation with the main and the auxiliary pseudo-label, from logits `[B, C + 1, H, W]`."""
+    log_probabilities = segmentation.log_softmax(dim=1)
+    main = balanced_negative_log_likelihood(
+        log_probabilities, assignment.cam_pseudo_label, given.pixels, assignment.reliability
+    )
+    auxiliary = balanced_negative_log_likelihood(
+        log_probabilities, assignment.aux_cam_pseudo_label, given.aux_pixels, assignment.aux_reliability
+    )
+    return main, auxiliary
+
+
+def _separation_term(
+    output: NetworkOutput, assignment: Assignment, given: Normalisers, settings: SeparationSettings
+) -> Tensor:
+    """Contrastive separation of the main CAM's (or feature map's) vectors."""
+    if assignment.reliable_pixels is None:
+        raise ValueError("separation needs an assignment with reliable pixels; give AssignmentSettings one")
+    maps = output.cam if settings.space == "cam" else output.features
+    return separation_loss(maps, assignment.reliable_pixels, given.anchors, settings.temperature)

@@ -27,6 +27,8 @@ from cosa_dist.training.state import TrainState
 
 FORMAT = 1
 PREFIX = "step-"
+THRESHOLDS = "thresholds.safetensors"
+"""only there if the thresholds have a state"""
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,9 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: bool = Fal
         _save_weights(state.online, working / "online.safetensors")
         _save_weights(state.assignment, working / "assignment.safetensors")
         torch.save(state.optimizer.state_dict(), working / "optimizer.pt")
+        thresholds = state.thresholds.state_dict()
+        if thresholds:
+            save_file({k: v.cpu().contiguous() for k, v in thresholds.items()}, working / THRESHOLDS)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
             for path in sorted(working.iterdir())
@@ -141,7 +146,7 @@ def restore(state: TrainState, path: Path) -> None:
     """Put a verified checkpoint into `state` (in place).
 
     Raises:
-        CheckpointError: damaged, or made by a run with another network.
+        CheckpointError: damaged, or made by a run with another network or other thresholds.
     """
     content = read_checkpoint(path)
     device = next(state.online.parameters()).device
@@ -150,6 +155,8 @@ def restore(state: TrainState, path: Path) -> None:
         state.assignment.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
         optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         state.optimizer.load_state_dict(optimizer)
+        thresholds = load_file(path / THRESHOLDS) if THRESHOLDS in content["files"] else {}
+        state.thresholds.load_state_dict(thresholds)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} does not fit this configuration: {reason}") from None

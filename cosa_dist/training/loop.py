@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import barrier, rank, sum_over_ranks, world_size
 from cosa_dist.data.loader import Batch
 from cosa_dist.evaluation.report import EvalReport
@@ -136,12 +137,15 @@ def _log_window(state: TrainState, window: Window, batches: Sequence[Batch], aro
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics["train/images_per_second"] = images_per_second
         metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
-        threshold = state.config.assignment.threshold
-        for name in ("low", "high", "aux_low", "aux_high"):
-            metrics[f"train/threshold_{name}"] = getattr(threshold, name)
+        thresholds = threshold_values(state.thresholds.current())
+        metrics.update({f"train/{name}": value for name, value in thresholds.items()})
         around.tracker.log_metrics(metrics, state.step)
+        for notice in state.thresholds.notices():
+            log.warning("step %d: %s", state.step, notice)
         left = (settings.steps - state.step) * seconds / window.steps
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if value)
+        if state.thresholds.learns:
+            parts += "  " + " ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
         log.info(
             "step %d/%d  %s  %.1f images/s  %d s left",
             state.step,

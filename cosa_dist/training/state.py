@@ -6,21 +6,24 @@ and rank; so the state holds no generator: the step number determines them all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from cosa_dist.assignment.threshold import ThresholdSource
+from cosa_dist.assignment.threshold_search import threshold_source
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.assignment_network import copy_network
+from cosa_dist.model.backbone import check_input_size
 from cosa_dist.model.network import CosaNetwork, build_network
 from cosa_dist.training.optimizer import build_optimizer
 
 
 @dataclass
 class TrainState:
-    """Both networks, the optimiser, and how far the run has come."""
+    """Both networks, the optimiser, the thresholds, and how far the run has come."""
 
     config: RunConfig
     online: CosaNetwork
@@ -33,6 +36,13 @@ class TrainState:
     """highest unfiltered mIoU (%) of either network so far"""
     seconds: float = 0.0
     """training time so far, over all resumes"""
+    thresholds: ThresholdSource = field(init=False)
+    """confidence thresholds of both CAMs, on the networks' device"""
+
+    def __post_init__(self) -> None:
+        """Start the thresholds as the configuration says."""
+        device = next(self.online.parameters()).device
+        self.thresholds = threshold_source(self.config.assignment.threshold, device)
 
     def position(self) -> dict[str, Any]:
         """The plain numbers of the state, for the checkpoint's JSON part."""
@@ -48,13 +58,25 @@ def build_state(config: RunConfig, classes: int, device: torch.device) -> TrainS
     """Create the fresh state of a run on `device`; equal on every rank.
 
     Raises:
-        ValueError: a backbone or weights that do not fit.
+        ValueError: a backbone, weights or input sizes that do not fit.
         FileNotFoundError: a weight file that is not there.
     """
     online = build_network(config.model, classes, config.seed).to(device)
+    check_sizes(config, online)
     return TrainState(
         config=config,
         online=online,
         assignment=copy_network(online),
         optimizer=build_optimizer(online, config.optimizer),
     )
+
+
+def check_sizes(config: RunConfig, online: CosaNetwork) -> None:
+    """Refuse a crop or an evaluation size that the backbone cannot see at all scales.
+
+    Raises:
+        ValueError: naming the option and the nearest sizes that fit.
+    """
+    crop, size = config.data.crop_size, config.evaluation.size
+    check_input_size(online.backbone, "data.crop_size", crop, config.assignment.scales, training=True)
+    check_input_size(online.backbone, "evaluation.size", size, config.evaluation.scales, training=False)

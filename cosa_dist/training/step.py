@@ -4,7 +4,8 @@ Read aloud: take this rank's micro-batches; the assignment network looks at the 
 segmentations become an Assignment, unless the loss warm-up still runs; the online network looks at the
 strong views; LossTerms; backward, step; the assignment network moves towards the online one. Pixels are
 counted over all ranks and micro-batches first, so the loss of a global batch does not depend on how it is
-cut up.
+cut up. Searched thresholds learn from all of the global batch and are used from the next step on, so that no
+micro-batch has to be kept until the last one is seen.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cosa_dist.assignment.inference import multi_scale
-from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
-from cosa_dist.assignment.threshold import ThresholdPair
+from cosa_dist.assignment.pseudo_labels import Assignment, AssignmentSettings, make_assignment
+from cosa_dist.assignment.reliability import PerplexitySettings
+from cosa_dist.assignment.reliable_pixels import SelectionSettings
+from cosa_dist.assignment.threshold import ThresholdSource
 from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.loader import Batch
 from cosa_dist.data.views import normalise
-from cosa_dist.losses.cam_to_seg import count_pixels
+from cosa_dist.losses.normalisers import Normalisers, countings, normalisers
 from cosa_dist.losses.objective import (
     EnergySettings,
     LossTerms,
     LossWeights,
+    SeparationSettings,
     classification_terms,
     co_training_terms,
 )
@@ -42,13 +46,29 @@ from cosa_dist.training.optimizer import (
 from cosa_dist.training.state import TrainState
 
 
-def assign(network: nn.Module, batch: Batch, config: RunConfig, accelerator: Accelerator) -> Assignment:
+def assignment_settings(state: TrainState) -> AssignmentSettings:
+    """Which pseudo-labels and further parts the configuration asks for."""
+    settings, losses = state.config.assignment, state.config.losses
+    contrast = losses.separation_contrast
+    return AssignmentSettings(
+        temperature=settings.temperature,
+        downscale=settings.downscale,
+        weigh=settings.reliability,
+        perplexity=PerplexitySettings(settings.perplexity_scale, settings.perplexity_power),
+        selection=SelectionSettings(contrast.max_perplexity, contrast.max_pixels)
+        if losses.separation
+        else None,
+        count_activations=state.thresholds.learns,
+    )
+
+
+def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignment:
     """Let the assignment network label the weak views of a micro-batch.
 
     Returns:
         Pseudo-labels at the crop's size and at the CAM's grid, without gradients.
     """
-    settings, threshold = config.assignment, config.assignment.threshold
+    network, settings = state.assignment, state.config.assignment
     with torch.inference_mode(), accelerator.autocast():
         seen = multi_scale(
             network,
@@ -57,46 +77,41 @@ def assign(network: nn.Module, batch: Batch, config: RunConfig, accelerator: Acc
             aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
             labels=batch.labels,
         )
-    stride = cast(int, cast(CosaNetwork, network).backbone.stride)
+    stride = cast(CosaNetwork, network).backbone.stride
     height, width = batch.weak.shape[-2:]
     return make_assignment(
         seen,
         batch.labels,
         batch.boxes,
-        main=ThresholdPair(threshold.low, threshold.high),
-        aux=ThresholdPair(threshold.aux_low, threshold.aux_high),
+        state.thresholds.current(),
         cam_size=(height // stride, width // stride),
-        temperature=settings.temperature,
-        downscale=settings.downscale,
+        settings=assignment_settings(state),
     )
 
 
-def pixel_normalisers(assignments: Sequence[Assignment]) -> tuple[Tensor, Tensor]:
-    """Background and foreground pixels [2] of both CAM pseudo-labels, per part of the global batch.
+def global_normalisers(assignments: Sequence[Assignment]) -> Normalisers:
+    """Pixels and anchors to divide this rank's losses by, from all micro-batches of all ranks (ours)."""
+    here = torch.stack([countings(assignment) for assignment in assignments]).sum(0)
+    return normalisers(sum_over_ranks(here), len(assignments) * world_size())
 
-    Sums over micro-batches and ranks divided by the number of parts: the mean of the parts' losses then
-    equals the loss of the whole global batch (ours).
-    """
-    counts = torch.stack(
-        [
-            torch.stack([count_pixels(a.cam_pseudo_label), count_pixels(a.aux_cam_pseudo_label)])
-            for a in assignments
-        ]
-    ).sum(0)
-    main, auxiliary = sum_over_ranks(counts) / (len(assignments) * world_size())
-    return main, auxiliary
+
+def learn_thresholds(source: ThresholdSource, assignments: Sequence[Assignment]) -> None:
+    """Show the threshold search the global batch's activations, the same on every rank."""
+    here = [a.histograms for a in assignments if a.histograms is not None]
+    if source.learns and here:
+        source.update(sum_over_ranks(torch.stack(here).sum(0)))
 
 
 def _terms(
     network: nn.Module,
     batch: Batch,
     assignment: Assignment | None,
-    counts: tuple[Tensor, Tensor] | None,
+    divide_by: Normalisers | None,
     config: RunConfig,
 ) -> LossTerms:
     """Loss terms of the online network on the strong views of one micro-batch."""
     output = network(normalise(batch.strong), segment=assignment is not None)
-    if assignment is None or counts is None:
+    if assignment is None:
         return classification_terms(output, batch.labels)
     losses = config.losses
     return co_training_terms(
@@ -105,10 +120,14 @@ def _terms(
         assignment,
         batch.strong,
         batch.boxes,
-        counts=counts[0],
-        aux_counts=counts[1],
-        weights=LossWeights(losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share),
+        divide_by=divide_by,
+        weights=LossWeights(
+            losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share, losses.separation
+        ),
         energy=EnergySettings(**losses.energy_kernel.model_dump()),
+        separation=SeparationSettings(
+            losses.separation_contrast.temperature, losses.separation_contrast.space
+        ),
     )
 
 
@@ -140,15 +159,18 @@ def training_step(
         learning_rate_factor(state.step, config.training.steps, config.optimizer),
     )
     wanted = state.co_training or force_assignment
-    assignments = [assign(state.assignment, batch, config, accelerator) for batch in batches if wanted]
-    counts = pixel_normalisers(assignments) if state.co_training else None
+    assignments = [assign(state, batch, accelerator) for batch in batches if wanted]
+    divide_by = global_normalisers(assignments) if state.co_training else None
+    learn_thresholds(state.thresholds, assignments)
 
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(network):
-            terms = _terms(network, batch, assignments[index] if state.co_training else None, counts, config)
+            terms = _terms(
+                network, batch, assignments[index] if state.co_training else None, divide_by, config
+            )
             accelerator.backward(terms.total / len(batches))
         for name, value in terms.as_dict().items():
             sums[name] = sums.get(name, 0) + value / len(batches)

@@ -6,15 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cosa_dist.assignment.activation import filter_by_labels, filter_logits_by_labels
-from cosa_dist.assignment.inference import MultiScaleOutput
-from cosa_dist.assignment.pseudo_labels import (
-    cam_pseudo_label,
-    inside_boxes,
-    make_assignment,
-    segmentation_pseudo_label,
+from cosa_dist.assignment.activation import (
+    filter_by_labels,
+    filter_logits_by_labels,
+    maximum_activation,
+    present_classes,
 )
-from cosa_dist.assignment.threshold import ThresholdPair
+from cosa_dist.assignment.activation_histogram import BINS
+from cosa_dist.assignment.boxes import inside_boxes
+from cosa_dist.assignment.cam_label import cam_pseudo_label, label_by_threshold
+from cosa_dist.assignment.inference import MultiScaleOutput
+from cosa_dist.assignment.pseudo_labels import AssignmentSettings, make_assignment
+from cosa_dist.assignment.reliability import reliability
+from cosa_dist.assignment.reliable_pixels import SelectionSettings
+from cosa_dist.assignment.segmentation_label import segmentation_pseudo_label
+from cosa_dist.assignment.strongest_class import strongest_class
+from cosa_dist.assignment.threshold import SingleThreshold, ThresholdPair, Thresholds
 
 
 def tensors(archive):
@@ -138,9 +145,8 @@ def example_output(size=(32, 32)):
 def test_assignment_uses_each_cam_with_its_own_thresholds():
     output, labels = example_output(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     boxes = torch.tensor([[0, 32, 0, 32], [4, 20, 0, 32]])
-    assignment = make_assignment(
-        output, labels, boxes, ThresholdPair(0.2, 0.7), ThresholdPair(0.4, 0.5), (4, 4)
-    )
+    thresholds = Thresholds(ThresholdPair(0.2, 0.7), ThresholdPair(0.4, 0.5))
+    assignment = make_assignment(output, labels, boxes, thresholds, (4, 4))
     main = cam_pseudo_label(output.cam, labels, boxes, 0.2, 0.7)
     aux = cam_pseudo_label(output.aux_cam, labels, boxes, 0.4, 0.5)
     assert torch.equal(assignment.cam_pseudo_label, main)
@@ -154,11 +160,57 @@ def test_an_assignment_made_in_inference_mode_can_be_a_target():
     with torch.inference_mode():
         output = example_output()
         boxes = torch.tensor([[0, 32, 0, 32]] * 2)
-        assignment = make_assignment(output, torch.ones(2, 3), boxes, pair, pair, (4, 4))
+        assignment = make_assignment(output, torch.ones(2, 3), boxes, Thresholds(pair, pair), (4, 4))
     cam = torch.zeros(2, 3, 4, 4, requires_grad=True)
     (cam * assignment.segmentation_pseudo_label).sum().backward()
     assert torch.equal(cam.grad, assignment.segmentation_pseudo_label)
     assert not assignment.cam_pseudo_label.is_inference()
+
+
+def test_a_single_threshold_by_hand():
+    cam = torch.tensor([[0.9, 0.5, 0.49], [0.1, 0.6, 0.9]])[None, None].repeat(1, 3, 1, 1)
+    cam[:, 0] = 1.0  # absent: must not compete
+    cam[0, 2, 1, 1] = 0.7
+    labels, box = torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[0, 2, 0, 2]])
+    strongest = strongest_class(cam, present_classes(labels))
+    label = label_by_threshold(strongest, inside_boxes(box, (2, 3)), SingleThreshold(0.5))
+    assert label.tolist() == [[[2, 2, 255], [0, 3, 255]]]
+
+
+@pytest.mark.parametrize("border", [0.0, 0.5])
+def test_a_single_threshold_calls_an_image_without_labels_background(border):
+    strongest = strongest_class(torch.rand(1, 3, 4, 4), present_classes(torch.zeros(1, 3)))
+    assert not strongest.value.any()
+    label = label_by_threshold(strongest, torch.ones(1, 4, 4).bool(), SingleThreshold(border))
+    assert not label.any()
+
+
+def test_further_parts_are_made_only_if_wanted():
+    output, labels = example_output(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    boxes = torch.tensor([[0, 32, 0, 32], [4, 20, 0, 32]])
+    single = Thresholds(SingleThreshold(0.5), SingleThreshold(torch.tensor(0.4)))
+    plain = make_assignment(output, labels, boxes, single, (4, 4))
+    assert [plain.reliability, plain.aux_reliability, plain.reliable_pixels, plain.histograms] == [None] * 4
+    settings = AssignmentSettings(weigh=True, selection=SelectionSettings(), count_activations=True)
+    whole = make_assignment(output, labels, boxes, single, (4, 4), settings)
+    assert torch.equal(whole.cam_pseudo_label, plain.cam_pseudo_label)
+    assert torch.equal(whole.reliability > 0, whole.cam_pseudo_label != 255)
+    assert torch.equal(whole.aux_reliability > 0, whole.aux_cam_pseudo_label != 255)
+    value = maximum_activation(output.aux_cam, labels)
+    expected = reliability(value, whole.aux_cam_pseudo_label, SingleThreshold(0.4))
+    torch.testing.assert_close(whole.aux_reliability, expected)
+    assert whole.histograms.shape == (2, BINS)
+    assert whole.reliable_pixels.label.shape == (2, 16)
+
+
+def test_a_pair_keeps_its_label_when_weights_are_wanted():
+    output, labels = example_output(), torch.ones(2, 3)
+    boxes = torch.tensor([[0, 32, 0, 32]] * 2)
+    pair = Thresholds(ThresholdPair(0.5, 0.7), ThresholdPair(0.5, 0.6))
+    plain = make_assignment(output, labels, boxes, pair, (4, 4))
+    weighed = make_assignment(output, labels, boxes, pair, (4, 4), AssignmentSettings(weigh=True))
+    assert torch.equal(weighed.cam_pseudo_label, plain.cam_pseudo_label)
+    assert torch.equal(weighed.reliability > 0, plain.cam_pseudo_label != 255)
 
 
 def test_bad_input_is_named():

@@ -49,6 +49,9 @@ def test_precedence_is_defaults_recipe_file_command_line(tmp_path):
         (["--losses.warmup_steps", "600"], ["leaves no co-training step"]),
         (["--optimizer.warmup_steps", "601"], ["longer than the run"]),
         (["--assignment.threshold.low", "0.9"], ["low 0.9 is above high 0.7"]),
+        (["--assignment.threshold.variant", "split_likelihood"], ["needs kind two_components"]),
+        (["--assignment.threshold.kind", "one_component"], ["assignment.threshold.kind", "'two_components'"]),
+        (["--assignment.perplexity_scale", "1"], ["perplexity_scale = 1", "less than 1"]),
         (["--data.scale_range", "[2, 1]"], ["not (low, high)"]),
         (["--data.scale_range", "[2"], ["is not a YAML value"]),
     ],
@@ -82,6 +85,17 @@ def test_an_unknown_recipe_lists_the_known_ones():
 
 def test_a_control_run_may_warm_up_to_its_end():
     assert load_config("voc_mini", None, ["--kind", "control", "--losses.warmup_steps", "600"])
+
+
+def test_the_papers_parts_are_on_in_its_recipes_alone():
+    for name in recipe_names():
+        config = load_config(name)
+        parts = (
+            config.assignment.threshold.kind == "two_components",
+            config.assignment.reliability,
+            config.losses.separation > 0,
+        )
+        assert parts == (name.endswith("_paper"),) * 3, name
 
 
 def test_every_option_has_a_meaning_and_flattening_names_them_all():

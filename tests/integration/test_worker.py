@@ -99,12 +99,76 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_samples(shards, t
         run_worker(task_of(config, folder, 4))
 
 
+# A crop of 64 pixels gives the threshold search 16 activations of each image.
+WHOLE_METHOD = {
+    "data": {"crop_size": 64},
+    "assignment": {
+        "momentum": 0.9,
+        "reliability": True,
+        "threshold": {"kind": "two_components", "queue": 4, "momentum": 0.5},
+    },
+    "losses": {"warmup_steps": 0, "separation": 0.1, "separation_contrast": {"max_perplexity": 2.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def straight_whole(shards, tmp_path_factory):
+    """An uninterrupted run with threshold search, reliability weights and separation."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run_worker(task_of(small_config(shards, folder.parent, "whole", **WHOLE_METHOD), folder, 4))
+    return folder
+
+
+def test_the_papers_parts_are_at_work(straight, straight_whole):
+    assert all(value > 0 for value in curve(straight_whole, "train/separation"))
+    assert set(curve(straight[0], "train/separation")) == {0.0}
+    for name in ("threshold", "aux_threshold"):
+        values = curve(straight_whole, f"train/{name}")
+        assert len(set(values)) > 3, name
+        assert all(0.05 < value < 1 for value in values), name
+
+
+def test_a_run_with_searched_thresholds_resumes_bit_for_bit(shards, straight_whole, tmp_path):
+    resumed = tmp_path / "resumed"
+    source = straight_whole / "checkpoints" / "step-00000005"
+    shutil.copytree(source, resumed / "checkpoints" / source.name)
+    run_worker(task_of(small_config(shards, tmp_path, "resumed", **WHOLE_METHOD), resumed, 4))
+    for name in ("total", "separation", "threshold", "aux_threshold"):
+        assert curve(resumed, f"train/{name}") == curve(straight_whole, f"train/{name}")[5:], name
+    expected = weights(straight_whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_accumulation_does_not_change_the_losses_of_the_whole_method(shards, straight_whole, tmp_path):
+    cut = tmp_path / "cut"
+    config = small_config(shards, tmp_path, "cut", training={"micro_batch_size": 1}, **WHOLE_METHOD)
+    run_worker(task_of(config, cut, 1))
+    for name in (*LOSSES, "separation", "threshold", "aux_threshold"):
+        torch.testing.assert_close(
+            torch.tensor(curve(cut, f"train/{name}")),
+            torch.tensor(curve(straight_whole, f"train/{name}")),
+            rtol=5e-3,
+            atol=5e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
 @pytest.fixture
 def fresh_accelerate():
     """Accelerate keeps its precision for the whole process; a test of another one starts anew."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_whole_method_trains_in_bf16(shards, straight_whole, tmp_path, fresh_accelerate):
+    folder = tmp_path / "bf16"
+    training = {"precision": "bf16", "steps": 3}
+    run_worker(task_of(small_config(shards, tmp_path, "bf16", training=training, **WHOLE_METHOD), folder, 4))
+    found = torch.tensor(curve(folder, "train/total"))
+    expected = torch.tensor(curve(straight_whole, "train/total")[:3])
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
 
 
 def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path, fresh_accelerate):

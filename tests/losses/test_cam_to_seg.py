@@ -7,11 +7,15 @@ import math
 import pytest
 import torch
 
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+from cosa_dist.losses.cam_to_seg import (
+    balanced_negative_log_likelihood,
+    cam_to_seg_loss,
+    count_pixels,
+)
 
 
-def loop_loss(logits, label):
-    """Pixel by pixel in float64."""
+def loop_loss(logits, label, weights=None):
+    """Pixel by pixel in float64; weights are brought to mean 1 on either side first."""
     background, foreground = [], []
     for image in range(label.shape[0]):
         for row in range(label.shape[1]):
@@ -20,8 +24,13 @@ def loop_loss(logits, label):
                 scores = logits[image, :, row, column].double()
                 if target != 255:
                     loss = scores.exp().sum().log() - scores[target]
-                    (background if target == 0 else foreground).append(float(loss))
-    return sum(0.5 * sum(part) / (len(part) + 1e-6) for part in (background, foreground))
+                    weight = 1.0 if weights is None else float(weights[image, row, column])
+                    (background if target == 0 else foreground).append((float(loss), weight))
+    total = 0.0
+    for part in (background, foreground):
+        mean = sum(weight for _, weight in part) / len(part)
+        total += 0.5 * sum(loss * weight / mean for loss, weight in part) / (len(part) + 1e-6)
+    return total
 
 
 def example(images=3, seed=0):
@@ -82,18 +91,53 @@ def test_gradient_against_finite_differences():
         assert gradient[position].item() == pytest.approx(change / 2e-2, abs=1e-5)
 
 
+def example_weights(label):
+    weights = 0.1 + 9 * torch.rand(label.shape, generator=torch.Generator().manual_seed(5))
+    return weights.masked_fill(label == 255, 0.0)
+
+
+def test_weights_equal_the_loop_and_matter():
+    logits, label = example()
+    weights = example_weights(label)
+    found = cam_to_seg_loss(logits, label, reliability=weights).item()
+    assert found == pytest.approx(loop_loss(logits, label, weights), rel=1e-5)
+    assert abs(found - cam_to_seg_loss(logits, label).item()) > 1e-3
+    equal = torch.full_like(weights, 3.0).masked_fill(label == 255, 0.0)
+    assert cam_to_seg_loss(logits, label, reliability=equal).item() == pytest.approx(
+        cam_to_seg_loss(logits, label).item(), rel=1e-5
+    )
+
+
+def test_weights_are_summed_by_hand():
+    label = torch.tensor([[[0, 0, 255], [1, 2, 0]]])
+    weights = torch.tensor([[[0.5, 1.0, 0.0], [2.0, 4.0, 0.25]]])
+    assert count_pixels(label, weights).tolist() == [1.75, 6.0]
+
+
+def test_weighted_gradient_in_float64():
+    logits, label = example(images=1)
+    logits = logits[:, :, :3, :3].double().requires_grad_()
+    label = label[:, :3, :3]
+    weights = example_weights(label).double()
+    assert torch.autograd.gradcheck(
+        lambda x: balanced_negative_log_likelihood(x.log_softmax(1), label, None, weights), logits
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("cut", [[1, 1, 1, 1], [2, 2]])
-def test_the_mean_over_parts_is_the_loss_of_the_whole(cut):
+def test_the_mean_over_parts_is_the_loss_of_the_whole(cut, weighted):
     logits, label = example(images=4)
     label[0] = 255
     label[1][label[1] != 255] = 0
-    counts = count_pixels(label) / len(cut)
+    weights = example_weights(label) if weighted else (label != 255).float()
+    counts = count_pixels(label, weights) / len(cut)
     whole_logits = logits.clone().requires_grad_()
-    whole = cam_to_seg_loss(whole_logits, label)
+    whole = cam_to_seg_loss(whole_logits, label, reliability=weights)
     whole.backward()
     part_logits = logits.clone().requires_grad_()
-    pairs = zip(part_logits.split(cut), label.split(cut), strict=True)
-    parts = torch.stack([cam_to_seg_loss(x, y, counts) for x, y in pairs])
+    pairs = zip(part_logits.split(cut), label.split(cut), weights.split(cut), strict=True)
+    parts = torch.stack([cam_to_seg_loss(x, y, counts, w) for x, y, w in pairs])
     parts.mean().backward()
     torch.testing.assert_close(parts.mean(), whole)
     torch.testing.assert_close(part_logits.grad, whole_logits.grad)

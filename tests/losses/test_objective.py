@@ -2,72 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from cosa_dist.assignment.inference import MultiScaleOutput
-from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
-from cosa_dist.assignment.threshold import ThresholdPair
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+from cosa_dist.assignment.pseudo_labels import Assignment, AssignmentSettings, make_assignment
+from cosa_dist.assignment.reliable_pixels import ReliablePixels, SelectionSettings
+from cosa_dist.assignment.threshold import ThresholdPair, Thresholds
+from cosa_dist.losses.cam_to_seg import cam_to_seg_loss
 from cosa_dist.losses.classification import classification_loss
 from cosa_dist.losses.energy import dense_energy_loss
+from cosa_dist.losses.normalisers import countings, normalisers
 from cosa_dist.losses.objective import (
     EnergySettings,
     LossTerms,
     LossWeights,
+    SeparationSettings,
     classification_terms,
     co_training_terms,
     combine,
 )
 from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
+from cosa_dist.losses.separation import separation_loss
 from cosa_dist.model.network import NetworkOutput
-
-SIZE, GRID, CLASSES = 32, 4, 3
-
-
-def example_output(images, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator).requires_grad_()
-
-    return NetworkOutput(
-        logits=draw(images, CLASSES),
-        aux_logits=draw(images, CLASSES),
-        cam=draw(images, CLASSES, GRID, GRID),
-        aux_cam=draw(images, CLASSES, GRID, GRID),
-        segmentation=draw(images, CLASSES + 1, GRID, GRID),
-        features=draw(images, 8, GRID, GRID),
-    )
-
-
-def example_assignment(images, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    names = torch.tensor([0, 0, 1, 2, 3, 255])
-
-    def label():
-        return names[torch.randint(0, 6, (images, SIZE, SIZE), generator=generator)]
-
-    target = torch.rand(images, CLASSES, GRID, GRID, generator=generator)
-    return Assignment(label(), label(), target)
-
-
-def example_inputs(images, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    strong = torch.rand(images, 3, SIZE, SIZE, generator=generator) * 255
-    labels = (torch.rand(images, CLASSES, generator=generator) < 0.5).float()
-    boxes = torch.tensor([[0, SIZE, 3, SIZE]] * images)
-    return labels, strong, boxes
+from tests.losses.objective_example import (
+    CLASSES,
+    GRID,
+    SIZE,
+    example_assignment,
+    example_inputs,
+    example_output,
+)
 
 
 def part_of(named_tuple_or_assignment, part):
     if isinstance(named_tuple_or_assignment, Assignment):
         a = named_tuple_or_assignment
+        pixels = a.reliable_pixels
         return Assignment(
             a.cam_pseudo_label[part],
             a.aux_cam_pseudo_label[part],
             a.segmentation_pseudo_label[part],
+            None if a.reliability is None else a.reliability[part],
+            None if a.aux_reliability is None else a.aux_reliability[part],
+            None if pixels is None else ReliablePixels(pixels.position[part], pixels.label[part]),
         )
     return NetworkOutput(*(value[part] for value in named_tuple_or_assignment))
 
@@ -78,13 +59,13 @@ def scalars(*values):
 
 def test_weights_by_hand():
     names = ("classification", "aux_classification", "cam_to_seg", "aux_cam_to_seg")
-    values = scalars(1.0, 2.0, 30.0, 50.0, 70.0, -11.0)
-    given = dict(zip((*names, "seg_to_cam", "energy"), values, strict=True))
+    values = scalars(1.0, 2.0, 30.0, 50.0, 70.0, -11.0, 13.0)
+    given = dict(zip((*names, "seg_to_cam", "energy", "separation"), values, strict=True))
     terms = combine(**given, weights=LossWeights())
     expected = 1 + 2 + 0.1 * (0.5 * 30 + 0.5 * 50) + 0.05 * 70 + 0.05 * -11
     assert terms.total.item() == pytest.approx(expected)
-    weights = LossWeights(cam_to_seg=1.0, seg_to_cam=2.0, energy=3.0, aux_share=0.25)
-    expected = 3 + (0.75 * 30 + 0.25 * 50) + 2 * 70 + 3 * -11
+    weights = LossWeights(cam_to_seg=1.0, seg_to_cam=2.0, energy=3.0, aux_share=0.25, separation=4.0)
+    expected = 3 + (0.75 * 30 + 0.25 * 50) + 2 * 70 + 3 * -11 + 4 * 13
     assert combine(**given, weights=weights).total.item() == pytest.approx(expected)
 
 
@@ -96,7 +77,8 @@ def test_classification_terms_differentiate_nothing_else():
     expected = classification_loss(output.logits, labels)
     expected = expected + classification_loss(output.aux_logits, labels)
     torch.testing.assert_close(terms.total, expected)
-    assert [terms.cam_to_seg, terms.aux_cam_to_seg, terms.seg_to_cam, terms.energy] == [0] * 4
+    gated = (terms.cam_to_seg, terms.aux_cam_to_seg, terms.seg_to_cam, terms.energy, terms.separation)
+    assert gated == (0,) * 5
     assert output.logits.grad.any()
     assert output.aux_logits.grad.any()
     assert output.segmentation.grad is None
@@ -129,7 +111,59 @@ def test_co_training_terms_are_the_single_losses():
     for name, value in expected.items():
         assert value != 0
         torch.testing.assert_close(getattr(terms, name), value)
-    torch.testing.assert_close(terms.total, combine(**expected, weights=LossWeights()).total)
+    assert terms.separation == 0
+    total = combine(**expected, separation=torch.zeros(()), weights=LossWeights()).total
+    torch.testing.assert_close(terms.total, total)
+
+
+@pytest.mark.parametrize("space", ["cam", "features"])
+def test_weights_and_separation_join_the_objective(space):
+    output, assignment = example_output(2), example_assignment(2, whole=True)
+    labels, strong, boxes = example_inputs(2)
+    terms = co_training_terms(
+        output,
+        labels,
+        assignment,
+        strong,
+        boxes,
+        weights=LossWeights(separation=0.1),
+        separation=SeparationSettings(temperature=0.2, space=space),
+    )
+    large = F.interpolate(output.segmentation, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    weighted = cam_to_seg_loss(large, assignment.aux_cam_pseudo_label, None, assignment.aux_reliability)
+    torch.testing.assert_close(terms.aux_cam_to_seg, weighted)
+    maps = output.cam if space == "cam" else output.features
+    expected = separation_loss(maps, assignment.reliable_pixels, temperature=0.2)
+    torch.testing.assert_close(terms.separation, expected)
+    (gradient,) = torch.autograd.grad(terms.separation, maps)
+    assert gradient.any()
+
+
+def test_separation_without_its_pixels_is_an_error():
+    output, assignment = example_output(1), example_assignment(1)
+    with pytest.raises(ValueError, match="reliable pixels"):
+        co_training_terms(
+            output,
+            *example_inputs(1)[:1],
+            assignment,
+            *example_inputs(1)[1:],
+            weights=LossWeights(separation=1),
+        )
+
+
+@pytest.mark.parametrize("name", ["cam_to_seg", "seg_to_cam", "energy", "separation"])
+def test_each_part_can_be_switched_off_alone(name):
+    output, assignment = example_output(1), example_assignment(1, whole=True)
+    labels, strong, boxes = example_inputs(1)
+    every = LossWeights(separation=0.1)
+    terms = co_training_terms(output, labels, assignment, strong, boxes, weights=every).as_dict()
+    fewer = dataclasses.replace(every, **{name: 0.0})
+    without = co_training_terms(output, labels, assignment, strong, boxes, weights=fewer).as_dict()
+    for other, value in terms.items():
+        if other.endswith(name):
+            assert (value != 0, without[other]) == (True, 0)
+        elif other != "total":
+            torch.testing.assert_close(without[other], value)
 
 
 def test_each_loss_reaches_its_part_of_the_network():
@@ -151,14 +185,20 @@ def test_an_energy_without_weight_is_not_computed():
         co_training_terms(output, labels, assignment, strong[:, :, :1], boxes)
 
 
-def test_the_mean_over_parts_is_the_objective_of_the_whole():
-    output, assignment = example_output(4), example_assignment(4)
+@pytest.mark.parametrize("whole_method", [False, True])
+def test_the_mean_over_parts_is_the_objective_of_the_whole(whole_method):
+    output, assignment = example_output(4), example_assignment(4, whole=whole_method)
     labels, strong, boxes = example_inputs(4)
     assignment.cam_pseudo_label[0] = 255
-    whole = co_training_terms(output, labels, assignment, strong, boxes)
-    (whole_gradient,) = torch.autograd.grad(whole.total, output.segmentation)
-    counts = count_pixels(assignment.cam_pseudo_label) / 2
-    aux_counts = count_pixels(assignment.aux_cam_pseudo_label) / 2
+    if whole_method:
+        assignment.reliability[0] = 0.0
+        assignment.reliable_pixels.label[0] = 255
+    weights = LossWeights(separation=0.1 if whole_method else 0.0)
+    whole = co_training_terms(output, labels, assignment, strong, boxes, weights=weights)
+    read = (output.segmentation, output.cam)
+    whole_gradients = torch.autograd.grad(whole.total, read, retain_graph=True)
+    slices = (slice(0, 2), slice(2, 4))
+    total = torch.stack([countings(part_of(assignment, part)) for part in slices]).sum(0)
     parts = [
         co_training_terms(
             part_of(output, part),
@@ -166,21 +206,22 @@ def test_the_mean_over_parts_is_the_objective_of_the_whole():
             part_of(assignment, part),
             strong[part],
             boxes[part],
-            counts=counts,
-            aux_counts=aux_counts,
+            divide_by=normalisers(total, 2),
+            weights=weights,
         )
-        for part in (slice(0, 2), slice(2, 4))
+        for part in slices
     ]
     for name, value in whole.as_dict().items():
         mean = (parts[0].as_dict()[name] + parts[1].as_dict()[name]) / 2
         torch.testing.assert_close(mean, value, msg=lambda text, name=name: f"{name}: {text}")
-    total = (parts[0].total + parts[1].total) / 2
-    (gradient,) = torch.autograd.grad(total, output.segmentation)
-    torch.testing.assert_close(gradient, whole_gradient)
+    gradients = torch.autograd.grad((parts[0].total + parts[1].total) / 2, read)
+    for gradient, expected in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("whole_method", [False, True])
 @pytest.mark.parametrize("case", ["without labels", "empty box", "everything ignored"])
-def test_awkward_crops_give_finite_losses_and_gradients(case):
+def test_awkward_crops_give_finite_losses_and_gradients(case, whole_method):
     labels, strong, boxes = example_inputs(1)
     low, high = (0.0, 1.0) if case == "everything ignored" else (0.25, 0.7)
     labels[:] = 0.0 if case == "without labels" else 1.0
@@ -194,11 +235,15 @@ def test_awkward_crops_give_finite_losses_and_gradients(case):
         aux_logits=torch.zeros(1, CLASSES),
     )
     pair = ThresholdPair(low, high)
-    assignment = make_assignment(seen, labels, boxes, pair, pair, (GRID, GRID))
+    settings = AssignmentSettings()
+    if whole_method:
+        settings = AssignmentSettings(weigh=True, selection=SelectionSettings(), count_activations=True)
+    assignment = make_assignment(seen, labels, boxes, Thresholds(pair, pair), (GRID, GRID), settings)
     expected_labels = {"without labels": {0, 255}}.get(case, {255})
     assert set(assignment.cam_pseudo_label.unique().tolist()) == expected_labels
     output = example_output(1)
-    terms = co_training_terms(output, labels, assignment, strong, boxes)
+    weights = LossWeights(separation=0.1 if whole_method else 0.0)
+    terms = co_training_terms(output, labels, assignment, strong, boxes, weights=weights)
     terms.total.backward()
     assert all(value.isfinite() for value in terms.as_dict().values())
     for name in ("logits", "aux_logits", "cam", "segmentation"):
@@ -206,21 +251,22 @@ def test_awkward_crops_give_finite_losses_and_gradients(case):
 
 
 def test_as_dict_is_detached_and_complete():
-    values = [value.requires_grad_() for value in scalars(*map(float, range(7)))]
+    values = [value.requires_grad_() for value in scalars(*map(float, range(8)))]
     logged = LossTerms(*values).as_dict()
     assert list(logged) == list(LossTerms.__dataclass_fields__)
-    assert [float(value) for value in logged.values()] == list(map(float, range(7)))
+    assert [float(value) for value in logged.values()] == list(map(float, range(8)))
     assert not any(value.requires_grad for value in logged.values())
 
 
 def test_reduced_precision_ends_at_the_networks_output():
-    output, assignment = example_output(1), example_assignment(1)
+    output, assignment = example_output(1), example_assignment(1, whole=True)
+    every = LossWeights(separation=0.1)
     labels, strong, boxes = example_inputs(1)
     reduced = NetworkOutput(*(value.detach().bfloat16() for value in output))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = co_training_terms(reduced, labels, assignment, strong, boxes)
+        terms = co_training_terms(reduced, labels, assignment, strong, boxes, weights=every)
     assert {value.dtype for value in terms.as_dict().values()} == {torch.float32}
     same = NetworkOutput(*(value.float() for value in reduced))
     torch.testing.assert_close(
-        terms.as_dict(), co_training_terms(same, labels, assignment, strong, boxes).as_dict()
+        terms.as_dict(), co_training_terms(same, labels, assignment, strong, boxes, weights=every).as_dict()
     )

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from cosa_dist.assignment.activation_histogram import count_activations
+from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.config.loading import build_config
 from cosa_dist.training.checkpoint import (
     CheckpointError,
@@ -64,6 +66,32 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path):
     assert resumed.step == 3
     assert not equal(straight, resumed)
     assert equal(straight, trained(resumed, 2))
+
+
+def learning_state(**threshold: object) -> TrainState:
+    assignment = {"threshold": {"kind": "two_components", "queue": 3, **threshold}}
+    return build_state(build_config({**SMALL, "assignment": assignment}), 3, torch.device("cpu"))
+
+
+def test_searched_thresholds_are_part_of_the_checkpoint(tmp_path):
+    state = learning_state()
+    values = torch.cat([torch.full((300,), 0.2), torch.full((200,), 0.8)])
+    counts = count_activations(values, values > 0)
+    state.thresholds.update(torch.stack([counts, counts]))
+    path = save_checkpoint(state, tmp_path, keep=1)
+    resumed = learning_state()
+    restore(resumed, path)
+    found = threshold_values(resumed.thresholds.current())
+    assert found == threshold_values(state.thresholds.current())
+    assert found["threshold"] != threshold_values(learning_state().thresholds.current())["threshold"]
+    with pytest.raises(CheckpointError, match="settings the run was started with"):
+        restore(learning_state(queue=4), path)
+    with pytest.raises(CheckpointError, match="fixed thresholds have no state"):
+        restore(small_state(), path)
+    without = save_checkpoint(small_state(), tmp_path / "fixed", keep=1)
+    assert not (without / "thresholds.safetensors").exists()
+    with pytest.raises(CheckpointError, match="settings the run was started with"):
+        restore(learning_state(), without)
 
 
 def test_the_newest_are_kept_and_the_best_beside_them(tmp_path):
