@@ -1,0 +1,1 @@
+"""Pages that a browser opens: self-contained HTML made of what shards and runs hold."""

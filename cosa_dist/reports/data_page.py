@@ -1,0 +1,137 @@
+"""A page that shows a shard folder as training will see it.
+
+Per split: counts, image sizes, tags per image, images per class, and the first samples of a run: image,
+mask, weak and strong view with the valid box. What is wrong with a data set (swapped classes, masks that
+are shifted, tags that do not fit) is seen here before hours are spent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from cosa_dist.data.decode import decode_image, decode_mask
+from cosa_dist.data.order import sample_at
+from cosa_dist.data.shards import MappedSplit
+from cosa_dist.data.views import draw_view, strong_view, weak_view
+from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How the views of the page are cut: side of the crop in pixels, scale range, seed of the run."""
+
+    crop_size: int = 448
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SampleCard:
+    """One sample: facts in words, and its pictures as data URIs (`mask` empty where there is none)."""
+
+    id: str
+    size: str
+    tags: tuple[str, ...]
+    view: str
+    image: str
+    mask: str
+    weak: str
+    strong: str
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds, and its first samples."""
+
+    name: str
+    records: int
+    shards: int
+    masks: int
+    fingerprint: str
+    sizes: str
+    tags_per_image: tuple[tuple[int, int], ...]
+    """(number of tags, images with so many)"""
+    class_counts: tuple[tuple[str, int, str], ...]
+    """(class, images with it, its mask colour as #rrggbb), most frequent first"""
+    samples: tuple[SampleCard, ...]
+
+
+def summarise(split: MappedSplit, samples: int, settings: ViewSettings) -> SplitSummary:
+    """Collect a split's facts and draw its first `samples` samples as a run with that seed sees them.
+
+    Raises:
+        DataError: a record that cannot be decoded, or settings that make no view.
+    """
+    columns = split.columns("width", "height", "labels")
+    widths, heights = columns["width"], columns["height"]
+    colours = mask_colours()
+    counts = sorted(split.class_counts.items(), key=lambda item: -item[1])
+    numbers = {name: index + 1 for index, name in enumerate(split.class_names)}
+    return SplitSummary(
+        name=split.name,
+        records=split.size,
+        shards=len(split.shard_counts),
+        masks=split.mask_count,
+        fingerprint=split.fingerprint,
+        sizes=f"width {min(widths)} to {max(widths)} (median {median(widths):g}), "
+        f"height {min(heights)} to {max(heights)} (median {median(heights):g}) pixels",
+        tags_per_image=tuple(sorted(Counter(len(labels) for labels in columns["labels"]).items())),
+        class_counts=tuple(
+            (name, count, "#{:02x}{:02x}{:02x}".format(*colours[numbers[name]])) for name, count in counts
+        ),
+        samples=tuple(_card(split, position, settings) for position in range(min(samples, split.size))),
+    )
+
+
+def _card(split: MappedSplit, position: int, settings: ViewSettings) -> SampleCard:
+    """Draw the sample at a position of the run's sequence."""
+    epoch, index = sample_at(position, split.size, settings.seed)
+    record = split.record(index)
+    image = decode_image(record.image)
+    draw = draw_view(
+        seed=settings.seed,
+        epoch=epoch,
+        position=position,
+        size=image.size,
+        crop_size=settings.crop_size,
+        scale_range=settings.scale_range,
+    )
+    weak, box = weak_view(image, draw, settings.crop_size)
+    strong = strong_view(weak, draw.operation, draw.magnitude)
+    blur = "no blur" if draw.blur_radius is None else f"blur {draw.blur_radius:.1f} px"
+    return SampleCard(
+        id=record.id,
+        size=f"{image.width} x {image.height}",
+        tags=tuple(split.class_names[number] for number in record.labels.nonzero()[0]),
+        view=f"scaled to {draw.width} x {draw.height}, {'mirrored, ' if draw.flip else ''}{blur}, "
+        f"{draw.operation} {draw.magnitude}",
+        image=data_uri(image),
+        mask="" if record.mask is None else data_uri(with_mask(image, decode_mask(record.mask))),
+        weak=data_uri(with_box(weak, box)),
+        strong=data_uri(with_box(strong, box)),
+    )
+
+
+def render(title: str, splits: Sequence[SplitSummary], settings: ViewSettings) -> str:
+    """Return the page as HTML; everything that came from the data is escaped."""
+    environment = Environment(
+        loader=PackageLoader("cosa_dist.reports"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("data_page.html.j2").render(title=title, splits=splits, settings=settings)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page under a temporary name and rename it, so that no half of it is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(html, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,83 @@
+"""Every full-size recipe really starts: random weights, two co-training steps at full crop, an interruption
+between them, resume, an evaluation of two images, a checkpoint. Only sizes that cost time are lowered."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from rich.console import Console
+
+from cosa_dist.config.loading import load_config, recipe_names
+from cosa_dist.data.catalog import COCO, VOC, renamed
+from cosa_dist.data.ingest import ingest
+from cosa_dist.data.ingest_sources import synthetic_records
+from cosa_dist.distributed import worker
+from cosa_dist.distributed.worker import run_worker
+from tests.integration.small_run import curve, task_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+# These run whole elsewhere: the demo by `make demo`, the small ones on real photographs.
+SMALL = {"demo", "voc_mini", "coco_mini"}
+FULL = [name for name in recipe_names() if name not in SMALL]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Shards with the classes of VOC and of COCO, made of generated pictures."""
+    root = tmp_path_factory.mktemp("shards")
+    for info in (VOC, COCO):
+        sources = {name: synthetic_records(name, 2, seed=5, image_size=320) for name in ("train", "val")}
+        ingest(sources, renamed(info, f"{info.name}-smoke"), root / info.name, console=Console(quiet=True))
+    return root
+
+
+def smoke_config(recipe: str, shards, output):
+    """The recipe with one image a step, two steps and no loss warm-up; crop, scales and network stay."""
+    return load_config(
+        recipe,
+        None,
+        {
+            "name": recipe,
+            "output": str(output),
+            "data.shards": str(shards / recipe.split("_")[0]),
+            "data.train_split": "train",
+            "data.loader_workers": 0,
+            "model.weights": "none",
+            "losses.warmup_steps": 0,
+            "optimizer.warmup_steps": 1,
+            "training.steps": 2,
+            "training.global_batch_size": 1,
+            "training.log_every": 1,
+            "training.checkpoint_every": 1,
+            "evaluation.pictures": 0,
+        },
+    )
+
+
+@pytest.mark.parametrize("recipe", FULL)
+def test_recipe_trains_stops_resumes_and_evaluates(recipe, shards, tmp_path, monkeypatch):
+    config = smoke_config(recipe, shards, tmp_path)
+    assert config.data.crop_size == 448
+    folder = tmp_path / "run"
+
+    def interrupted(state, *rest, **options):
+        if state.step == 1:
+            raise KeyboardInterrupt
+        return training_step(state, *rest, **options)
+
+    training_step = worker.run_training.__globals__["training_step"]
+    with monkeypatch.context() as patch:
+        patch.setitem(worker.run_training.__globals__, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_worker(task_of(config, folder, 1))
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000001"]
+
+    gc.collect()
+    reports = run_worker(task_of(config, folder, 1))
+    assert reports["online"].images == reports["assignment"].images == 2
+    assert (folder / "checkpoints" / "step-00000002" / "state.json").is_file()
+    assert len(curve(folder, "train/total")) == 2
+    for term in ("classification", "cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy"):
+        assert all(value != 0 for value in curve(folder, f"train/{term}")), term
