@@ -2,6 +2,8 @@
 
 Prints mIoU by protocol for both networks and the per-class table, writes the reports as JSON, and with
 `--control` measures the CAM with predicted labels, its background level chosen on the training images.
+`--crf` also measures `unfiltered_crf` and `true_labels_crf`, after a dense CRF on the original image: that of
+the run's `evaluation.crf` (the released evaluation's unless changed), or one by name.
 """
 
 from __future__ import annotations
@@ -29,6 +31,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="only the first images (0: all)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
     parser.add_argument("--control", action="store_true", help="also measure the CAM control")
+    parser.add_argument(
+        "--crf",
+        nargs="?",
+        const="configured",
+        choices=["configured", "released", "ten_iterations"],
+        help="also measure after a dense CRF (without a name: the run's evaluation.crf)",
+    )
     parser.add_argument("--out", type=Path, help="folder of the reports (default: the run folder)")
     return parser.parse_args()
 
@@ -39,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from cosa_dist.data.loader import EvaluationLoader
-    from cosa_dist.data.shards import open_split
+    from cosa_dist.data.reading import open_reading
     from cosa_dist.evaluation.control import classification_control
     from cosa_dist.evaluation.evaluator import evaluate
     from cosa_dist.evaluation.report import as_text
@@ -49,16 +58,16 @@ def run(arguments: argparse.Namespace) -> None:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if arguments.device == "auto" else arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
-    shards = arguments.shards or config.data.shards
-    split = open_split(shards, arguments.split or config.data.val_split)
+    data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})
+    split = open_reading(data, arguments.split or config.data.val_split)
     how: dict[str, Any] = {
         "class_names": split.class_names,
-        "settings": evaluation_settings(config),
+        "settings": evaluation_settings(config, arguments.crf),
         "device": device,
     }
 
     def samples(chosen: str) -> EvaluationLoader:
-        part = open_split(shards, chosen)
+        part = open_reading(data, chosen)
         return EvaluationLoader(part, 0, 1, arguments.limit or None, config.data.loader_workers)
 
     loader = samples(split.name)

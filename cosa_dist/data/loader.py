@@ -1,81 +1,38 @@
 """Batches of a run: records read, decoded and made into views, in worker processes or in this one.
 
 `TrainingLoader` yields, step by step, the micro-batches of one rank; what a step holds depends only
-on the seed, the step and the global batch, so a run resumes by its step number alone.
-`EvaluationLoader` yields whole images, each exactly once over all ranks. Batches leave the workers
-as cropped uint8; normalising is left to the device.
+on the seed, the step and the global batch (and, for a streaming split, on the number of readers), so a
+run resumes by its step number alone. `EvaluationLoader` yields whole images, each exactly once over all
+ranks. Both take a split of either reading mode. Batches leave the workers as cropped uint8; normalising
+is left to the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Generic, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.feed import (
+    Keyed,
+    LoaderProcesses,
+    Streamed,
+    load,
+    mapped_batch,
+    mapped_sample,
+    streamed_batches,
+    streamed_samples,
+)
 from cosa_dist.data.order import check_batch, step_positions
 from cosa_dist.data.samples import Batch, EvalSample, evaluation_sample, training_batch
-from cosa_dist.data.shards import Split
+from cosa_dist.data.shards import MappedSplit, Split
+from cosa_dist.data.stream_order import StreamOrder
+from cosa_dist.data.streaming import StreamingSplit
 
 __all__ = ["Batch", "EvalSample", "EvaluationLoader", "TrainingLoader"]
 
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What a worker hands back instead of an item, so that the message arrives as one line."""
-
-    message: str
-
-
-class _Items(Dataset[Any], Generic[Item]):
-    """Makes the item of a key by a function that can be sent to another process."""
-
-    def __init__(self, make: Callable[[Any], Item]) -> None:
-        self.make = make
-
-    def __getitem__(self, key: Any) -> Item | _Failure:
-        try:
-            return self.make(key)
-        except RecordError as error:
-            return _Failure(str(error))
-
-
-def _unchanged(item: Any) -> Any:
-    """Hand an item on as it is (the items above are whole batches already)."""
-    return item
-
-
-def _one_thread(worker: int) -> None:
-    """Keep a loader's worker to one thread: the workers are what shares the cores."""
-    torch.set_num_threads(1)
-
-
-def _load(
-    items: _Items[Item], keys: Any, num_workers: int, pin_memory: bool, context: str | None
-) -> Iterator[Item]:
-    """Yield the items of `keys` in order; raises `RecordError` for the first that cannot be read."""
-    loader: DataLoader[Any] = DataLoader(
-        items,
-        batch_size=None,
-        sampler=keys,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_one_thread if num_workers else None,
-        pin_memory=pin_memory,
-        multiprocessing_context=context if num_workers else None,
-        # A generator of its own: torch's loader would otherwise draw from the run's random numbers.
-        generator=torch.Generator(),
-    )
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise RecordError(item.message)
-        yield item
+SHUFFLE_WINDOW = 256
+"""Rows that each reader of a streaming split shuffles at a time, unless told otherwise."""
 
 
 class _Positions:
@@ -98,7 +55,7 @@ class TrainingLoader:
     """Iterable of steps; each is the list of this rank's micro-batches.
 
     Args:
-        split: the training split.
+        split: the training split, mapped or streaming.
         crop_size: side S of the square crops.
         scale_range: smallest and largest random scale.
         seed: the run's seed; order and views depend on it.
@@ -112,9 +69,11 @@ class TrainingLoader:
         pin_memory: put batches in page-locked memory.
         multiprocessing_context: how workers start ("fork", "spawn", "forkserver"); None: torch's
             way.
+        shuffle_window: rows that each reader of a streaming split shuffles at a time.
 
     Raises:
-        DataError: a setting is out of range or the batch cannot be shared (see `check_batch`).
+        DataError: a setting is out of range or the batch cannot be shared (see `check_batch`); while
+            iterating, for a shard that cannot be read.
         RecordError: while iterating, for a record that cannot be decoded; it names the record.
     """
 
@@ -134,39 +93,53 @@ class TrainingLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
+        shuffle_window: int = SHUFFLE_WINDOW,
     ) -> None:
-        _check_settings(crop_size, scale_range, seed, num_workers)
+        _check_settings(crop_size, scale_range, seed, num_workers, shuffle_window)
         if not 0 <= start_step <= stop_step:
             raise DataError(f"need 0 <= start step <= stop step; got {start_step} and {stop_step}")
         micro = check_batch(global_batch_size, rank, world_size, micro_batch_size)
-        self._batches_per_step = global_batch_size // world_size // micro
+        if shuffle_window < 1:
+            raise DataError(f"a shuffle window needs 1 row or more; got {shuffle_window}")
         self._steps = range(start_step, stop_step)
-        self._positions = _Positions(self._steps, (global_batch_size, rank, world_size, micro))
-        self._items = _Items(
-            partial(
-                training_batch,
-                split=split,
-                crop_size=crop_size,
-                scale_range=scale_range,
-                seed=seed,
-            )
+        self._batches_per_step = global_batch_size // world_size // micro
+        self._processes = LoaderProcesses(num_workers, pin_memory, multiprocessing_context)
+        make = partial(
+            training_batch, source=_named(split), crop_size=crop_size, scale_range=scale_range, seed=seed
         )
-        self._how = (num_workers, pin_memory, multiprocessing_context)
+        self._source: Keyed | Streamed
+        self._keys: _Positions | None = None
+        if isinstance(split, StreamingSplit):
+            sizes = (micro, self._batches_per_step, world_size, max(1, num_workers))
+            order = StreamOrder(split.shard_counts, seed, shuffle_window, *sizes)
+            rows = split.training_rows(order, rank, start_step, stop_step)
+            classes = split.info.num_foreground
+            self._source = Streamed(
+                rows, partial(streamed_batches, size=micro, num_foreground=classes, make=make)
+            )
+        elif isinstance(split, MappedSplit):
+            self._keys = _Positions(self._steps, (global_batch_size, rank, world_size, micro))
+            self._source = Keyed(partial(mapped_batch, split=split, seed=seed, make=make))
+        else:
+            raise TypeError(f"a split is mapped or streaming; got {type(split).__name__}")
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        batches = _load(self._items, self._positions, *self._how)
+        batches = load(self._source, self._keys, self._processes)
         for _ in self._steps:
             yield [next(batches) for _ in range(self._batches_per_step)]
 
 
 class EvaluationLoader:
-    """Iterable of the samples rank, rank + world_size, ... of a split, each exactly once.
+    """Iterable of one rank's samples of a split; over all ranks each comes exactly once.
+
+    A mapped split is dealt out one by one (rank, rank + world_size, ...), a streaming one in contiguous
+    parts, so that no rank reads what it does not need.
 
     Args:
-        split: the split to evaluate.
+        split: the split to evaluate, mapped or streaming.
         rank: this rank.
         world_size: number of ranks.
         limit: only the first `limit` records of the split; None takes all.
@@ -174,7 +147,7 @@ class EvaluationLoader:
         multiprocessing_context: how workers start; None: torch's way.
 
     Raises:
-        DataError: a setting is out of range.
+        DataError: a setting is out of range; while iterating, for a shard that cannot be read.
         RecordError: while iterating, for a record that cannot be decoded; it names the record.
     """
 
@@ -191,18 +164,38 @@ class EvaluationLoader:
         if num_workers < 0 or (limit is not None and limit < 1):
             raise DataError(f"need workers >= 0 and limit >= 1; got {num_workers} and {limit}")
         total = split.size if limit is None else min(limit, split.size)
-        self._indices = range(rank, total, world_size)
-        self._items = _Items(partial(evaluation_sample, split=split))
-        self._how = (num_workers, False, multiprocessing_context)
+        self._processes = LoaderProcesses(num_workers, False, multiprocessing_context)
+        make = partial(evaluation_sample, source=_named(split))
+        self._source: Keyed | Streamed
+        self._keys: range | None = None
+        if isinstance(split, StreamingSplit):
+            first, stop = total * rank // world_size, total * (rank + 1) // world_size
+            rows = split.evaluation_rows(first, stop, max(1, num_workers))
+            classes = split.info.num_foreground
+            self._source = Streamed(rows, partial(streamed_samples, num_foreground=classes, make=make))
+            self._count = stop - first
+        elif isinstance(split, MappedSplit):
+            self._keys = range(rank, total, world_size)
+            self._source = Keyed(partial(mapped_sample, split=split, make=make))
+            self._count = len(self._keys)
+        else:
+            raise TypeError(f"a split is mapped or streaming; got {type(split).__name__}")
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return self._count
 
     def __iter__(self) -> Iterator[EvalSample]:
-        return _load(self._items, self._indices, *self._how)
+        return load(self._source, self._keys, self._processes)
 
 
-def _check_settings(crop_size: int, scale_range: tuple[float, float], seed: int, num_workers: int) -> None:
+def _named(split: Split) -> str:
+    """Return how messages call a split."""
+    return f"split '{split.name}' in {split.root}"
+
+
+def _check_settings(
+    crop_size: int, scale_range: tuple[float, float], seed: int, num_workers: int, shuffle_window: int
+) -> None:
     """Raise `DataError` for a setting that makes no batch."""
     low, high = scale_range
     if crop_size < 1:
@@ -211,3 +204,5 @@ def _check_settings(crop_size: int, scale_range: tuple[float, float], seed: int,
         raise DataError(f"scale range needs 0 < low <= high; got {low} and {high}")
     if seed < 0 or num_workers < 0:
         raise DataError(f"seed and workers must be 0 or more; got {seed} and {num_workers}")
+    if shuffle_window < 1:
+        raise DataError(f"a shuffle window needs 1 row or more; got {shuffle_window}")

@@ -1,12 +1,12 @@
 """What a loader hands out: training batches and evaluation samples, and how one is made of records.
 
-Making is a pure function of the split, the settings and a position or an index; who makes it, in
-which process and when is the loader's business. A record that cannot be read is named in the error.
+Making is a pure function of the records, their positions and the settings; how the records were read, in
+which process and when is the loader's business. A record that cannot be decoded is named in the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.order import sample_at
-from cosa_dist.data.shards import Record, Split
+from cosa_dist.data.shards import Record
 from cosa_dist.data.views import draw_view, strong_view, to_tensor, weak_view
 
 
@@ -62,43 +61,58 @@ class EvalSample:
     context: Tensor | None  # [H, W] uint8, 1 where the coexisting context is; generated data only
 
 
+@dataclass(frozen=True)
+class PlacedRecord:
+    """A record at its place in the run's endless sample sequence."""
+
+    position: int
+    epoch: int
+    record: Record
+
+
 def training_batch(
-    positions: Sequence[int],
+    placed: Iterable[PlacedRecord],
     *,
-    split: Split,
+    source: str,
     crop_size: int,
     scale_range: tuple[float, float],
     seed: int,
 ) -> Batch:
-    """Return the batch of the given positions; each image is decoded once for its two views.
+    """Return the batch of the given records; each image is decoded once for its two views.
 
-    Masks are not read. An image without tags gets a row of zeros.
+    Masks are not looked at. An image without tags gets a row of zeros.
+
+    Args:
+        placed: the records with their positions, which the random views depend on.
+        source: where the records come from, for messages.
+        crop_size: side S of the square crops.
+        scale_range: smallest and largest random scale.
+        seed: the run's seed.
 
     Raises:
         RecordError: an image cannot be decoded.
     """
-    ids, weak_views, strong_views, labels, boxes = [], [], [], [], []
-    for position in positions:
-        epoch, index = sample_at(position, split.size, seed)
-        record = split.record(index, annotations=False)
-        image = _decoded(split, record)
+    ids, positions, weak_views, strong_views, labels, boxes = [], [], [], [], [], []
+    for sample in placed:
+        image = _decoded(source, sample.record)
         draw = draw_view(
             seed=seed,
-            epoch=epoch,
-            position=position,
+            epoch=sample.epoch,
+            position=sample.position,
             size=image.size,
             crop_size=crop_size,
             scale_range=scale_range,
         )
         weak, box = weak_view(image, draw, crop_size)
-        ids.append(record.id)
+        ids.append(sample.record.id)
+        positions.append(sample.position)
         weak_views.append(to_tensor(weak))
         strong_views.append(to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
-        labels.append(torch.from_numpy(record.labels))
+        labels.append(torch.from_numpy(sample.record.labels))
         boxes.append(box)
     return Batch(
         ids=ids,
-        positions=torch.tensor(list(positions), dtype=torch.int64),
+        positions=torch.tensor(positions, dtype=torch.int64),
         weak=torch.stack(weak_views),
         strong=torch.stack(strong_views),
         labels=torch.stack(labels),
@@ -106,45 +120,44 @@ def training_batch(
     )
 
 
-def evaluation_sample(index: int, *, split: Split) -> EvalSample:
-    """Return record `index` of a split as an evaluation sample.
+def evaluation_sample(record: Record, *, source: str) -> EvalSample:
+    """Return a record as an evaluation sample; `source` says in messages where it comes from.
 
     Raises:
         RecordError: image or mask cannot be decoded, or they differ in size.
     """
-    record = split.record(index)
-    image = to_tensor(_decoded(split, record))
+    image = to_tensor(_decoded(source, record))
     return EvalSample(
         id=record.id,
         image=image,
-        mask=_decoded_mask(split, record, record.mask, image),
+        mask=_decoded_mask(source, record, record.mask, image),
         labels=torch.from_numpy(record.labels),
-        context=_decoded_mask(split, record, record.context, image),
+        context=_decoded_mask(source, record, record.context, image),
     )
 
 
-def _decoded(split: Split, record: Record) -> Image.Image:
+def _decoded(source: str, record: Record) -> Image.Image:
     """Decode a record's image; the error names the record."""
     try:
         return decode_image(record.image)
     except RecordError as error:
-        raise _named(split, record, str(error)) from error
+        raise _named(source, record, str(error)) from error
 
 
-def _decoded_mask(split: Split, record: Record, data: bytes | None, image: Tensor) -> Tensor | None:
+def _decoded_mask(source: str, record: Record, data: bytes | None, image: Tensor) -> Tensor | None:
     """Decode a mask `[H, W]` of the image's size; the error names the record."""
     if data is None:
         return None
     try:
         mask = torch.from_numpy(decode_mask(data))
     except RecordError as error:
-        raise _named(split, record, str(error)) from error
+        raise _named(source, record, str(error)) from error
     if mask.shape != image.shape[1:]:
         sizes = f"mask {list(mask.shape)} and image {list(image.shape[1:])} differ in size"
-        raise _named(split, record, sizes)
+        raise _named(source, record, sizes)
     return mask
 
 
-def _named(split: Split, record: Record, reason: str) -> RecordError:
+def _named(source: str, record: Record, reason: str) -> RecordError:
     """Return an error that says which record of which split it is about."""
-    return RecordError(f"record '{record.id}' of split '{split.name}' in {split.root}: {reason}")
+    return RecordError(f"record '{record.id}' of {source}: {reason}")

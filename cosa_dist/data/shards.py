@@ -1,14 +1,12 @@
-"""Shard folders: opening a split of Arrow files and reading its records.
+"""Splits of a shard folder and their records; `mapped` reading, any record at once.
 
-A folder holds `dataset.json` (name, classes and, per split, counts, shards and a fingerprint of the
-content) and `<split>/shard-00000-of-00008.arrow`, Arrow files of Hugging Face `datasets`. They are
-memory-mapped: a split costs no memory, and a copy that goes to a loader's worker opens the files
-anew.
+A folder holds `dataset.json` (see `description`) and `<split>/shard-00000-of-00008.arrow`, Arrow files
+of Hugging Face `datasets`. A mapped split is memory-mapped: it costs no memory, and a copy that goes to
+a loader's worker opens the files anew.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,17 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
+from datasets import ClassLabel, Features, Image, List, Value, concatenate_datasets
 from numpy.typing import NDArray
 
-from cosa_dist.data.catalog import KNOWN, DatasetInfo
-from cosa_dist.data.errors import DataError, nearest_name
+from cosa_dist.data.catalog import DatasetInfo
+from cosa_dist.data.description import DESCRIPTION, FORMAT, FORMAT_VERSION, describe_split
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.shard_files import ShardFiles
 
-DESCRIPTION = "dataset.json"
-FORMAT = "cosa_dist shards"
-FORMAT_VERSION = 1
+__all__ = [
+    "DESCRIPTION",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "TRAINING_COLUMNS",
+    "MappedSplit",
+    "Record",
+    "Split",
+    "open_split",
+    "record_features",
+    "record_of",
+]
 
-_TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
+TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,27 @@ def record_features(class_names: tuple[str, ...], with_context: bool) -> Feature
     return Features(columns)
 
 
+def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
+    """Return a stored row as a record; columns that were not read are None."""
+    labels = np.zeros(num_foreground, dtype=np.float32)
+    labels[row["labels"]] = 1.0
+    return Record(
+        id=row["id"],
+        image=row["image"]["bytes"],
+        labels=labels,
+        width=row["width"],
+        height=row["height"],
+        mask=_bytes(row.get("mask")),
+        context=_bytes(row.get("context")),
+    )
+
+
 class Split:
-    """One split of a shard folder; make it with `open_split`.
+    """One split of a shard folder, however it is read.
 
     Attributes:
-        root: the shard folder.
+        files: its Arrow files.
+        root: the shard folder, a path or a URL.
         name: the split's name.
         info: data set name and classes.
         size: number of records.
@@ -70,29 +95,41 @@ class Split:
         class_counts: number of records per class name.
     """
 
-    def __init__(self, root: Path, name: str, description: Mapping[str, Any]) -> None:
-        entry = description["splits"][name]
-        self.root = root
-        self.name = name
-        self.info = _info(description)
-        self.size = int(entry["count"])
-        self.fingerprint = str(entry["fingerprint"])
-        self.class_counts: dict[str, int] = dict(entry["class_counts"])
-        self._all = concatenate_datasets(
-            [_open_shard(root / name, shard["file"], shard["count"]) for shard in entry["shards"]]
-        )
-        self._training = self._all.select_columns(list(_TRAINING_COLUMNS))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_split, (self.root, self.name)
+    def __init__(self, files: ShardFiles) -> None:
+        described = files.description
+        self.files = files
+        self.root = described.root
+        self.name = described.name
+        self.info: DatasetInfo = described.info
+        self.size = described.size
+        self.fingerprint = described.fingerprint
+        self.class_counts = described.class_counts
 
     def __len__(self) -> int:
         return self.size
 
     @property
+    def shard_counts(self) -> tuple[int, ...]:
+        """Records of each shard, in record order."""
+        return tuple(shard.count for shard in self.files.description.shards)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The C foreground class names in id order."""
         return self.info.class_names
+
+
+class MappedSplit(Split):
+    """A split whose shards are all memory-mapped; make it with `open_split`."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        super().__init__(files)
+        shards = range(len(files.description.shards))
+        self._all = concatenate_datasets([files.open(number) for number in shards])
+        self._training = self._all.select_columns(list(TRAINING_COLUMNS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_split, (self.root, self.name, self.files.cache)
 
     def record(self, index: int, *, annotations: bool = True) -> Record:
         """Read record `index`.
@@ -107,97 +144,43 @@ class Split:
         if not 0 <= index < self.size:
             raise IndexError(f"split '{self.name}' has records 0..{self.size - 1}; got {index}")
         row = (self._all if annotations else self._training)[int(index)]
-        labels = np.zeros(self.info.num_foreground, dtype=np.float32)
-        labels[row["labels"]] = 1.0
-        return Record(
-            id=row["id"],
-            image=row["image"]["bytes"],
-            labels=labels,
-            width=row["width"],
-            height=row["height"],
-            mask=_bytes(row.get("mask")),
-            context=_bytes(row.get("context")),
-        )
+        return record_of(row, self.info.num_foreground)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """All ids in record order."""
         return tuple(self._all["id"])
 
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Return whole columns in record order, such as `width`, `height` and `labels`."""
+        chosen = self._all.select_columns(list(names))
+        return {name: list(chosen[name]) for name in names}
 
-def open_split(root: Path | str, split: str) -> Split:
+    @property
+    def mask_count(self) -> int:
+        """Number of records that have a mask."""
+        return self.size - int(self._all.data.column("mask").null_count)
+
+
+def open_split(root: Path | str, split: str, cache: str = "") -> MappedSplit:
     """Open a split of the shard folder `root`, memory-mapped.
 
-    Raises:
-        DataError: `root` is no shard folder or of another format version, the split is not there,
-            or
-            a shard is missing or damaged.
-    """
-    root = Path(root)
-    description = read_description(root)
-    splits = description["splits"]
-    if split not in splits:
-        raise DataError(
-            f"no split '{split}' in {root}{nearest_name(split, splits)}; there: {', '.join(splits) or 'none'}"
-        )
-    try:
-        return Split(root, split, description)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{root / DESCRIPTION} is damaged ({error}); ingest again") from error
-
-
-def read_description(root: Path) -> dict[str, Any]:
-    """Return the content of a shard folder's `dataset.json`, checked for format and version.
+    Args:
+        root: path or URL of the shard folder.
+        split: the split's name.
+        cache: folder for copies of remote shards, which are fetched now if they are not there.
 
     Raises:
-        DataError: no folder, no description, or not one that this version reads.
+        DataError: `root` is no shard folder or of another format version, the split is not there, a
+            shard is missing or damaged, or the shards are remote and there is no cache.
     """
-    if not root.is_dir():
-        raise DataError(f"no shard folder {root}; make one with jobs/ingest.py")
-    path = root / DESCRIPTION
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    files = ShardFiles(describe_split(str(root), split), cache)
+    if files.remote and not cache:
         raise DataError(
-            f"{root} is not a shard folder (it has no {DESCRIPTION}); make one with jobs/ingest.py"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is not readable JSON; ingest again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path} does not describe a shard folder; make one with jobs/ingest.py")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{root} has shard format {content.get('format_version')}, this version reads "
-            f"{FORMAT_VERSION}; ingest again"
+            f"{root} is not on this machine: read it with --data.reading streaming, or give "
+            "--data.cache FOLDER for local copies"
         )
-    if not isinstance(content.get("splits"), dict):
-        raise DataError(f"{path} is damaged (no splits); ingest again")
-    return content
-
-
-def _info(description: Mapping[str, Any]) -> DatasetInfo:
-    """Return the data set's entry: names from the shards, sizes where they are known."""
-    name, classes = str(description["name"]), tuple(description["class_names"])
-    known = KNOWN.get(name)
-    return known if known and known.class_names == classes else DatasetInfo(name, classes)
-
-
-def _open_shard(folder: Path, file: str, count: int) -> Dataset:
-    """Memory-map one Arrow file; raises `DataError` if it is missing, damaged or of another length."""
-    path = folder / file
-    if Path(file).name != file:
-        raise DataError(f"shard '{file}' of {folder} leaves its folder; ingest again")
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing; copy it again or ingest again")
-    try:
-        shard = Dataset.from_file(str(path))
-    except Exception as error:  # Arrow and datasets raise many kinds on damaged files
-        raise DataError(f"shard {path} is damaged; copy it again or ingest again") from error
-    if len(shard) != count:
-        raise DataError(
-            f"shard {path} holds {len(shard)} records instead of {count}; copy it again or ingest again"
-        )
-    return shard
+    return MappedSplit(files)
 
 
 def _bytes(column: Mapping[str, Any] | None) -> bytes | None:

@@ -50,7 +50,12 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     weights = config.model.weights
     if "/" in weights or weights.endswith((".pth", ".pt", ".bin", ".safetensors")):
         weights = absolute(weights, "model.weights")
-    data = config.data.model_copy(update={"shards": absolute(config.data.shards, "data.shards", True)})
+    data = config.data.model_copy(
+        update={
+            "shards": absolute(config.data.shards, "data.shards", True),
+            "cache": absolute(config.data.cache, "data.cache"),
+        }
+    )
     return config.model_copy(
         update={
             "output": absolute(config.output, "output", True),

@@ -15,7 +15,8 @@ from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config, read_yaml, to_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.shards import Split, open_split
+from cosa_dist.data.description import SplitDescription
+from cosa_dist.data.reading import check_reading
 from cosa_dist.distributed.paths import run_folder, with_absolute_paths
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_tracker import create_run, reopen_run
@@ -33,11 +34,11 @@ class PreparedRun:
     run_id: str
 
 
-def _check_inputs(config: RunConfig) -> tuple[Split, Split]:
+def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
     parse_weight_source(config.model.weights)
-    train = open_split(config.data.shards, config.data.train_split)
-    val = open_split(config.data.shards, config.data.val_split)
-    if train.class_names != val.class_names:
+    train = check_reading(config.data, config.data.train_split)
+    val = check_reading(config.data, config.data.val_split)
+    if train.info.class_names != val.info.class_names:
         raise ConfigError(
             f"{config.data.shards}: splits {config.data.train_split} and {config.data.val_split} "
             "have different classes"
@@ -57,7 +58,7 @@ def _create_folder(folder: Path) -> None:
         raise ConfigError(f"cannot write to {folder.parent}: {error.strerror}") from None
 
 
-def dataset_label(config: RunConfig, split: Split) -> str:
+def dataset_label(config: RunConfig, split: SplitDescription) -> str:
     """Name of the data set in tables: the configured label, else the name stored in the shards."""
     return config.data.label or split.info.name
 

@@ -20,7 +20,8 @@ from cosa_dist.collective import rank, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
-from cosa_dist.data.shards import Split, open_split
+from cosa_dist.data.reading import open_reading
+from cosa_dist.data.shards import Split
 from cosa_dist.distributed.reporting import final_artifacts
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate
@@ -84,7 +85,7 @@ class Evaluation:
     def control(self, state: TrainState) -> dict[str, float]:
         """CAM quality with predicted labels, the background level chosen on training images."""
         metrics = {}
-        train = open_split(self.config.data.shards, self.config.data.train_split)
+        train = open_reading(self.config.data, self.config.data.train_split)
         for name in ("online", "assignment"):
             result = classification_control(
                 getattr(state, name),
@@ -115,6 +116,7 @@ def training_loader(config: RunConfig, split: Split, first_step: int, task: Work
         stop_step=config.training.steps,
         num_workers=config.data.loader_workers,
         pin_memory=task.use_gpu,
+        shuffle_window=config.data.shuffle_window,
     )
 
 
@@ -150,8 +152,8 @@ def run_worker(
     folder = Path(task.folder)
     torch.set_num_threads(max(1, task.cpus))
     accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
-    train = open_split(config.data.shards, config.data.train_split)
-    val = open_split(config.data.shards, config.data.val_split)
+    train = open_reading(config.data, config.data.train_split)
+    val = open_reading(config.data, config.data.val_split)
     state, network = prepare_state(config, len(train.class_names), folder, accelerator)
     tracker = make_tracker(task)
     if (folder / "config.yaml").is_file():

@@ -1,6 +1,6 @@
-"""Loaders: the same samples for any number of workers, after any resume, and each image once."""
+"""Loaders in both reading modes, here and over HTTP: right views, exact resumes, each image once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +8,33 @@ import pytest
 import torch
 from PIL import Image
 
+from cosa_dist.config.schema import DataConfig
 from cosa_dist.data import samples
 from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.loader import Batch, EvaluationLoader, TrainingLoader
-from cosa_dist.data.order import sample_at
-from cosa_dist.data.shards import Record, Split, open_split
+from cosa_dist.data.reading import open_reading
+from cosa_dist.data.shards import MappedSplit, Split, open_split
 from cosa_dist.data.views import draw_view, strong_view, to_tensor, weak_view
+from tests.data.shard_server import served
 
 Maker = Callable[..., Path]
+Opener = Callable[..., Split]
+READINGS = ("mapped", "mapped cached", "streaming", "streaming http", "streaming cached")
+
+
+@pytest.fixture(params=READINGS)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Opener of a split of a shard folder, by one of the ways to read it."""
+    reading, _, place = request.param.partition(" ")
+    cache = str(tmp_path / "cache") if place == "cached" else ""
+    with served(tmp_path) as server:
+
+        def open_it(root: Path, split: str = "train") -> Split:
+            shards = f"{server.url}/{root.name}" if place else str(root)
+            return open_reading(DataConfig(shards=shards, reading=reading, cache=cache), split)
+
+        yield open_it
 
 
 def loader(split: Split, **changes: object) -> TrainingLoader:
@@ -45,8 +63,9 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
         assert torch.equal(one[name], other[name]), name  # type: ignore[arg-type]
 
 
-def test_a_batch_holds_the_views_of_its_positions(make_shards: Maker) -> None:
-    split = open_split(make_shards(7), "train")
+def test_a_batch_holds_the_views_of_its_positions(make_shards: Maker, opened: Opener) -> None:
+    root = make_shards(7)
+    split, records = opened(root), open_split(root, "train")
     steps = list(loader(split))
     assert len(loader(split)) == len(steps) == 4
     for step, batches in enumerate(steps):
@@ -55,25 +74,44 @@ def test_a_batch_holds_the_views_of_its_positions(make_shards: Maker) -> None:
         assert batch.weak.shape == batch.strong.shape == (4, 3, 24, 24)
         assert batch.weak.dtype == batch.strong.dtype == torch.uint8
         for row, position in enumerate(batch.positions.tolist()):
-            epoch, index = sample_at(position, split.size, 3)
-            record = split.record(index)
+            epoch = position // 7
+            record = records.record(records.ids.index(batch.ids[row]))
             image = decode_image(record.image)
             draw = draw_view(seed=3, epoch=epoch, position=position, size=image.size, crop_size=24)
             weak, box = weak_view(image, draw, 24)
-            assert batch.ids[row] == record.id
             assert torch.equal(batch.weak[row], to_tensor(weak))
             assert torch.equal(
                 batch.strong[row], to_tensor(strong_view(weak, draw.operation, draw.magnitude))
             )
             assert batch.boxes[row].tolist() == list(box)
             assert batch.labels[row].tolist() == record.labels.tolist()
-    first_epoch = [name for batches in steps for batch in batches for name in batch.ids][:7]
-    assert sorted(first_epoch) == sorted(split.ids)
+    seen = [name for batches in steps for batch in batches for name in batch.ids]
+    assert sorted(seen[:7]) == sorted(seen[7:14]) == sorted(records.ids)
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (1, 2), (4, 1)])
+def test_an_epoch_has_each_image_once_over_all_workers(
+    make_shards: Maker, opened: Opener, world_size: int, num_workers: int
+) -> None:
+    root = make_shards(11, shards=3)
+    split = opened(root)
+    seen: dict[int, str] = {}
+    for rank in range(world_size):
+        settings = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
+        for step, batches in enumerate(loader(split, stop_step=7, micro_batch_size=1, **settings)):
+            first = 4 * step + rank * (4 // world_size)
+            positions = [int(p) for batch in batches for p in batch.positions]
+            assert positions == list(range(first, first + 4 // world_size))
+            seen |= zip(positions, (name for batch in batches for name in batch.ids), strict=True)
+    ids = sorted(open_split(root, "train").ids)
+    for epoch in range(2):
+        assert sorted(seen[p] for p in range(11 * epoch, 11 * epoch + 11)) == ids
+    assert len(seen) == 28
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_step_is_the_same_for_any_number_of_workers(
+def test_a_mapped_step_is_the_same_for_any_number_of_workers(
     make_shards: Maker, world_size: int, num_workers: int
 ) -> None:
     split = open_split(make_shards(7), "train")
@@ -87,25 +125,29 @@ def test_a_step_is_the_same_for_any_number_of_workers(
         assert_same([batch for rank in ranks for batch in rank[step]], whole)
 
 
-def test_spawned_workers_give_the_same(make_shards: Maker) -> None:
-    split = open_split(make_shards(5), "train")
+@pytest.mark.parametrize("reading", ["mapped", "streaming"])
+def test_spawned_workers_give_the_same(make_shards: Maker, reading: str) -> None:
+    split = open_reading(DataConfig(shards=str(make_shards(5)), reading=reading), "train")
     spawned = loader(split, stop_step=2, num_workers=1, multiprocessing_context="spawn")
     for left, right in zip(spawned, loader(split, stop_step=2), strict=True):
         assert_same(left, right)
 
 
-def test_a_resume_needs_only_the_step(make_shards: Maker) -> None:
-    split = open_split(make_shards(7), "train")
-    whole = list(loader(split))
-    resumed = list(loader(split, start_step=2))
-    assert len(resumed) == 2
-    for left, right in zip(resumed, whole[2:], strict=True):
-        assert_same(left, right)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resume_needs_only_the_step(make_shards: Maker, opened: Opener, num_workers: int) -> None:
+    split = opened(make_shards(7, shards=3))
+    settings = {"rank": 1, "world_size": 2, "num_workers": num_workers, "shuffle_window": 2}
+    whole = list(loader(split, **settings))
+    for start in range(1, 4) if num_workers == 0 else (3,):
+        resumed = list(loader(split, start_step=start, **settings))
+        assert len(resumed) == 4 - start
+        for left, right in zip(resumed, whole[start:], strict=True):
+            assert_same(left, right)
     assert list(loader(split, start_step=4)) == []
 
 
-def test_the_runs_own_random_numbers_are_left_alone(make_shards: Maker) -> None:
-    split = open_split(make_shards(5), "train")
+def test_the_runs_own_random_numbers_are_left_alone(make_shards: Maker, opened: Opener) -> None:
+    split = opened(make_shards(5))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(split))
@@ -113,17 +155,17 @@ def test_the_runs_own_random_numbers_are_left_alone(make_shards: Maker) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_image_without_tags_has_a_row_of_zeros(make_shards: Maker) -> None:
-    split = open_split(make_shards(4), "train")
+def test_an_image_without_tags_has_a_row_of_zeros(make_shards: Maker, opened: Opener) -> None:
+    split = opened(make_shards(4))
     (batch,) = next(iter(loader(split)))
     rows = dict(zip(batch.ids, batch.labels.sum(dim=1).tolist(), strict=True))
     assert rows == {"drawn_000": 0.0, "drawn_001": 1.0, "drawn_002": 1.0, "drawn_003": 1.0}
 
 
 def test_each_image_is_decoded_once_for_both_views(
-    make_shards: Maker, monkeypatch: pytest.MonkeyPatch
+    make_shards: Maker, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = open_split(make_shards(4), "train")
+    split = opened(make_shards(4))
     decoded: list[bytes] = []
 
     def counting(data: bytes) -> Image.Image:
@@ -136,19 +178,17 @@ def test_each_image_is_decoded_once_for_both_views(
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("reading", ["mapped", "streaming"])
 def test_a_damaged_image_is_named_in_one_line(
-    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, num_workers: int
+    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, num_workers: int, reading: str
 ) -> None:
-    split = open_split(make_shards(5), "train")
-    whole = Split.record
+    split = open_reading(DataConfig(shards=str(make_shards(5)), reading=reading), "train")
 
-    def damaged(self: Split, index: int, *, annotations: bool = True) -> Record:
-        record = whole(self, index, annotations=annotations)
-        image = record.image[:200] if record.id == "drawn_003" else record.image
-        return Record(record.id, image, record.labels, record.width, record.height, record.mask)
+    def refuse(data: bytes) -> Image.Image:
+        raise RecordError("image cannot be decoded: it is damaged")
 
-    monkeypatch.setattr(Split, "record", damaged)
-    words = r"^record 'drawn_003' of split 'train' in .*: image cannot be decoded: [^\n]*$"
+    monkeypatch.setattr(samples, "decode_image", refuse)
+    words = r"^record 'drawn_00\d' of split 'train' in .*: image cannot be decoded: [^\n]*$"
     with pytest.raises(RecordError, match=words) as caught:
         list(loader(split, num_workers=num_workers, multiprocessing_context="fork"))
     assert "\n" not in str(caught.value)
@@ -157,18 +197,34 @@ def test_a_damaged_image_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_takes_every_image_once(make_shards: Maker, world_size: int, num_workers: int) -> None:
-    split = open_split(make_shards(7), "train")
-    ranks = [
-        [sample.id for sample in EvaluationLoader(split, rank, world_size, num_workers=num_workers)]
-        for rank in range(world_size)
-    ]
-    assert ranks == [list(split.ids[rank::world_size]) for rank in range(world_size)]
+def test_a_lost_shard_is_named_in_one_line(make_shards: Maker, num_workers: int) -> None:
+    root = make_shards(5, shards=2)
+    split = open_reading(DataConfig(shards=str(root), reading="streaming"), "train")
+    (root / "train" / "shard-00000-of-00002.arrow").unlink()
+    for samples_of in (
+        loader(split, num_workers=num_workers),
+        EvaluationLoader(split, 0, 1, None, num_workers),
+    ):
+        with pytest.raises(DataError, match=r"^shard .*shard-00000-of-00002\.arrow is missing; [^\n]*$"):
+            list(samples_of)
 
 
-def test_evaluation_samples_have_the_original_size(make_shards: Maker) -> None:
-    split = open_split(make_shards(3, context=True), "val")
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 2)])
+def test_evaluation_takes_every_image_once(
+    make_shards: Maker, opened: Opener, world_size: int, num_workers: int
+) -> None:
+    root = make_shards(7, shards=2)
+    split = opened(root)
+    ranks = [EvaluationLoader(split, rank, world_size, None, num_workers) for rank in range(world_size)]
+    taken = [[sample.id for sample in samples_of] for samples_of in ranks]
+    assert [len(part) for part in taken] == [len(samples_of) for samples_of in ranks]
+    assert sorted(name for part in taken for name in part) == sorted(open_split(root, "train").ids)
+    if isinstance(split, MappedSplit):
+        assert taken == [list(split.ids[rank::world_size]) for rank in range(world_size)]
+
+
+def test_evaluation_samples_have_the_original_size(make_shards: Maker, opened: Opener) -> None:
+    split = opened(make_shards(3, context=True), "val")
     taken = list(EvaluationLoader(split, limit=2))
     assert len(taken) == len(EvaluationLoader(split, limit=2)) == 2
     for sample, number in zip(taken, (3, 4), strict=True):
@@ -182,7 +238,7 @@ def test_evaluation_samples_have_the_original_size(make_shards: Maker) -> None:
         np.testing.assert_array_equal(sample.context.numpy(), expected > 1)
         assert sample.labels.tolist() == [float(number % 3 == index) for index in range(3)]
     assert len(EvaluationLoader(split, limit=99)) == 5
-    assert len(EvaluationLoader(split, rank=5, world_size=7)) == 0
+    assert sorted(len(EvaluationLoader(split, rank, 7)) for rank in range(7)) == [0, 0, 1, 1, 1, 1, 1]
 
 
 def test_batches_move_as_a_whole(make_shards: Maker) -> None:
@@ -204,6 +260,7 @@ def test_batches_move_as_a_whole(make_shards: Maker) -> None:
         ({"start_step": 5}, "start step"),
         ({"world_size": 3}, "4 cannot be shared equally by 3"),
         ({"micro_batch_size": 3}, "micro-batches of 3"),
+        ({"shuffle_window": 0}, "shuffle window"),
     ],
 )
 def test_settings_are_checked(make_shards: Maker, changes: dict[str, object], words: str) -> None:

@@ -97,18 +97,27 @@ def test_other_versions_and_damaged_descriptions(make_shards: Maker) -> None:
             open_split(root, "train")
 
 
-def test_missing_damaged_and_exchanged_shards(make_shards: Maker) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_missing_damaged_and_exchanged_shards(make_shards: Maker, known: bool) -> None:
     root = make_shards(6, shards=2)
+    if not known:
+        splits = json.loads((root / DESCRIPTION).read_text())["splits"]
+        for shard in splits["train"]["shards"]:
+            shard.pop("bytes", None)
+        change_description(root, splits=splits)
     shard = root / "train" / "shard-00001-of-00002.arrow"
     content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(DataError, match=r"shard .*shard-00001-of-00002\.arrow is missing"):
         open_split(root, "train")
     shard.write_bytes(content[:100])
+    with pytest.raises(DataError, match="has 100 bytes instead of" if known else "is damaged"):
+        open_split(root, "train")
+    shard.write_bytes(bytes(len(content)))
     with pytest.raises(DataError, match="is damaged"):
         open_split(root, "train")
     shard.write_bytes((root / "val" / "shard-00000-of-00002.arrow").read_bytes())
-    with pytest.raises(DataError, match="holds 2 records instead of 3"):
+    with pytest.raises(DataError, match="bytes instead of" if known else "holds 2 records instead of 3"):
         open_split(root, "train")
 
 
@@ -125,3 +134,24 @@ def test_shards_of_a_known_data_set_bring_its_entry(make_shards: Maker) -> None:
     root = make_shards(4)
     change_description(root, name="coco", class_names=list(COCO.class_names))
     assert open_split(root, "train").info is COCO
+
+
+@pytest.mark.parametrize("file", ["..", "/etc/passwd", "a/b.arrow", "..%2Fb.arrow", "b.arrow?x=1", ""])
+def test_no_name_in_a_description_reaches_outside(make_shards: Maker, file: str) -> None:
+    root = make_shards(4)
+    splits = json.loads((root / DESCRIPTION).read_text())["splits"]
+    splits["train"]["shards"][0]["file"] = file
+    change_description(root, splits={**splits, "../val": splits["val"]})
+    with pytest.raises(DataError, match="leaves its folder"):
+        open_split(root, "train")
+    with pytest.raises(DataError, match="leaves its folder"):
+        open_split(root, "../val")
+
+
+def test_counts_that_contradict_each_other(make_shards: Maker) -> None:
+    root = make_shards(4)
+    splits = json.loads((root / DESCRIPTION).read_text())["splits"]
+    splits["train"]["count"] = 5
+    change_description(root, splits=splits)
+    with pytest.raises(DataError, match=r"is damaged \(split 'train' has 5 records, its shards 4\)"):
+        open_split(root, "train")

@@ -1,0 +1,1 @@
+"""Measurements of what costs time, on the machine they run on."""
