@@ -1,4 +1,4 @@
-"""Measure both reading modes: `python -m cosa_dist.benchmark.reading_speed SHARDS [--images 512] [--rounds 3]`.
+"""Measure both reading modes: `python -m cosa_dist.benchmark.reading_speed SHARDS [--images 512]`.
 
 Training batches of one rank are made in this process, by `mapped` and by `streaming` reading, from the
 local folder, from a plain HTTP server on loopback and from its cache, in turn, so that all meet the same

@@ -61,7 +61,7 @@ def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> To
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=resources
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the old Ray Train
             name=f"{run.config.name}-{time.time_ns():x}",
             storage_path=str(run.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),

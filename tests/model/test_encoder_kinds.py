@@ -101,12 +101,10 @@ def test_the_assignment_copy_follows_and_looks_at_several_scales(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "swin", "resnet"])
-def test_a_compiled_network_says_the_same(kind):
-    network = tiny_network(kind).eval()
+def test_a_compiled_network_says_the_same():
+    network = tiny_network("vit").eval()
     compiled = torch.compile(network)
-    for size in (64, 96):
-        images = torch.rand(1, 3, size, size)
-        torch.testing.assert_close(compiled(images).cam, network(images).cam, rtol=1e-3, atol=1e-4)
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(compiled(images).cam, network(images).cam, rtol=1e-3, atol=1e-4)
     everything(compiled(images)).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
