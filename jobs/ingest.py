@@ -1,17 +1,23 @@
 """Turn a source of images into shards.
 
-    python jobs/ingest.py voc VOCdevkit/VOC2012 --out SHARDS [--splits train,val]
-    python jobs/ingest.py coco COCO --out SHARDS
+    python jobs/ingest.py voc VOC2012 --out SHARDS [--splits train_aug,val] [--sbd benchmark_RELEASE]
+    python jobs/ingest.py coco COCO --out SHARDS [--annotations COCO/annotations]
+    python jobs/ingest.py folder PICTURES --out SHARDS [--masks MASKS] [--val-share 0.1]
+    python jobs/ingest.py table PICTURES TAGS.csv --out SHARDS [--tags-column tags] [--classes NAMES.txt]
+    python jobs/ingest.py hf DATASET --out SHARDS [--labels-column label] [--mask-column mask]
     python jobs/ingest.py synthetic --out SHARDS --train 400 --val 100 --image-size 128 --seed 0
 
-Bad records are left out and listed in SHARDS/rejected.json; too many of them end the job.
+Bad records are left out and listed in SHARDS/rejected.json; too many of them end the job. A job that
+was interrupted continues where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,32 +25,54 @@ from rich.console import Console
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest_check import UNTAGGED
 from cosa_dist.data.ingest_sources import (
+    Columns,
     Entry,
+    HfColumns,
+    coco_annotated,
     coco_records,
+    folder_source,
+    hf_source,
     synthetic_info,
     synthetic_records,
+    table_source,
     voc_records,
 )
+from cosa_dist.data.source_classes import read_class_names
+
+Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="shard folder to make")
-    shared.add_argument("--name", help="name of the data set in the shards (default: the source's)")
-    shared.add_argument("--shards", type=int, help="shards per split (default: 8 to 128)")
-    shared.add_argument("--processes", type=int, default=1, help="processes that decode")
-    shared.add_argument(
-        "--max-bad-share", type=float, default=0.02, help="share of records that may be left out"
-    )
-    shared.add_argument("--overwrite", action="store_true", help="replace an existing shard folder")
     root = argparse.ArgumentParser(prog="ingest", description="Turn images into shards.")
     sources = root.add_subparsers(dest="source", required=True)
-    for name, what in (("voc", "a VOC devkit"), ("coco", "COCO with a folder of masks")):
-        source = sources.add_parser(name, parents=[shared], help=what)
-        source.add_argument("root", type=Path, help="the data set's folder")
-        source.add_argument("--splits", default="train,val", help="id lists, separated by commas")
+    shared, own = _shared_options(), _options_of_own_data()
+    voc = sources.add_parser("voc", parents=[shared], help="a VOC devkit")
+    voc.add_argument("root", type=Path, help="the devkit's folder")
+    voc.add_argument("--splits", default="train,val", help="id lists, separated by commas; train_aug, test")
+    voc.add_argument("--sbd", type=Path, help="SBD's release, of which train_aug is made")
+    coco = sources.add_parser("coco", parents=[shared], help="COCO 2014")
+    coco.add_argument("root", type=Path, help="folder with train2014 and val2014")
+    coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
+    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, instead of masks")
+    folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
+    folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
+    folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
+    table = sources.add_parser("table", parents=[shared, own], help="pictures and a table of tags")
+    table.add_argument("images", type=Path, help="folder that the pictures' names lie in")
+    table.add_argument("table", type=Path, help=".csv, .tsv, .json, .jsonl or .parquet")
+    table.add_argument("--masks", type=Path, help="folder of masks")
+    hf = sources.add_parser("hf", parents=[shared, own], help="a Hugging Face dataset on disk")
+    hf.add_argument("path", type=Path, help="folder of save_to_disk, or Parquet or Arrow files")
+    hf.add_argument("--id-column", help="column of ids (default: id or image_id)")
+    hf.add_argument("--labels-column", help="columns of labels, separated by commas (default: labels, label)")
+    for source in (table, hf):
+        source.add_argument("--image-column", help="column of pictures (default: image and the like)")
+        source.add_argument("--mask-column", help="column of masks (default: mask)")
+    table.add_argument("--tags-column", help="column of tags (default: tags, labels and the like)")
+    table.add_argument("--split-column", help="column of splits (default: split)")
     synthetic = sources.add_parser("synthetic", parents=[shared], help="generated pictures")
     synthetic.add_argument("--train", type=int, default=400, help="training pictures")
     synthetic.add_argument("--val", type=int, default=100, help="validation pictures")
@@ -53,40 +81,92 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def sources_of(arguments: argparse.Namespace) -> tuple[DatasetInfo, dict[str, Iterable[Entry]]]:
+def _shared_options() -> argparse.ArgumentParser:
+    """Return the options of every source."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", type=Path, required=True, help="shard folder to make")
+    shared.add_argument("--name", help="name of the data set in the shards (default: the source's)")
+    shared.add_argument("--shards", type=int, help="shards per split (default: 8 to 128)")
+    shared.add_argument("--processes", type=int, default=1, help="processes that decode and write")
+    shared.add_argument("--max-bad-share", type=float, default=0.02, help="share of records that may be bad")
+    what = "images without any tag (default: keep; leave-out with --annotations)"
+    shared.add_argument("--untagged", choices=UNTAGGED, help=what)
+    shared.add_argument("--overwrite", action="store_true", help="replace an existing shard folder")
+    return shared
+
+
+def _options_of_own_data() -> argparse.ArgumentParser:
+    """Return the options of data that bring neither class names nor splits with them."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--classes", type=Path, help="text file of class names in id order, one a line")
+    own.add_argument(
+        "--val-share", type=float, default=0.1, help="share for validation where no split is named"
+    )
+    own.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    return own
+
+
+def open_source(asked: argparse.Namespace, cache: Path) -> Source:
     """Return the data set and its entries by split, as the command line asks."""
-    if arguments.source == "synthetic":
-        counts = {"train": arguments.train, "val": arguments.val}
+    if asked.source == "synthetic":
+        counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
-            split: synthetic_records(split, count, seed=arguments.seed, image_size=arguments.image_size)
+            split: synthetic_records(split, count, seed=asked.seed, image_size=asked.image_size)
             for split, count in counts.items()
         }
-    info, records = (VOC, voc_records) if arguments.source == "voc" else (COCO, coco_records)
-    splits = [split.strip() for split in arguments.splits.split(",") if split.strip()]
-    if not splits:
-        raise DataError("--splits names no split")
-    return info, {split: records(arguments.root, split) for split in splits}
+    if asked.source in ("voc", "coco"):
+        splits = [split.strip() for split in asked.splits.split(",") if split.strip()]
+        if not splits:
+            raise DataError("--splits names no split")
+        if asked.source == "voc":
+            return VOC, {split: voc_records(asked.root, split, asked.sbd) for split in splits}
+        if asked.annotations is None:
+            return COCO, {split: coco_records(asked.root, split) for split in splits}
+        return COCO, {split: coco_annotated(asked.root, split, asked.annotations) for split in splits}
+    classes = None if asked.classes is None else read_class_names(asked.classes)
+    if asked.source == "folder":
+        return folder_source(
+            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed
+        )
+    if asked.source == "table":
+        columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
+        return table_source(
+            asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
+            val_share=asked.val_share, seed=asked.seed,
+        )  # fmt: skip
+    labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
+    hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
+    return hf_source(
+        asked.path, cache, columns=hf_columns, classes=classes, val_share=asked.val_share, seed=asked.seed
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status (2 for anything the user can mend)."""
-    parsed = parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
+    started = time.monotonic()
+    annotated = getattr(asked, "annotations", None) is not None
+    cache = asked.out.parent / f".{asked.out.name}.cache"
     try:
         options = IngestOptions(
-            shards=parsed.shards,
-            max_bad_share=parsed.max_bad_share,
-            overwrite=parsed.overwrite,
-            processes=parsed.processes,
+            shards=asked.shards,
+            max_bad_share=asked.max_bad_share,
+            overwrite=asked.overwrite,
+            processes=asked.processes,
+            untagged=asked.untagged or ("leave-out" if annotated else "keep"),
         )
-        info, sources = sources_of(parsed)
-        ingest(sources, renamed(info, parsed.name), parsed.out, options, Console())
+        info, sources = open_source(asked, cache)
+        reports = ingest(sources, renamed(info, asked.name), asked.out, options, Console())
     except (DataError, OSError) as error:
         print(f"ingest: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ingest: interrupted; nothing was written", file=sys.stderr)
+        print("ingest: interrupted; the same command continues after the finished shards", file=sys.stderr)
         return 130
-    print(f"wrote {parsed.out}")
+    shutil.rmtree(cache, ignore_errors=True)
+    seconds, count = time.monotonic() - started, sum(report.count for report in reports)
+    speed = f"{count / seconds:.0f} images/s, {count / seconds / asked.processes:.0f} per process"
+    print(f"wrote {asked.out}: {count} images in {seconds:.1f} s ({speed})")
     return 0
 
 

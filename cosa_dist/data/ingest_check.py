@@ -7,7 +7,6 @@ is a function of one record, so that several processes can share the work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,10 @@ from numpy.typing import NDArray
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.ingest_sources import Entry, Rejection, SourceRecord
+from cosa_dist.data.source_record import Content, Entry, Rejection, SourceRecord
+
+UNTAGGED = ("keep", "leave-out")
+"""What may become of images without any tag."""
 
 
 @dataclass(frozen=True)
@@ -35,59 +37,96 @@ Result = CheckedRecord | Rejection
 """What checking makes of an entry."""
 
 
-def check_entry(entry: Entry, num_foreground: int) -> Result:
-    """Check a record and pass a rejection through (see `check_record`)."""
-    return entry if isinstance(entry, Rejection) else check_record(entry, num_foreground)
-
-
-def check_record(record: SourceRecord, num_foreground: int) -> Result:
+def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> Result:
     """Read and decode one record; damaged or inconsistent ones come back as a `Rejection`.
 
     Args:
-        record: the entry of a source.
-        num_foreground: C; masks may hold 0..C and 255.
+        entry: what a source yielded; a rejection passes through.
+        num_foreground: C; masks may hold 0..C and 255, tags 0..C-1.
+        untagged: `keep` images without tags, or `leave-out`: then they are rejections by rule.
     """
+    if isinstance(entry, Rejection):
+        return entry
+    if entry.tags == () and untagged == "leave-out":
+        return _without_tags(entry)
+    content: bytes | Content | None = entry.image
     try:
-        return _check(record, num_foreground)
+        image = _read(entry.image, "image")
+        width, height = decode_image(image).size
+        mask, labels = None, entry.tags or ()
+        if entry.mask is not None:
+            content = entry.mask
+            mask, present = _checked_mask(entry.mask, (width, height), num_foreground)
+            labels = present if entry.tags is None else entry.tags
+        if any(not 0 <= label < num_foreground for label in labels):
+            raise RecordError(f"tag outside 0..{num_foreground - 1}: {labels}")
+        content = entry.context
+        context = None if entry.context is None else _read(entry.context, "context mask")
     except RecordError as error:
-        return Rejection(record.id, str(error))
+        return _rejection(entry.id, str(error), content)
+    if not labels and untagged == "leave-out":
+        return _without_tags(entry)
+    return CheckedRecord(entry.id, image, mask, tuple(sorted(set(labels))), width, height, context)
 
 
-def _check(record: SourceRecord, num_foreground: int) -> CheckedRecord:
-    """Return the checked record; raises `RecordError`."""
-    image = _read(record.image, "image")
-    width, height = decode_image(image).size
-    mask: bytes | None = None
-    labels = record.tags or ()
-    if record.mask is not None:
-        mask = _read(record.mask, "mask")
-        ids = decode_mask(mask)
-        present = _check_mask(ids, width, height, num_foreground)
-        mask = as_grey_png(mask, ids)
-        labels = present if record.tags is None else record.tags
-    if any(not 0 <= label < num_foreground for label in labels):
-        raise RecordError(f"tag outside 0..{num_foreground - 1}: {labels}")
-    return CheckedRecord(record.id, image, mask, tuple(sorted(set(labels))), width, height, record.context)
+def _checked_mask(
+    content: bytes | Content, size: tuple[int, int], num_foreground: int
+) -> tuple[bytes, tuple[int, ...]]:
+    """Return a mask as a grey PNG, and its 0-based foreground classes; raises `RecordError`.
 
-
-def _read(source: Path | bytes, what: str) -> bytes:
-    """Return a file's bytes; raises `RecordError` where it is absent or cannot be read."""
-    if isinstance(source, bytes):
-        return source
-    try:
-        return source.read_bytes()
-    except FileNotFoundError as error:
-        raise RecordError(f"no {what} file {source.parent.name}/{source.name}") from error
-    except OSError as error:
-        raise RecordError(f"{what} file cannot be read: {error.strerror or error}") from error
-
-
-def _check_mask(ids: NDArray[np.uint8], width: int, height: int, num_foreground: int) -> tuple[int, ...]:
-    """Return the 0-based foreground classes of a mask `[H, W]`; raises `RecordError` if it is wrong."""
+    Args:
+        content: the mask.
+        size: width and height of the image.
+        num_foreground: C.
+    """
+    data = _read(content, "mask")
+    ids = decode_mask(data)
+    width, height = size
     if ids.shape != (height, width):
-        raise RecordError(f"mask is {ids.shape[1]}x{ids.shape[0]} pixels, the image {width}x{height}")
+        raise RecordError(
+            f"mask is {ids.shape[1]}x{ids.shape[0]} pixels, the image {width}x{height}; make them equal"
+        )
     values = np.unique(ids)
+    _refuse_unknown(values, num_foreground)
+    present = tuple(int(value) - 1 for value in values if 0 < value <= num_foreground)
+    return as_grey_png(data, ids), present
+
+
+def _refuse_unknown(values: NDArray[np.uint8], num_foreground: int) -> None:
+    """Raise `RecordError` if one of a mask's values is neither a class nor ignored."""
     outside = values[(values > num_foreground) & (values != IGNORE)]
     if outside.size:
-        raise RecordError(f"mask value {int(outside[0])} is outside 0..{num_foreground} and {IGNORE}")
-    return tuple(int(value) - 1 for value in values if 0 < value <= num_foreground)
+        raise RecordError(
+            f"mask value {int(outside[0])} is outside 0..{num_foreground} and {IGNORE}; "
+            "write the classes' ids into it"
+        )
+
+
+def _read(content: bytes | Content, what: str) -> bytes:
+    """Return a content's bytes; raises `RecordError` where they are absent or cannot be read."""
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.read()
+    except FileNotFoundError as error:
+        raise RecordError(f"no {what} file; get it, or take the id off the list") from error
+    except OSError as error:
+        reason = (
+            f"{what} file cannot be read: {error.strerror or error}; look at its permissions and the disk"
+        )
+        raise RecordError(reason) from error
+
+
+def _without_tags(record: SourceRecord) -> Rejection:
+    """Return the rejection of an image that has no tag."""
+    reason = "image has no tag and such images are left out (--untagged keep takes them)"
+    return Rejection(record.id, reason, by_rule=True)
+
+
+def _rejection(record_id: str, reason: str, content: bytes | Content | None) -> Rejection:
+    """Return the rejection of a bad record, with a way to mend it and the place of its file."""
+    if ";" not in reason:
+        reason += "; replace it, or take the id off the list"
+    return Rejection(
+        record_id, reason, "" if content is None or isinstance(content, bytes) else content.where
+    )

@@ -1,158 +1,98 @@
-"""Writing shards: checked records into many small Arrow files, and the `dataset.json` that lists them.
+"""The folder an ingest writes to: hidden and kept until all is there, then given its name at once.
 
-Nothing half-written is ever seen: all goes to a temporary folder beside the output, which is
-renamed at the very end.
+Nothing half-written is ever seen under the name of the output. What an interrupted ingest finished
+stays in `.NAME.partial` beside it, for the next attempt to take over; one ingest at a time works
+there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from datasets import Features
-from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock, Timeout
 
-from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest_check import CheckedRecord
-from cosa_dist.data.shards import DESCRIPTION, record_features
+from cosa_dist.data.shards import DESCRIPTION
 
-_ROWS_PER_BATCH = 32
-
-
-def default_shard_count(records: int) -> int:
-    """Return a number of shards between 8 and 128, about 128 records each, never more than records."""
-    return max(1, min(records, 128, max(8, records // 128)))
+_LOCK = "ingest.lock"
 
 
-class SplitWriter:
-    """Writes one split's records in the order given; shards are filled one after the other.
-
-    Args:
-        folder: where the shards go; created.
-        info: the data set (class names).
-        planned: how many records there are at most; they are shared equally by the shards.
-        shards: how many shards; None chooses (`default_shard_count`).
-        with_context: whether records carry a context mask.
-    """
-
-    def __init__(
-        self, folder: Path, info: DatasetInfo, planned: int, shards: int | None, with_context: bool
-    ) -> None:
-        folder.mkdir(parents=True)
-        self._folder = folder
-        self._info = info
-        self._features: Features = record_features(info.class_names, with_context)
-        count = min(planned, shards or default_shard_count(planned))
-        self._ends = [planned * (number + 1) // count for number in range(count)]
-        self._writer: ArrowWriter | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._shard_counts: list[int] = []
-        self._classes: Counter[int] = Counter()
-        self._hash = hashlib.sha256()
-        self.count = 0
-
-    def add(self, record: CheckedRecord) -> None:
-        """Append one record."""
-        if self._writer is None:
-            path = self._folder / f"{len(self._shard_counts):05d}.part"
-            self._writer = ArrowWriter(path=str(path), features=self._features)
-            self._shard_counts.append(0)
-        row = {
-            "id": record.id,
-            "image": _stored(record.image),
-            "mask": _stored(record.mask),
-            "labels": list(record.labels),
-            "width": record.width,
-            "height": record.height,
-            "context": _stored(record.context),
-        }
-        self._rows.append({name: row[name] for name in self._features})
-        self._shard_counts[-1] += 1
-        self._classes.update(record.labels)
-        self._add_to_fingerprint(record)
-        self.count += 1
-        if self.count >= self._ends[len(self._shard_counts) - 1]:
-            self._close_shard()
-        elif len(self._rows) >= _ROWS_PER_BATCH:
-            self._flush()
-
-    def finish(self) -> dict[str, Any]:
-        """Close the last shard, give all their final names, and return the split's description."""
-        self._close_shard()
-        total = len(self._shard_counts)
-        shards = []
-        for number, count in enumerate(self._shard_counts):
-            name = f"shard-{number:05d}-of-{total:05d}.arrow"
-            (self._folder / f"{number:05d}.part").rename(self._folder / name)
-            shards.append({"file": name, "count": count})
-        names = self._info.class_names
-        return {
-            "count": self.count,
-            "fingerprint": f"sha256:{self._hash.hexdigest()}",
-            "class_counts": {name: self._classes[index] for index, name in enumerate(names)},
-            "shards": shards,
-        }
-
-    def _add_to_fingerprint(self, record: CheckedRecord) -> None:
-        """Hash id, image, mask and tags, each with its length, so that no two contents look alike."""
-        tags = ",".join(map(str, record.labels)).encode()
-        for part in (record.id.encode(), record.image, record.mask, tags):
-            self._hash.update(b"-" if part is None else str(len(part)).encode() + b":" + part)
-
-    def _flush(self) -> None:
-        """Write the rows held so far as one Arrow batch."""
-        if self._rows and self._writer is not None:
-            table = pa.Table.from_pylist(self._rows, schema=self._features.arrow_schema)
-            self._writer.write_table(table)
-            self._rows = []
-
-    def _close_shard(self) -> None:
-        """Finish the shard that is being written, if there is one."""
-        self._flush()
-        if self._writer is not None:
-            self._writer.finalize()
-            self._writer.close()
-            self._writer = None
-
-
-def _stored(data: bytes | None) -> dict[str, Any] | None:
-    """Return bytes in the form of an HF image column."""
-    return None if data is None else {"bytes": data, "path": None}
+def partial_path(out: Path) -> Path:
+    """Return where the shards of `out` lie until all of them are there."""
+    return out.parent / f".{out.name}.partial"
 
 
 @contextmanager
-def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder that becomes `out` when the block ends well and vanishes otherwise.
+def partial_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Give the partial folder of `out`; it stays unless it was published or holds no finished shard.
 
     Raises:
         DataError: `out` exists and may not be replaced (`overwrite` is off, or it holds no shards),
-            or its parent cannot be written to.
+            its parent cannot be written to, or another ingest works on the same output.
     """
     _check_output(out, overwrite)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_path(out)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make a folder in {out.parent}: {error.strerror}") from error
+    lock = FileLock(partial / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(f"another ingest is writing {out}; wait for it or choose another output") from error
     try:
         yield partial
-        _check_output(out, overwrite)
-        if out.exists():
-            out.rename(replaced)
-        partial.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+        if not any(partial.glob("*/*.json")):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_strangers(folder: Path, known: set[str]) -> None:
+    """Remove from a split's folder all but the files named in `known`."""
+    for path in folder.iterdir():
+        if path.name not in known:
+            path.unlink()
+
+
+def publish(partial: Path, out: Path, overwrite: bool, documents: Mapping[str, object]) -> None:
+    """Give the finished shards their final names and the partial folder the name `out`.
+
+    Args:
+        partial: the folder; `documents["dataset.json"]` lists its shards, with the name of each one
+            while partial as `part`, which is taken out.
+        out: the output's name.
+        overwrite: whether a shard folder of that name is replaced.
+        documents: content by file name, written as JSON.
+
+    Raises:
+        DataError: `out` has come into being meanwhile and may not be replaced.
+    """
+    _check_output(out, overwrite)
+    description: Any = documents[DESCRIPTION]
+    splits: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]] = description["splits"]
+    for path in partial.iterdir():
+        if path.is_dir() and path.name not in splits:
+            shutil.rmtree(path)
+    for split, described in splits.items():
+        for shard in described["shards"]:
+            (partial / split / shard.pop("part")).rename(partial / split / shard["file"])
+        remove_strangers(partial / split, {shard["file"] for shard in described["shards"]})
+    for name, content in documents.items():
+        _write_json(partial / name, content)
+    (partial / _LOCK).unlink(missing_ok=True)
+    replaced = out.parent / f".{out.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    partial.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -163,3 +103,8 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise DataError(f"{out} exists and is not a shard folder; choose another output")
     if not overwrite:
         raise DataError(f"{out} exists already; choose another output or pass --overwrite")
+
+
+def _write_json(path: Path, content: object) -> None:
+    """Write `content` as readable JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from cosa_dist.data.decode import decode_mask, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_sources import Entry, SourceRecord, coco_records, voc_records
-from cosa_dist.data.ingest_write import default_shard_count
+from cosa_dist.data.ingest_split import default_shard_count
 from cosa_dist.data.shards import open_split
 
 ABC = DatasetInfo("abc", ("a", "b", "c"))
@@ -87,18 +87,19 @@ def test_bad_records_are_left_out_with_their_reasons(voc_root: Path, tmp_path: P
     assert list(contents(out, "train")) == [names[5]]
     reasons = rejected(out, "train")
     expected = {
-        names[0]: "image cannot be decoded",
-        names[1]: f"no image file JPEGImages/{names[1]}.jpg",
-        names[2]: f"no mask file SegmentationClass/{names[2]}.png",
-        names[3]: "mask has colours",
-        names[4]: "mask is 20x20 pixels, the image 44x30",
-        names[5]: "id occurs twice",
-        "../../../outside": "id leaves its folder",
+        names[0]: (f" (JPEGImages/{names[0]}.jpg)", "image cannot be decoded"),
+        names[1]: (f" (JPEGImages/{names[1]}.jpg)", "no image file; get it"),
+        names[2]: (f" (SegmentationClass/{names[2]}.png)", "no mask file; get it"),
+        names[3]: (f" (SegmentationClass/{names[3]}.png)", "mask has colours"),
+        names[4]: (f" (SegmentationClass/{names[4]}.png)", "mask is 20x20 pixels, the image 44x30"),
+        names[5]: ("", "id occurs twice"),
+        "../../../outside": ("", "id leaves its folder"),
     }
     assert set(reasons) == set(expected)
-    for name, words in expected.items():
+    for name, (where, words) in expected.items():
+        assert f"train: rejected {name!r}{where}: {words}" in shown.getvalue()
         assert words in reasons[name]
-        assert f"rejected {name!r}: " in shown.getvalue()
+        assert ";" in reasons[name]
     assert "1 records in 1 shards, 7 rejected; differs from the known size of 1464" in shown.getvalue()
 
 
@@ -112,8 +113,8 @@ def test_values_outside_the_classes_are_rejected(tmp_path: Path) -> None:
     ]
     ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.5))
     assert rejected(tmp_path / "out", "val") == {
-        "high": "mask value 4 is outside 0..3 and 255",
-        "wrong tag": "tag outside 0..2: (3,)",
+        "high": "mask value 4 is outside 0..3 and 255; write the classes' ids into it",
+        "wrong tag": "tag outside 0..2: (3,); replace it, or take the id off the list",
     }
     labels = {name: found[2] for name, found in contents(tmp_path / "out", "val").items()}
     assert labels == {"low": [0, 0, 1], "ignored": [0, 0, 0], "tagged": [1, 0, 1]}
@@ -122,16 +123,19 @@ def test_values_outside_the_classes_are_rejected(tmp_path: Path) -> None:
 
 def test_too_many_bad_records_end_it_without_output(tmp_path: Path) -> None:
     entries: list[Entry] = [SourceRecord(str(n), photo(), mask(9 if n < 3 else 1)) for n in range(10)]
-    with pytest.raises(DataError, match=r"3 of 10 records are bad.*20%.*\(3x\): mask value 9") as caught:
+    with pytest.raises(
+        DataError, match=r"at least 3 of 10 records are bad.*20%.*\(3x\): mask value 9"
+    ) as caught:
         ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.2))
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="3 of 3 records are bad"):
         ingest({"val": entries[:3]}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.99))
     with pytest.raises(DataError, match="'val' has no records"):
         ingest({"val": []}, ABC, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
     ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.3))
     assert open_split(tmp_path / "out", "val").size == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_existing_output_is_replaced_only_when_asked(
@@ -198,6 +202,50 @@ def test_the_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
     assert open_split(tmp_path / "again", "val").fingerprint in found
 
 
+def test_images_without_tags_are_kept_or_left_out_by_rule(tmp_path: Path) -> None:
+    entries: list[Entry] = [
+        SourceRecord("empty mask", photo(), mask(0)),
+        SourceRecord("no tags", photo(8), None, tags=()),
+        SourceRecord("nothing known", photo(9)),
+        SourceRecord("tagged", photo(10), None, tags=(1,)),
+    ]
+    (kept,) = ingest({"train": entries}, ABC, tmp_path / "kept")
+    assert kept.line() == "train: 4 records in 4 shards, 3 without tags, 3 without mask"
+    options = IngestOptions(untagged="leave-out", max_bad_share=0)
+    (left,) = ingest({"train": entries}, ABC, tmp_path / "left", options)
+    assert left.line() == "train: 1 records in 1 shards, 3 left out for want of a tag, 1 without mask"
+    assert len(rejected(tmp_path / "left", "train")) == 3
+    with pytest.raises(DataError, match="all 3 records were left out"):
+        ingest({"train": entries[:3]}, ABC, tmp_path / "none", options)
+
+
+def test_the_same_picture_under_two_ids_is_reported_and_kept(tmp_path: Path) -> None:
+    same, other = photo(), photo(8)
+    train: list[Entry] = [SourceRecord("a", same, tags=(0,)), SourceRecord("b", same, tags=(1,))]
+    sources = {
+        "train": [*train, SourceRecord("c", other, tags=(0,)), SourceRecord("d", photo(9), tags=(0,))],
+        "train_more": [SourceRecord("d", photo(9), tags=(0,))],
+        "val": [SourceRecord("c", other, tags=(0,))],
+    }
+    shown = io.StringIO()
+    reports = ingest(sources, ABC, tmp_path / "out", console=Console(file=shown))
+    assert [report.count for report in reports] == [4, 1, 1]
+    groups = json.loads((tmp_path / "out" / "repeated.json").read_text())
+    # `d` is in two training lists only, as VOC's train is in its train_aug: no mistake.
+    found = sorted(sorted(map(tuple, group)) for group in groups)
+    assert found == [[("train", "a"), ("train", "b")], [("train", "c"), ("val", "c")]]
+    assert "2 pictures occur more than once, such as " in shown.getvalue()
+
+
+def test_shards_know_their_size(make_shards: Callable[..., Path]) -> None:
+    out = make_shards(9, shards=2)
+    shards = json.loads((out / "dataset.json").read_text())["splits"]["train"]["shards"]
+    assert [shard["count"] for shard in shards] == [4, 5]
+    for shard in shards:
+        assert shard["bytes"] == (out / "train" / shard["file"]).stat().st_size
+        assert set(shard) == {"file", "count", "bytes"}
+
+
 def test_number_of_shards() -> None:
     assert [default_shard_count(n) for n in (1, 5, 8, 1000, 1464, 10582, 82081)] == [1, 5, 8, 8, 11, 82, 128]
 
@@ -208,9 +256,10 @@ def test_number_of_shards() -> None:
         ({"shards": 0}, "shards must be 1"),
         ({"processes": 0}, "processes must be 1"),
         ({"max_bad_share": 1.0}, "share of bad"),
+        ({"untagged": "leave_out"}, "did you mean 'leave-out'"),
     ],
 )
-def test_options_are_checked(options: dict[str, float], words: str) -> None:
+def test_options_are_checked(options: dict[str, object], words: str) -> None:
     with pytest.raises(DataError, match=words):
         IngestOptions(**options)  # type: ignore[arg-type]
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cosa_dist.data.shards import open_split
 
@@ -22,11 +25,10 @@ def test_sources_become_shards(voc_root: Path, coco_root: Path, tmp_path: Path) 
     voc, coco = tmp_path / "made" / "voc", tmp_path / "made" / "coco"
     done = run("voc", voc_root, "--out", voc, "--name", "voc_drawn")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
-        "train: 6 records in 6 shards",
-        "val: 2 records in 2 shards",
-        f"wrote {voc}",
-    ]
+    *counts, last = done.stdout.splitlines()
+    assert counts == ["train: 6 records in 6 shards", "val: 2 records in 2 shards"]
+    assert last.startswith(f"wrote {voc}: 8 images in ")
+    assert last.endswith(" per process)")
     assert open_split(voc, "train").info.name == "voc_drawn"
     done = run("coco", coco_root, "--out", coco, "--splits", "train", "--processes", "2")
     assert "train: 3 records in 3 shards; differs from the known size of 82081" in done.stdout
@@ -39,6 +41,36 @@ def test_generated_pictures_become_shards(tmp_path: Path) -> None:
     assert val.size == 2
     assert val.record(0).context is not None
     assert (val.record(0).width, val.record(0).height) == (48, 48)
+
+
+def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(JOB))["main"]
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    rows = [("x/1.png", "dog"), ("x/2.png", "cat;dog"), ("y/3.png", "")]
+    for shade, (name, _) in enumerate(rows):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (shade, 9, 9)).save(pictures / name)
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (6, 4), 1).save(tmp_path / "masks" / name)
+    (tmp_path / "t.csv").write_text("picture,subject\n" + "".join(f"{name},{tags}\n" for name, tags in rows))
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    named = {"picture": [str(name) for name, _ in rows], "kind": [tags.split(";") for _, tags in rows]}
+    pq.write_table(pa.table(named), pictures / "train.parquet")
+    own = ("--classes", tmp_path / "names.txt", "--val-share", "0", "--untagged", "leave-out", "--overwrite")
+    table = ("--image-column", "picture", "--tags-column", "subject", "--masks", tmp_path / "masks")
+    hf = ("--image-column", "picture", "--labels-column", "kind")
+    for arguments, count, masks in (
+        (("table", pictures, tmp_path / "t.csv", *table), 2, 2),
+        (("hf", pictures, *hf), 2, 0),
+    ):
+        assert main([str(argument) for argument in (*arguments, *own, "--out", out)]) == 0
+        split = open_split(out, "train")
+        assert (split.size, split.class_counts) == (count, {"cat": 1, "dog": 2})
+        assert sum(split.record(number).mask is not None for number in range(count)) == masks
+    assert main(["folder", str(pictures), "--val-share", "0", "--out", str(out), "--overwrite"]) == 0
+    assert open_split(out, "train").class_counts == {"x": 2, "y": 1}
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_mistakes_end_with_one_line(

@@ -1,0 +1,147 @@
+"""What an ingest tells: counts against known sizes, entries left out, pictures that occur twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.ingest_shard import ShardSummary, Trace
+from cosa_dist.data.source_record import Rejection
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What became of one split; `expected` is None where no size is known."""
+
+    name: str
+    count: int
+    shards: int
+    expected: int | None
+    rejections: tuple[Rejection, ...]
+    without_tags: int = 0
+    without_mask: int = 0
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        bad = sum(not rejection.by_rule for rejection in self.rejections)
+        parts = (
+            (bad, "rejected"),
+            (len(self.rejections) - bad, "left out for want of a tag"),
+            (self.without_tags, "without tags"),
+            (self.without_mask, "without mask"),
+        )
+        text = f"{self.name}: {self.count} records in {self.shards} shards"
+        text += "".join(f", {number} {words}" for number, words in parts if number)
+        if self.expected is not None and self.expected != self.count:
+            text += f"; differs from the known size of {self.expected}"
+        return text
+
+    def rejection_lines(self) -> list[str]:
+        """One line for each bad entry, up to ten, and how many more there are."""
+        bad = [rejection for rejection in self.rejections if not rejection.by_rule]
+        lines = [
+            f"{self.name}: rejected {rejection.id!r}{_place(rejection)}: {rejection.reason}"
+            for rejection in bad[:_SHOWN]
+        ]
+        if len(bad) > _SHOWN:
+            lines.append(f"{self.name}: {len(bad) - _SHOWN} more rejected, all in rejected.json")
+        return lines
+
+    def rejection_rows(self) -> list[dict[str, Any]]:
+        """The rejections as rows of `rejected.json`."""
+        return [asdict(rejection) for rejection in self.rejections]
+
+
+@dataclass
+class Repeats:
+    """Finds pictures that occur more than once, byte by byte, in one split or in several."""
+
+    _first: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    _groups: dict[bytes, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def add(self, split: str, trace: Trace) -> None:
+        """Take note of one record."""
+        picture, place = bytes.fromhex(trace.picture), (split, trace.id)
+        first = self._first.setdefault(picture, place)
+        if first is not place:
+            self._groups.setdefault(picture, [first]).append(place)
+
+    def groups(self) -> list[list[tuple[str, str]]]:
+        """The (split, id) pairs that hold the same picture, where that may be a mistake.
+
+        The same id in two training lists is none (VOC's `train` lies within its `train_aug`); two
+        ids, or one that is in a training and in another split, are.
+        """
+        return [group for group in self._groups.values() if _suspicious(group)]
+
+    def lines(self) -> list[str]:
+        """One line for the terminal if there is any."""
+        groups = self.groups()
+        if not groups:
+            return []
+        examples = " and ".join(f"{split}/{record_id}" for split, record_id in groups[0][:2])
+        return [
+            f"{len(groups)} pictures occur more than once, such as {examples}; all are kept and listed in "
+            "repeated.json: take what is not meant off the lists"
+        ]
+
+
+def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_share: float) -> None:
+    """Raise `DataError` if more than the allowed share of a split's entries is bad, or all of them."""
+    if bad and (len(bad) == total or len(bad) > max_bad_share * total):
+        reason, often = Counter(rejection.reason for rejection in bad).most_common(1)[0]
+        raise DataError(
+            f"split '{split}': at least {len(bad)} of {total} records are bad, more than the allowed "
+            f"{max_bad_share:.0%}; most often ({often}x): {reason} (first: {bad[0].id}{_place(bad[0])}); "
+            "mend them or allow more with --max-bad-share"
+        )
+
+
+def split_description(
+    class_names: Sequence[str], summaries: Sequence[ShardSummary], traces: Iterable[Trace]
+) -> dict[str, Any]:
+    """Return a split's part of `dataset.json`.
+
+    Args:
+        class_names: the C foreground classes.
+        summaries: the split's shards in order; those without records are not listed.
+        traces: those of all records in order; the fingerprint is the SHA-256 of their hashes, so that
+            it depends neither on the number of shards nor on who wrote them.
+    """
+    fingerprint = hashlib.sha256()
+    for trace in traces:
+        fingerprint.update(bytes.fromhex(trace.content))
+    written = [summary for summary in summaries if summary.count]
+    counts = zip(*(summary.class_counts for summary in summaries), strict=True)
+    return {
+        "count": sum(summary.count for summary in written),
+        "fingerprint": f"sha256:{fingerprint.hexdigest()}",
+        "class_counts": dict(zip(class_names, map(sum, counts), strict=True)),
+        "shards": [
+            {
+                "file": f"shard-{number:05d}-of-{len(written):05d}.arrow",
+                "count": summary.count,
+                "bytes": summary.size,
+                "part": f"{summary.number:05d}.arrow",
+            }
+            for number, summary in enumerate(written)
+        ],
+    }
+
+
+def _suspicious(group: Sequence[tuple[str, str]]) -> bool:
+    """Whether the places of one picture look like a mistake."""
+    ids = {record_id for _, record_id in group}
+    kinds = {split.startswith("train") for split, _ in group}
+    return len(ids) > 1 or len(kinds) > 1
+
+
+def _place(rejection: Rejection) -> str:
+    """Return where a rejected entry's file is, in brackets, or nothing."""
+    return f" ({rejection.where})" if rejection.where else ""

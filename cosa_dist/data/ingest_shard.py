@@ -1,0 +1,205 @@
+"""One shard of an ingest: a part of a split's entries, checked and written by whichever process is free.
+
+A shard is written under a temporary name; then comes its record `<number>.json`, last. That file
+holds the shard's key, a hash of everything that the shard was made of and how. A later attempt
+takes the shard over if its key is still the same, and writes it anew if not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features
+from datasets.arrow_writer import ArrowWriter
+
+from cosa_dist.data.ingest_check import CheckedRecord, check_entry
+from cosa_dist.data.shards import FORMAT_VERSION, record_features
+from cosa_dist.data.source_record import Entry, Rejection, entry_identity
+
+_ROWS_PER_BATCH = 32
+_RULES = 1
+"""Raised when records are made in another way, so that no older shard is taken over."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a shard is made of: entries, classes, the rule for untagged images, and where it goes."""
+
+    folder: Path
+    number: int
+    entries: list[Entry]
+    class_names: tuple[str, ...]
+    with_context: bool
+    untagged: str
+
+    @property
+    def shard(self) -> Path:
+        """The Arrow file; not there if all entries were left out."""
+        return self.folder / f"{self.number:05d}.arrow"
+
+    @property
+    def record(self) -> Path:
+        """The shard's record, there only when the shard is whole."""
+        return self.folder / f"{self.number:05d}.json"
+
+    def key(self) -> str:
+        """Hash of entries, contents, classes, options and rules."""
+        made_by = (_RULES, FORMAT_VERSION, self.class_names, self.with_context, self.untagged)
+        digest = hashlib.sha256(repr(made_by).encode())
+        for entry in self.entries:
+            digest.update(entry_identity(entry).encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """A finished shard: records, size in bytes, counts by class, records that lack something, rejections."""
+
+    number: int
+    count: int
+    size: int
+    class_counts: tuple[int, ...]
+    without_tags: int
+    without_mask: int
+    rejections: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is remembered of each record: its id, a hash of all of it, and a hash of its picture."""
+
+    id: str
+    content: str
+    picture: str
+
+
+def write_shard(task: ShardTask) -> ShardSummary:
+    """Check the entries and write those that are good; returns what became of them.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    key = task.key()
+    part = task.shard.with_suffix(f".part-{os.getpid()}")
+    writer = _Writer(part, record_features(task.class_names, task.with_context))
+    rejections, traces, classes, without_tags, without_mask = [], [], Counter[int](), 0, 0
+    try:
+        for entry in task.entries:
+            result = check_entry(entry, len(task.class_names), task.untagged)
+            if isinstance(result, Rejection):
+                rejections.append(result)
+                continue
+            writer.add(result)
+            traces.append(_trace(result))
+            classes.update(result.labels)
+            without_tags += not result.labels
+            without_mask += result.mask is None
+        size = writer.finish()
+        if traces:
+            part.replace(task.shard)
+    finally:
+        part.unlink(missing_ok=True)
+    class_counts = tuple(classes[index] for index in range(len(task.class_names)))
+    summary = ShardSummary(
+        task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections)
+    )
+    _write_record(
+        task.record, {"key": key, "summary": asdict(summary), "traces": [list(_row(t)) for t in traces]}
+    )
+    return summary
+
+
+def finished_shard(task: ShardTask) -> ShardSummary | None:
+    """Return the summary of a shard that is there already and still right, otherwise None."""
+    try:
+        content = json.loads(task.record.read_text(encoding="utf-8"))
+        summary = dict(content["summary"])
+        summary["class_counts"] = tuple(summary["class_counts"])
+        summary["rejections"] = tuple(Rejection(**rejection) for rejection in summary["rejections"])
+        found = ShardSummary(**summary)
+        whole = not found.count or task.shard.stat().st_size == found.size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole and content["key"] == task.key() else None
+
+
+def shard_traces(task: ShardTask) -> list[Trace]:
+    """Return the traces of a finished shard's records, in their order."""
+    content = json.loads(task.record.read_text(encoding="utf-8"))
+    return [Trace(*row) for row in content["traces"]]
+
+
+class _Writer:
+    """Writes records to one Arrow file, a few rows at a time; without records there is no file."""
+
+    def __init__(self, path: Path, features: Features) -> None:
+        self._path = path
+        self._features = features
+        self._writer: ArrowWriter | None = None
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, record: CheckedRecord) -> None:
+        """Append one record."""
+        row = {
+            "id": record.id,
+            "image": _stored(record.image),
+            "mask": _stored(record.mask),
+            "labels": list(record.labels),
+            "width": record.width,
+            "height": record.height,
+            "context": _stored(record.context),
+        }
+        self._rows.append({name: row[name] for name in self._features})
+        if len(self._rows) >= _ROWS_PER_BATCH:
+            self._flush()
+
+    def finish(self) -> int:
+        """Close the file; returns its size in bytes."""
+        self._flush()
+        if self._writer is None:
+            return 0
+        self._writer.finalize()
+        self._writer.close()
+        return self._path.stat().st_size
+
+    def _flush(self) -> None:
+        """Write the rows held so far as one Arrow batch."""
+        if not self._rows:
+            return
+        if self._writer is None:
+            self._writer = ArrowWriter(path=str(self._path), features=self._features)
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._features.arrow_schema))
+        self._rows = []
+
+
+def _trace(record: CheckedRecord) -> Trace:
+    """Hash id, picture, mask and tags, each on its own, so that no two contents look alike."""
+    picture = hashlib.sha256(record.image).digest()
+    mask = bytes(32) if record.mask is None else hashlib.sha256(record.mask).digest()
+    tags = ",".join(map(str, record.labels)).encode()
+    whole = hashlib.sha256(picture + mask + tags + b"|" + record.id.encode()).hexdigest()
+    return Trace(record.id, whole, picture[:16].hex())
+
+
+def _row(trace: Trace) -> tuple[str, str, str]:
+    """Return a trace as a row of the shard's record."""
+    return trace.id, trace.content, trace.picture
+
+
+def _stored(data: bytes | None) -> dict[str, Any] | None:
+    """Return bytes in the form of an HF image column."""
+    return None if data is None else {"bytes": data, "path": None}
+
+
+def _write_record(path: Path, content: object) -> None:
+    """Write the shard's record so that it is there whole or not at all."""
+    part = path.with_suffix(f".json-part-{os.getpid()}")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(path)

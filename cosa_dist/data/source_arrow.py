@@ -1,0 +1,177 @@
+"""Arrow and Parquet files of Hugging Face datasets: which split they belong to, and single cells of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Image,
+    concatenate_datasets,
+    disable_progress_bars,
+    load_dataset,
+    load_from_disk,
+)
+
+from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.source_record import File, unsafe_name
+from cosa_dist.data.source_split import split_name
+
+_SPLIT_FILE = re.compile(r"(train|training|validation|valid|val|dev|test|testing)(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """Memory-mapped Arrow files in their order, the folder that paths in them belong to, and their origin.
+
+    `origin` is a text that changes when the files that the user has do.
+    """
+
+    files: tuple[str, ...]
+    root: Path
+    origin: str
+
+    @property
+    def name(self) -> str:
+        """The first file, for messages."""
+        return Path(self.files[0]).name
+
+    def open(self) -> Dataset:
+        """Return the rows, with pictures as they are stored; remembered in each process."""
+        return _opened(self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowCell:
+    """A picture or mask in one cell: bytes, the HF image form, or a path below the table's folder."""
+
+    table: ArrowTable
+    column: str
+    row: int
+
+    @property
+    def where(self) -> str:
+        """File, row and column."""
+        return f"{self.table.name}, row {self.row}, column {self.column}"
+
+    def read(self) -> bytes:
+        """Return the bytes; raises `RecordError` where there are none."""
+        value: Any = _column(self.table.files, self.column)[self.row][self.column]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise RecordError("the cell holds neither picture bytes nor a path; name another column")
+        root = str(self.table.root)
+        name = os.path.relpath(value, root) if os.path.isabs(value) else value
+        if reason := unsafe_name(name):
+            raise RecordError(reason)
+        return File(self.table.root, name).read()
+
+    def identity(self) -> str:
+        """The origin of the table, and the place in it."""
+        return f"{self.table.origin} {self.column} {self.row}"
+
+
+def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
+    """Return the tables of a dataset by split; the split is empty where the dataset names none.
+
+    Args:
+        path: a folder of `save_to_disk`, a folder of Parquet or Arrow files, or one such file.
+        cache: folder for the Arrow form of Parquet files.
+
+    Raises:
+        DataError: there is no dataset, or it is damaged.
+    """
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved(path)
+    root = path if path.is_dir() else path.parent
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        if file.suffix in (".parquet", ".arrow") and file.is_file():
+            match = _SPLIT_FILE.match(file.name) or _SPLIT_FILE.fullmatch(
+                file.parent.name if path.is_dir() else ""
+            )
+            groups.setdefault(split_name(match[1]) if match else "", []).append(file)
+    if not groups:
+        raise DataError(
+            f"no Hugging Face dataset in {path}: neither save_to_disk's files nor Parquet or Arrow"
+        )
+    if "" in groups and len(groups) > 1:
+        raise DataError(
+            f"{groups[''][0]} belongs to no split, others do; begin its name with train, val or test"
+        )
+    return {split: _table(group, root, cache) for split, group in groups.items()}
+
+
+def _saved(path: Path) -> dict[str, ArrowTable]:
+    """Return the tables of a folder that `save_to_disk` wrote."""
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # a damaged folder gives many kinds
+        raise DataError(f"{path} cannot be opened as a saved dataset ({error}); save it again") from error
+    splits = loaded if isinstance(loaded, DatasetDict) else {"": loaded}
+    tables = {}
+    for split, dataset in splits.items():
+        files = [Path(str(file["filename"])) for file in dataset.cache_files]
+        if len(dataset):
+            tables[split_name(str(split))] = ArrowTable(tuple(map(str, files)), path, _origin(files))
+    if not tables:
+        raise DataError(f"{path} has no rows")
+    return tables
+
+
+def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
+    """Return the table of some files of one kind; Parquet is turned into Arrow in `cache`."""
+    kinds = {file.suffix for file in files}
+    if len(kinds) > 1:
+        raise DataError(f"{files[0].parent} mixes Arrow and Parquet files of one split; keep one kind")
+    arrow = files
+    if kinds == {".parquet"}:
+        disable_progress_bars()
+        try:
+            loaded = load_dataset(
+                "parquet", data_files=list(map(str, files)), split="train", cache_dir=str(cache)
+            )
+        except Exception as error:  # damaged files give many kinds
+            raise DataError(f"Parquet of {files[0].parent} cannot be read ({_first_line(error)})") from error
+        arrow = [Path(str(file["filename"])) for file in loaded.cache_files]
+    return ArrowTable(tuple(map(str, arrow)), root, _origin(files))
+
+
+@lru_cache(maxsize=8)
+def _opened(files: tuple[str, ...]) -> Dataset:
+    """Memory-map Arrow files as one dataset whose pictures stay undecoded."""
+    try:
+        dataset = concatenate_datasets([Dataset.from_file(file) for file in files])
+    except Exception as error:  # damaged files give many kinds
+        raise DataError(f"Arrow file {files[0]} or one after it is damaged ({_first_line(error)})") from error
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
+@lru_cache(maxsize=16)
+def _column(files: tuple[str, ...], column: str) -> Dataset:
+    """Return one column of a table, so that reading a cell reads no other."""
+    return _opened(files).select_columns([column])
+
+
+def _origin(files: list[Path]) -> str:
+    """Return paths, sizes and times of files as a text."""
+    states = ((file, file.stat()) for file in files)
+    return " ".join(f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,56 @@
+"""COCO 2014: pictures in `train2014` and `val2014`, annotated by masks in folders or by the official JSON.
+
+Class ids are 1..80 in the order of COCO's category ids (which run to 90, with gaps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cosa_dist.data.errors import DataError, nearest_name
+from cosa_dist.data.source_coco_json import annotated_records
+from cosa_dist.data.source_list import existing_folder, listed_records, read_id_list
+from cosa_dist.data.source_record import Entry
+
+_FOLDERS = {"train": "train2014", "val": "val2014"}
+
+
+def coco_records(root: Path, split: str) -> Iterator[Entry]:
+    """Open a split of COCO in the folder layout of WSSS repositories and return its records.
+
+    `root` holds `train.txt`, `val.txt`, `train2014`, `val2014` and `SegmentationClass` with the
+    masks in `train2014` and `val2014`.
+
+    Raises:
+        DataError: unknown split, or a folder or list is not there.
+    """
+    folder = _folder_of(split)
+    images = existing_folder(root / folder, "images")
+    masks = existing_folder(
+        root / "SegmentationClass" / folder, "masks; or name COCO's JSON files with --annotations"
+    )
+    return listed_records(read_id_list(root / f"{split}.txt"), images, masks)
+
+
+def coco_annotated(root: Path, split: str, annotations: Path) -> Iterator[Entry]:
+    """Open a split of COCO by its official annotations and return its records.
+
+    Args:
+        root: the folder with `train2014` and `val2014`.
+        split: `train` or `val`.
+        annotations: the folder with `instances_train2014.json` and `instances_val2014.json`.
+
+    Raises:
+        DataError: unknown split, a folder or file is not there, or the JSON is not COCO's.
+    """
+    folder = _folder_of(split)
+    images = existing_folder(root / folder, "images")
+    return annotated_records(annotations / f"instances_{folder}.json", images)
+
+
+def _folder_of(split: str) -> str:
+    """Return the folder of a split's pictures; raises `DataError` for a split that COCO has not."""
+    if split not in _FOLDERS:
+        raise DataError(f"COCO has no split '{split}'{nearest_name(split, _FOLDERS)}; known: train, val")
+    return _FOLDERS[split]

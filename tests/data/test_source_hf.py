@@ -1,0 +1,175 @@
+"""Hugging Face datasets on disk: every way they are saved, every kind of label, pictures by the cell."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from cosa_dist.data.decode import encode_jpeg, encode_mask
+from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.ingest import ingest
+from cosa_dist.data.shards import open_split
+from cosa_dist.data.source_arrow import ArrowCell, open_tables
+from cosa_dist.data.source_hf import HfColumns, hf_source
+from cosa_dist.data.source_record import Entry, Rejection, SourceRecord
+
+NAMES = ["cat", "dog", "owl"]
+
+
+def photo(shade: int) -> bytes:
+    return encode_jpeg(np.full((4, 6, 3), shade, dtype=np.uint8))
+
+
+def mask(value: int) -> bytes:
+    return encode_mask(np.full((4, 6), value, dtype=np.uint8))
+
+
+def dataset(
+    count: int = 4, label: Any = None, labels: list[Any] | None = None, masks: bool = False
+) -> Dataset:
+    """Pictures of growing brightness with class labels 0, 1, 2, 0, ... unless others are given."""
+    columns: dict[str, Any] = {"image": [{"bytes": photo(n), "path": None} for n in range(count)]}
+    columns["label"] = labels or [n % 3 for n in range(count)]
+    kinds = {"image": Image(), "label": label or ClassLabel(names=NAMES)}
+    if masks:
+        columns["mask"] = [{"bytes": mask(n % 3 + 1), "path": None} for n in range(count)]
+        kinds["mask"] = Image()
+    return Dataset.from_dict(columns, features=Features(kinds))
+
+
+def tags(entries: list[Entry]) -> list[tuple[int, ...] | None]:
+    return [entry.tags for entry in entries if isinstance(entry, SourceRecord)]
+
+
+def write_arrow(made: Dataset, path: Path) -> None:
+    with ArrowWriter(path=str(path), features=made.features) as writer:
+        writer.write_table(made.data.table)
+        writer.finalize()
+
+
+def save(folder: Path, how: str) -> None:
+    train, val = dataset(4, masks=True), dataset(3, masks=True)
+    if how == "dictionary":
+        DatasetDict({"train": train, "validation": val}).save_to_disk(str(folder))
+        return
+    folder.mkdir()
+    for name, made in (("train-00000-of-00001", train), ("validation-00000-of-00001", val)):
+        if how == "parquet":
+            made.to_parquet(str(folder / f"{name}.parquet"))
+        else:
+            write_arrow(made, folder / f"{name}.arrow")
+
+
+@pytest.mark.parametrize("how", ["dictionary", "parquet", "arrow"])
+def test_datasets_become_shards_however_they_were_saved(tmp_path: Path, how: str) -> None:
+    save(tmp_path / "pets", how)
+    info, entries = hf_source(tmp_path / "pets", tmp_path / "cache")
+    assert (info.name, info.class_names) == ("pets", tuple(NAMES))
+    assert {split: tags(listed) for split, listed in entries.items()} == {
+        "train": [(0,), (1,), (2,), (0,)],
+        "val": [(0,), (1,), (2,)],
+    }
+    entries = pickle.loads(pickle.dumps(entries))  # they travel to other processes
+    ingest(entries, info, tmp_path / "out")
+    val = open_split(tmp_path / "out", "val")
+    assert [val.record(n).image for n in range(3)] == [photo(n) for n in range(3)]
+    assert [val.record(n).mask for n in range(3)] == [mask(n + 1) for n in range(3)]
+    assert val.ids == ("val_00000000", "val_00000001", "val_00000002")
+    assert (tmp_path / "cache").exists() == (how == "parquet")
+
+
+def test_a_dataset_without_splits_is_split_by_seed(tmp_path: Path) -> None:
+    dataset(20).save_to_disk(str(tmp_path / "one"))
+    chosen = [hf_source(tmp_path / "one", tmp_path / "c", val_share=0.25, seed=s)[1] for s in (0, 0, 1)]
+    assert [len(entries["val"]) for entries in chosen] == [5, 5, 5]
+    assert chosen[0]["val"] == chosen[1]["val"] != chosen[2]["val"]
+    assert len({entry.id for listed in chosen[0].values() for entry in listed}) == 20
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "names", "expected"),
+    [
+        (List(ClassLabel(names=NAMES)), [[0, 2], [], [1]], tuple(NAMES), [(0, 2), (), (1,)]),
+        (ClassLabel(names=NAMES), [2, -1, 0], tuple(NAMES), [(2,), (), (0,)]),
+        (Value("int64"), [10, 9, 10], ("9", "10"), [(1,), (0,), (1,)]),
+        (List(Value("int32")), [[3, 1], [], [3]], ("1", "3"), [(0, 1), (), (1,)]),
+        (Value("string"), ["b;a", "a", None], ("a", "b"), [(0, 1), (0,), ()]),
+        (List(Value("string")), [["b"], ["a", "b"], None], ("a", "b"), [(1,), (0, 1), ()]),
+    ],
+)
+def test_every_kind_of_label(
+    tmp_path: Path, label: Any, labels: list[Any], names: tuple[str, ...], expected: list[tuple[int, ...]]
+) -> None:
+    DatasetDict({"train": dataset(3, label, labels)}).save_to_disk(str(tmp_path / "d"))
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c")
+    assert info.class_names == names
+    assert tags(entries["train"]) == expected
+
+
+def test_several_label_columns_and_ids(tmp_path: Path) -> None:
+    made = dataset(3).add_column("colour", ["red", "", "blue"]).add_column("id", ["x", "y", "../z"])
+    DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
+    columns = HfColumns(labels=("label", "colour"))
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", columns=columns)
+    assert info.class_names == ("blue", "cat", "dog", "owl", "red")
+    assert [(e.id, e.tags) for e in entries["train"] if isinstance(e, SourceRecord)] == [
+        ("x", (1, 4)),
+        ("y", (2,)),
+    ]
+    (bad,) = [entry for entry in entries["train"] if isinstance(entry, Rejection)]
+    assert "leaves its folder" in bad.reason
+
+
+def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
+    DatasetDict({"val": dataset(3, masks=True).remove_columns("label")}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match="--classes FILE"):
+        hf_source(tmp_path / "d", tmp_path / "c")
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", classes=("a", "b", "c"))
+    ingest(entries, info, tmp_path / "out")
+    assert open_split(tmp_path / "out", "val").class_counts == {"a": 1, "b": 1, "c": 1}
+
+
+def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "in.jpg").write_bytes(photo(3))
+    (tmp_path / "secret.jpg").write_bytes(photo(4))
+    paths = [str(folder / "in.jpg"), "in.jpg", str(tmp_path / "secret.jpg"), "../secret.jpg", None]
+    made = Dataset.from_dict(
+        {"image": paths, "label": ["a"] * 5}, Features({"image": Value("string"), "label": Value("string")})
+    )
+    write_arrow(made, folder / "train.arrow")
+    _, entries = hf_source(folder, tmp_path / "c")
+    cells = [entry.image for entry in entries["train"] if isinstance(entry, SourceRecord)]
+    assert all(isinstance(cell, ArrowCell) for cell in cells)
+    assert [cell.read() for cell in cells[:2]] == [photo(3)] * 2  # type: ignore[union-attr]
+    for cell, words in zip(cells[2:], ("leaves its folder", "leaves its folder", "neither"), strict=True):
+        with pytest.raises(RecordError, match=words):
+            cell.read()  # type: ignore[union-attr]
+
+
+def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no Hugging Face dataset in"):
+        open_tables(tmp_path / "empty", tmp_path / "c")
+    for name in ("train.arrow", "more.arrow"):
+        write_arrow(dataset(2), tmp_path / "empty" / name)
+    with pytest.raises(DataError, match="belongs to no split"):
+        open_tables(tmp_path / "empty", tmp_path / "c")
+    (tmp_path / "bad.arrow").write_bytes(b"noise")
+    with pytest.raises(DataError, match="damaged"):
+        hf_source(tmp_path / "bad.arrow", tmp_path / "c")
+    (tmp_path / "bad.parquet").write_bytes(b"noise")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        hf_source(tmp_path / "bad.parquet", tmp_path / "c")
+    assert "\n" not in str(caught.value)
+    dataset(2).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match=r"no column 'labell' \(did you mean 'label'\?\)"):
+        hf_source(tmp_path / "d", tmp_path / "c", columns=HfColumns(labels=("labell",)))
+    dataset(2).rename_column("image", "x").save_to_disk(str(tmp_path / "e"))
+    with pytest.raises(DataError, match="--image-column"):
+        hf_source(tmp_path / "e", tmp_path / "c")

@@ -1,0 +1,218 @@
+"""Tables of tags in every form: the same rows give the same records, and mistakes are named by row."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.source_classes import class_names_of, read_class_names
+from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
+from cosa_dist.data.source_rows import read_rows
+from cosa_dist.data.source_table import Columns, table_source, tags_of_cell
+
+ROWS: list[dict[str, Any]] = [
+    {"image": "a.jpg", "tags": ["dog", "cat"], "split": "train"},
+    {"image": "inner/für.jpg", "tags": ["Bär"], "split": "valid"},
+    {"image": "c.jpg", "tags": [], "split": "train"},
+]
+
+
+def write_csv(
+    path: Path, separator: str = ",", ends: str = "\r\n", joined: str = ";", bom: bool = True
+) -> None:
+    made = io.StringIO()
+    writer = csv.writer(made, delimiter=separator, lineterminator=ends)
+    writer.writerow(ROWS[0])
+    for row in ROWS:
+        writer.writerow([row["image"], joined.join(row["tags"]), row["split"]])
+    path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + made.getvalue().encode())
+
+
+def write_table(path: Path, kind: str) -> None:
+    if kind == "csv ;":
+        write_csv(path, separator=";", joined=", ")
+    elif kind == "csv |":
+        write_csv(path, joined="|", ends="\n", bom=False)
+    elif kind == "csv ,":
+        write_csv(path)
+    elif kind == "tsv":
+        write_csv(path, separator="\t", joined=",")
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl":
+        path.write_text(
+            "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\r\n\n", "utf-8-sig"
+        )
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def shown(entries: dict[str, list[Entry]]) -> dict[str, list[tuple[Any, ...]]]:
+    return {
+        split: [(e.id, e.tags) if isinstance(e, SourceRecord) else (e.id, e.reason, e.where) for e in listed]
+        for split, listed in entries.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv ,", "csv ;", "csv |", "tsv", "json", "jsonl", "parquet"])
+def test_every_form_of_table_gives_the_same_records(tmp_path: Path, kind: str) -> None:
+    table = tmp_path / f"pets.{kind.split()[0]}"
+    write_table(table, kind)
+    info, entries = table_source(tmp_path, table)
+    assert (info.name, info.class_names) == ("pets", ("Bär", "cat", "dog"))
+    assert shown(entries) == {"train": [("a", (1, 2)), ("c", ())], "val": [("inner__für", (0,))]}
+    (record,) = entries["val"]
+    assert isinstance(record, SourceRecord)
+    assert record.image == File(tmp_path, "inner/für.jpg")
+
+
+@pytest.mark.parametrize(
+    ("cell", "tags"),
+    [
+        ("cat;dog", ("cat", "dog")),
+        (" cat | dog|cat ", ("cat", "dog")),
+        ("cat, dog,", ("cat", "dog")),
+        ("traffic light, red;dog", ("traffic light, red", "dog")),
+        ("red, or green", ("red, or green",)),
+        ("", ()),
+        (None, ()),
+        (["a;b", "c"], ("a;b", "c")),
+        (3, ("3",)),
+        (3.0, ("3",)),
+        ([1, 2], ("1", "2")),
+    ],
+)
+def test_cells_of_tags(cell: Any, tags: tuple[str, ...]) -> None:
+    assert tags_of_cell(cell, {"red, or green"}) == tags
+
+
+@pytest.mark.parametrize("cell", [{"a": 1}, [["a"]], [{}], 0.5])
+def test_cells_that_hold_no_tags(cell: Any) -> None:
+    with pytest.raises(RecordError, match="mend the row"):
+        tags_of_cell(cell)
+
+
+@given(
+    tags=st.lists(
+        st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=";|,"), min_size=1)
+    )
+)
+def test_joined_tags_are_parted_again(tags: list[str]) -> None:
+    expected = tags_of_cell(tags)
+    for separator in (";", "|", ","):
+        assert tags_of_cell(separator.join(tags)) == expected
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    rows = [
+        {"image": "../secret.jpg", "tags": "cat"},
+        {"image": None, "tags": "cat"},
+        {"image": "b.jpg", "tags": "cta"},
+        {"image": "c.jpg", "tags": {"cat": 1}},
+        {"image": "d.jpg"},
+        {"image": "e.jpg", "tags": "cat", "mask": "../m.png"},
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    _, entries = table_source(tmp_path, table, classes=("cat",), val_share=0)
+    found = {entry.where: entry.reason for entry in entries["train"] if isinstance(entry, Rejection)}
+    assert list(found) == [f"t.jsonl, row {number}" for number in (1, 2, 3, 4, 6)]
+    words = (
+        "leaves its folder",
+        "is empty",
+        "tag 'cta' is no class",
+        "neither text nor a list",
+        "leaves its folder",
+    )
+    assert all(word in reason for word, reason in zip(words, found.values(), strict=True))
+    assert [entry.tags for entry in entries["train"] if isinstance(entry, SourceRecord)] == [()]
+
+
+def test_columns_are_asked_for_by_name(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("picture,subject,part\na.jpg,cat,test\n")
+    with pytest.raises(DataError, match="picture, subject, part; say with --image-column"):
+        table_source(tmp_path, table)
+    with pytest.raises(DataError, match=r"no column 'subjekt' \(did you mean 'subject'\?\).*--tags-column"):
+        table_source(tmp_path, table, columns=Columns("picture", "subjekt"))
+    _, entries = table_source(tmp_path, table, columns=Columns("picture", "subject", "part"))
+    assert shown(entries) == {"test": [("a", (0,))]}
+
+
+def test_masks_by_column_and_by_name(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (4, 4)).save(masks / "a.png")
+    table = tmp_path / "t.csv"
+    table.write_text("image,tags,mask\na.jpg,cat,\nb.jpg,cat,named.png\nc.jpg,cat,\n")
+    _, entries = table_source(tmp_path, table, masks=masks, val_share=0)
+    found = [entry.mask for entry in entries["train"] if isinstance(entry, SourceRecord)]
+    assert found == [File(masks, "a.png"), File(masks, "named.png"), None]
+
+
+def test_a_seeded_split_where_none_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("image,tags\n" + "".join(f"{number}.jpg,cat\n" for number in range(50)))
+    splits = [shown(table_source(tmp_path, table, val_share=0.3, seed=seed)[1]) for seed in (1, 1, 2)]
+    assert [len(split["val"]) for split in splits] == [15, 15, 15]
+    assert splits[0] == splits[1] != splits[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b"image,tags\n\xff\xfe,x\n", "not UTF-8"),
+        ("t.csv", b"image,tags\n", "has no rows"),
+        ("t.csv", b"image,tags\na.jpg,\n", "no tag in table"),
+        ("t.json", b"{}", "not a list of objects"),
+        ("t.json", b"[1]", "row 1 is not an object"),
+        ("t.json", b'[{"image":', "is not JSON"),
+        ("t.jsonl", b'{"image": "a"}\n{"image"\n', "line 2 is not JSON"),
+        ("t.parquet", b"PAR1 or not", "not readable Parquet"),
+        ("t.xlsx", b"PK", "unknown kind"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    columns = Columns("image", "image") if b'"image": "a"' in content else None
+    with pytest.raises(DataError, match=words) as caught:
+        table_source(tmp_path, tmp_path / name, columns=columns)
+    assert "\n" not in str(caught.value)
+
+
+@given(content=st.binary(max_size=200), ending=st.sampled_from([".csv", ".json", ".jsonl", ".parquet"]))
+def test_any_bytes_give_rows_or_one_clear_error(tmp_path_factory: Any, content: bytes, ending: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any{ending}"
+    path.write_bytes(content)
+    said, rows = "", []
+    try:
+        rows = [row for _, row in read_rows(path)]
+    except DataError as error:
+        said = str(error)
+    assert not said or str(path) in said
+    assert all(isinstance(row, dict) for row in rows)
+
+
+def test_lists_of_class_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffbackground\r\nzebra \r\n\r\nBär\r\n".encode())
+    assert read_class_names(path) == ("zebra", "Bär")
+    path.write_text("a\nb\na\n")
+    with pytest.raises(DataError, match="'a' twice"):
+        read_class_names(path)
+    for content, words in ((b"\n", "names no class"), (b"\xff", "not UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_class_names(path)
+    with pytest.raises(DataError, match="no file of class names"):
+        read_class_names(tmp_path / "absent")
+    assert class_names_of([["10", "b"], ["9", "a"]], "here") == ("9", "10", "a", "b")
