@@ -30,11 +30,11 @@ class ModelConfig(Section):
     backbone: str = "vit_base_patch16_224"
     """timm architecture, e.g. vit_base_patch16_224 or deit_tiny_patch16_224"""
     weights: str = "orig_in21k_ft_in1k"
-    """`none` (random), a timm tag (downloaded), or the path of a local state dict"""
+    """`none` (random), a timm tag (downloaded), or a file: a backbone, the authors' network or ours"""
     backbone_options: dict[str, Any] = Field(default_factory=dict)
     """extra arguments of timm's create_model as YAML, e.g. {patch_size: 8, depth: 4}"""
     aux_layer: Annotated[int, Field(le=-2)] = -3
-    """block whose output feeds the auxiliary classifier, counted from the end (-1 is the last)"""
+    """block (Swin, CNN: stage) that feeds the auxiliary classifier, counted from the end (-1 is the last)"""
     decoder_channels: Annotated[int, Field(ge=8)] = 512
     """hidden channels of the LargeFOV decoder"""
     decoder_dilation: Annotated[int, Field(ge=1)] = 5
