@@ -10,16 +10,31 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.loader import EvaluationLoader
 from cosa_dist.data.shards import Split
+from cosa_dist.evaluation.labeller import Labeller
 from cosa_dist.evaluation.pictures import save_pictures
 from cosa_dist.evaluation.report import EvalReport, as_text
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.state import TrainState
+from cosa_dist.training.step import assignment_settings
 
 
 def better_network(reports: dict[str, EvalReport]) -> str:
     """Name of the network with the higher unfiltered mIoU."""
     return max(reports, key=lambda name: reports[name].miou("unfiltered") or 0.0)
+
+
+def labeller(state: TrainState) -> Labeller:
+    """The assignment network of a state, as it labels at this step."""
+    settings = state.config.assignment
+    return Labeller(
+        network=state.assignment,
+        scales=settings.scales,
+        stride=state.online.backbone.stride,
+        thresholds=state.thresholds.current(),
+        settings=assignment_settings(state),
+        aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
+    )
 
 
 def final_artifacts(
@@ -48,6 +63,7 @@ def final_artifacts(
         folder / "pictures",
         class_names=val.class_names,
         palette=voc_colour_map(),
+        labeller=labeller(state) if config.kind == "cosa" else None,
         settings=evaluation_settings(config),
         device=device,
         limit=chosen.pictures,

@@ -1,14 +1,16 @@
-"""Pictures of what a network sees: image, CAM, auxiliary CAM, prediction and truth side by side.
+"""Pictures of what a run has learned: image, both CAMs, pseudo-labels, their weights, prediction and truth.
 
-One PNG per image, made without a display. The CAMs show the strongest activation over the image's
-labels; the prediction is `unfiltered`, in the data set's class colours, with a legend of the
-classes that occur.
+One PNG per image, made without a display. The CAMs show the strongest activation over the image's labels;
+CAM pseudo-label (CPL), segmentation pseudo-label (SPL) and weights are those the assignment network gives
+the image; the prediction is `unfiltered`. Classes come in the data set's colours, with a legend of those
+that occur.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.evaluator import evaluation_mode, resize_map, see, square_image
+from cosa_dist.evaluation.labeller import Labeller, label_image
 from cosa_dist.evaluation.protocols import (
     EvaluationSettings,
     kept_classes,
@@ -45,6 +48,7 @@ def save_pictures(
     *,
     class_names: Sequence[str],
     palette: ArrayLike,
+    labeller: Labeller | None = None,
     settings: EvaluationSettings | None = None,
     device: torch.device | str = "cpu",
     limit: int = 8,
@@ -52,13 +56,15 @@ def save_pictures(
     """Draw the first `limit` samples, one PNG each.
 
     Args:
-        network: network on `device`; its training mode is put back afterwards.
+        network: network on `device` that predicts; its training mode is put back afterwards.
         samples: images with labels; a mask is not needed.
         folder: where the files go; made if it is not there.
         class_names: the C foreground classes.
         palette: `[K or more, 3]` colours 0..255, background first.
+        labeller: the assignment network, for the CAMs and pseudo-labels; without one, the CAMs are the
+            predicting network's and there are no pseudo-labels.
         settings: scales, flip and size of the multi-scale pass.
-        device: where the network is.
+        device: where the networks are.
         limit: largest number of pictures.
 
     Returns:
@@ -77,65 +83,95 @@ def save_pictures(
     settings = settings or EvaluationSettings()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    with evaluation_mode([network]), torch.inference_mode():
+    files: list[Path] = []
+    with evaluation_mode([network, *([labeller.network] if labeller else [])]), torch.inference_mode():
         for number, sample in enumerate(islice(samples, limit)):
-            cam, aux_cam, prediction = _seen(network, sample, settings, torch.device(device))
-            figure = _draw(sample, cam, aux_cam, prediction, names, colours)
+            figure = _draw(sample, _panels(network, labeller, sample, settings, device), names, colours)
             # The id comes from the data set: as a file name it must not lead out of the folder.
             files.append(folder / f"{number:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', sample.id)}.png")
             figure.savefig(files[-1], dpi=110)
     return files
 
 
-def _seen(
-    network: nn.Module, sample: EvalSample, settings: EvaluationSettings, device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Strongest CAM and auxiliary CAM over the labels, and the prediction, `[H, W]` each."""
+@dataclass(frozen=True)
+class Panel:
+    """One map `[H, W]` of a picture: activations or weights as heat, or classes in their colours."""
+
+    title: str
+    values: NDArray[np.generic]
+    heat_up_to: float = 0.0
+    """value of the hottest colour; 0: the map holds classes"""
+
+
+def _panels(
+    network: nn.Module,
+    labeller: Labeller | None,
+    sample: EvalSample,
+    settings: EvaluationSettings,
+    device: torch.device | str,
+) -> list[Panel]:
+    """The maps of one image, all of the image's size."""
     size = (sample.image.shape[-2], sample.image.shape[-1])
-    images, labels = sample.image.to(device), sample.labels[None].to(device)
-    output = see(network, square_image(images, settings.size)[None], settings, labels)
+    image, labels = sample.image.to(device), sample.labels[None].to(device)
+    output = see(network, square_image(image, settings.size)[None], settings, labels)
     logits = output.logits.float()
-    kept = kept_classes(logits, labels, "true_labels")[0]
-    heats = [
-        strongest_activation(maps[0].float(), kept, size)[0].cpu().numpy()
-        for maps in (output.cam, output.aux_cam)
-    ]
     segmentation = resize_map(output.segmentation[0], size)[None]
     prediction = predict(segmentation, logits, labels, "unfiltered")[0]
-    return heats[0], heats[1], prediction.cpu().numpy()
+    if labeller is None:
+        kept = kept_classes(logits, labels, "true_labels")[0]
+        heats = [strongest_activation(m[0].float(), kept, size)[0] for m in (output.cam, output.aux_cam)]
+        panels = [_heat("CAM", heats[0]), _heat("auxiliary CAM", heats[1])]
+    else:
+        given = label_image(labeller, sample, settings.size, torch.device(device))
+        used = "" if labeller.settings.weigh else " (not used)"
+        panels = [
+            _heat("CAM", given.cam),
+            _heat("auxiliary CAM", given.aux_cam),
+            _classes("CAM pseudo-label", given.cam_label),
+            _classes("segmentation pseudo-label", given.segmentation_label),
+            _heat(f"weight, 0 to 3{used}", given.weight, 3.0),
+        ]
+    panels.append(_classes("prediction (unfiltered)", prediction))
+    if sample.mask is not None:
+        panels.append(_classes("truth", sample.mask))
+    return panels
+
+
+def _heat(title: str, values: Tensor, up_to: float = 1.0) -> Panel:
+    return Panel(title, values.float().cpu().numpy(), up_to)
+
+
+def _classes(title: str, values: Tensor) -> Panel:
+    return Panel(title, values.cpu().numpy())
 
 
 def _draw(
-    sample: EvalSample,
-    cam: NDArray[np.float32],
-    aux_cam: NDArray[np.float32],
-    prediction: NDArray[np.int64],
-    names: Sequence[str],
-    colours: NDArray[np.uint8],
+    sample: EvalSample, panels: Sequence[Panel], names: Sequence[str], colours: NDArray[np.uint8]
 ) -> Figure:
-    height, width = prediction.shape
+    """Image and maps in one or two rows, with tags above and a legend below."""
+    height, width = sample.image.shape[-2:]
+    rows = 1 if len(panels) <= 4 else 2
+    columns = -(-(len(panels) + 1) // rows)
     figure = Figure(
-        figsize=(5 * PANEL_INCHES, PANEL_INCHES * min(height / width, 2.0) + 0.9),
+        figsize=(columns * PANEL_INCHES, rows * PANEL_INCHES * min(height / width, 2.0) + 0.9),
         layout="constrained",
     )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 5)
+    axes = figure.subplots(rows, columns).ravel()
     image = sample.image.permute(1, 2, 0).cpu().numpy()
-    _show(panels[0], image, "image")
-    for panel, heat, title in ((panels[1], cam, "CAM"), (panels[2], aux_cam, "auxiliary CAM")):
-        _show(panel, image, title)
-        panel.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.6)
-    _show(panels[3], _coloured(prediction, colours), "prediction (unfiltered)")
-    truth = None if sample.mask is None else sample.mask.cpu().numpy()
-    if truth is None:
-        panels[4].set_axis_off()
-        panels[4].set_title("no mask", fontsize=9)
-    else:
-        _show(panels[4], _coloured(truth, colours), "truth")
-    occurring = set(np.unique(prediction)) | set(() if truth is None else np.unique(truth))
+    for place in axes:
+        place.set_axis_off()
+    _show(axes[0], image, "image")
+    occurring: set[int] = set()
+    for place, panel in zip(axes[1:], panels, strict=False):
+        if panel.heat_up_to:
+            _show(place, image, panel.title)
+            place.imshow(panel.values, cmap="turbo", vmin=0, vmax=panel.heat_up_to, alpha=0.6)
+        else:
+            _show(place, _coloured(panel.values.astype(np.int64), colours), panel.title)
+            occurring |= {int(index) for index in np.unique(panel.values)}
     figure.legend(
-        handles=_legend({int(index) for index in occurring}, names, colours),
+        handles=_legend(occurring, names, colours),
         loc="outside lower center",
         ncols=8,
         fontsize=8,
@@ -149,7 +185,6 @@ def _draw(
 def _show(panel: Axes, picture: NDArray[np.uint8], title: str) -> None:
     panel.imshow(picture, interpolation="nearest")
     panel.set_title(title, fontsize=9)
-    panel.set_axis_off()
 
 
 def _coloured(classes: NDArray[np.integer], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:

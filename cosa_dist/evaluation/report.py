@@ -39,6 +39,8 @@ class SegmentationScore:
         iou: IoU of each of the K classes, background first.
         context_false_foreground: share of the background pixels inside the coexisting context that
             are predicted as foreground; None where the data set has no context masks.
+        context_as_class: share of the same pixels that is predicted as each of the K classes; empty
+            where the data set has no context masks.
     """
 
     miou: float | None
@@ -46,6 +48,7 @@ class SegmentationScore:
     mean_accuracy: float | None
     iou: tuple[float | None, ...]
     context_false_foreground: float | None = None
+    context_as_class: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,16 @@ class EvalReport:
             ) from error
 
 
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     """Give JSON's lists, dicts and text keys the report's own types back."""
-    settings: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fields["settings"].items()
-    }
+    settings = _with_tuples(fields["settings"])
     if settings.get("crf") is not None:
         settings["crf"] = CrfSettings(**settings["crf"])
-    scores = {
-        key: SegmentationScore(**{**score, "iou": tuple(score["iou"])})
-        for key, score in fields["scores"].items()
-    }
+    scores = {key: SegmentationScore(**_with_tuples(score)) for key, score in fields["scores"].items()}
     grid = {float(key): value for key, value in fields["cam_miou_by_background"].items()}
     return {
         **fields,

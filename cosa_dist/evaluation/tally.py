@@ -51,7 +51,7 @@ class Tally:
         self.measurements = MEASUREMENTS + (CRF_MEASUREMENTS if settings.crf else ())
         shape = (self._classes, self._classes)
         self._confusion = {m: self._zeros(*shape) for m in self.measurements}
-        self._context = {m: self._zeros(2) for m in self.measurements}
+        self._context = {m: self._zeros(self._classes) for m in self.measurements}
         self._by_background = self._zeros(len(self.grid) + 1, *shape)
         self._skipped = self._zeros(1)
         self._fingerprints: list[int] = []
@@ -76,9 +76,8 @@ class Tally:
         """Count the pixels of one image's prediction (`[H, W]` each) for one of `measurements`."""
         self._confusion[measurement] += confusion_matrix(prediction, mask, self._classes)
         if context is not None:
-            inside = (context > 0) & (mask == 0)
-            wrong = (inside & (prediction > 0)).sum()
-            self._context[measurement] += torch.stack([wrong, inside.sum()])
+            inside = prediction[(context > 0) & (mask == 0)]
+            self._context[measurement] += torch.bincount(inside.flatten(), minlength=self._classes)
 
     def add_activation(self, value: Tensor, strongest: Tensor, mask: Tensor) -> None:
         """Count one image's CAM for all background thresholds of the grid at once.
@@ -144,13 +143,15 @@ class Tally:
 
     def _score(self, measurement: str) -> SegmentationScore:
         confusion = sum_over_ranks(self._confusion[measurement]).cpu()
-        wrong, inside = sum_over_ranks(self._context[measurement]).tolist()
+        context = sum_over_ranks(self._context[measurement]).tolist()
+        inside = sum(context)
         return SegmentationScore(
             miou=_per_cent(mean_iou(confusion)),
             pixel_accuracy=_per_cent(pixel_accuracy(confusion)),
             mean_accuracy=_per_cent(mean_accuracy(confusion)),
             iou=tuple(_per_cent(value) for value in iou_per_class(confusion)),
-            context_false_foreground=100.0 * wrong / inside if inside else None,
+            context_false_foreground=100.0 * (inside - context[0]) / inside if inside else None,
+            context_as_class=tuple(100.0 * count / inside for count in context) if inside else (),
         )
 
 

@@ -72,8 +72,12 @@ def test_context_taken_for_foreground_by_hand():
     assert report.scores["unfiltered"].context_false_foreground == pytest.approx(100 * 4 / 6)
     assert report.scores["predicted_labels"].context_false_foreground == pytest.approx(100 * 2 / 6)
     assert report.scores["cam_true_labels"].context_false_foreground == 0
+    # Two green and two blue pixels among the six of the context that are background.
+    assert report.scores["unfiltered"].context_as_class == pytest.approx([100 / 3, 0, 100 / 3, 100 / 3])
+    assert report.scores["cam_true_labels"].context_as_class == (100, 0, 0, 0)
     plain = run([replace(one_image(), context=None)])
     assert plain.scores["unfiltered"].context_false_foreground is None
+    assert plain.scores["unfiltered"].context_as_class == ()
 
 
 def test_average_precision_of_the_image_classifier():

@@ -11,6 +11,9 @@ from colour_network import CLASSES, PALETTE, ColourNetwork
 from PIL import Image
 from test_evaluator import PLAIN, one_image
 
+from cosa_dist.assignment.pseudo_labels import AssignmentSettings
+from cosa_dist.assignment.threshold import SingleThreshold, Thresholds
+from cosa_dist.evaluation.labeller import Labeller
 from cosa_dist.evaluation.pictures import save_pictures
 
 COLOURS = ((17, 34, 51), (250, 10, 20), (30, 240, 40), (50, 60, 230))
@@ -79,3 +82,30 @@ def test_tall_and_wide_images_are_drawn(tmp_path):
         )
         with Image.open(file) as picture:
             assert np.ptp(np.asarray(picture)) > 0
+
+
+def labeller_of(network: ColourNetwork) -> Labeller:
+    border = SingleThreshold(0.5)
+    return Labeller(network, (1.0,), 1, Thresholds(border, border), AssignmentSettings())
+
+
+def test_pseudo_labels_are_drawn_where_an_assignment_network_is_there(tmp_path):
+    network, assignment = ColourNetwork(), ColourNetwork()
+    plain, labelled = (
+        save_pictures(
+            network,
+            [one_image()],
+            tmp_path / name,
+            class_names=CLASSES,
+            palette=COLOURS,
+            labeller=labeller,
+            settings=PLAIN,
+        )[0]
+        for name, labeller in (("plain", None), ("labelled", labeller_of(assignment)))
+    )
+    with Image.open(plain) as one, Image.open(labelled) as two:
+        # One row of five against two rows of four.
+        assert one.size[0] > two.size[0]
+        assert one.size[1] < two.size[1]
+    assert assignment.training
+    assert {COLOURS[0], COLOURS[1]} <= colours_of(labelled)

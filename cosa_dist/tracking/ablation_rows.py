@@ -1,0 +1,149 @@
+"""One line of JSON per finished run of an ablation, and the Markdown table made from them.
+
+Lines are appended whole, so several processes may share a file and a killed one leaves no half of a line that
+counts. The table gives mean and range over the seeds and names protocol, data set, recipe and commits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+from cosa_dist.evaluation.report import EvalReport
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """What one run of a combination reached; per cent, of the network with the higher unfiltered mIoU."""
+
+    combination: str
+    parts: tuple[str, ...]
+    seed: int
+    recipe: str
+    dataset: str
+    commit: str
+    network: str
+    miou: dict[str, float | None]
+    """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...)"""
+    iou: dict[str, float | None]
+    """unfiltered IoU by class, background included"""
+    context: dict[str, float]
+    """unfiltered share of the coexisting context's background pixels by predicted class; empty without one"""
+    seconds: float
+    """training time"""
+
+
+def make_row(
+    combination: str,
+    parts: Sequence[str],
+    report: EvalReport,
+    *,
+    seed: int,
+    recipe: str,
+    dataset: str,
+    commit: str,
+    seconds: float,
+) -> AblationRow:
+    """The row of a finished run from the report of its better network."""
+    names = ("background", *report.class_names)
+    score = report.scores["unfiltered"]
+    return AblationRow(
+        combination=combination,
+        parts=tuple(parts),
+        seed=seed,
+        recipe=recipe,
+        dataset=dataset,
+        commit=commit,
+        network=report.network,
+        miou={key: score.miou for key, score in report.scores.items()},
+        iou=dict(zip(names, score.iou, strict=True)),
+        context=dict(zip(names, score.context_as_class, strict=True)) if score.context_as_class else {},
+        seconds=seconds,
+    )
+
+
+def append_row(path: Path, row: AblationRow) -> None:
+    """Add a row in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(row)) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[AblationRow]:
+    """Read all rows; none if there is no file.
+
+    Raises:
+        ValueError: a line that is no row, with its number.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            rows.append(AblationRow(**{**values, "parts": tuple(values["parts"])}))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number} is no row of an ablation: {error}") from None
+    return rows
+
+
+def as_markdown(rows: Sequence[AblationRow], parts: Sequence[str], context_class: str = "") -> str:
+    """The table, a line per combination in the order of the rows' first appearance.
+
+    Args:
+        rows: of one recipe and data set.
+        parts: columns with a mark where the part is on.
+        context_class: class whose share of the coexisting context and whose IoU get columns.
+
+    Returns:
+        Markdown; figures are the mean over the seeds, with smallest to largest in brackets.
+    """
+    measures = {
+        "unfiltered": lambda row: row.miou["unfiltered"],
+        "unfiltered, CRF": lambda row: row.miou.get("unfiltered_crf"),
+        "CAM (true_labels)": lambda row: row.miou["cam_true_labels"],
+        "auxiliary CAM (true_labels)": lambda row: row.miou["aux_cam_true_labels"],
+    }
+    if context_class:
+        measures[f"context as {context_class}"] = lambda row: row.context.get(context_class)
+        measures[f"IoU {context_class}"] = lambda row: row.iou[context_class]
+    grouped: dict[str, list[AblationRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.combination, []).append(row)
+    header = ["combination", *(part.replace("_", " ") for part in parts), *measures, "seeds"]
+    lines = [_line(header), _line(["---"] * len(header))]
+    for name, group in grouped.items():
+        marks = ["x" if part in group[0].parts else "" for part in parts]
+        figures = [_spread([measure(row) for row in group]) for measure in measures.values()]
+        seeds = " ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed))
+        lines.append(_line([name.replace("_", " "), *marks, *figures, seeds]))
+    return "\n".join([*lines, "", _source(rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{mean(known):.1f}"
+    return text if len(known) == 1 else f"{text} ({min(known):.1f} to {max(known):.1f})"
+
+
+def _source(rows: Sequence[AblationRow]) -> str:
+    """What the figures are of."""
+    recipes, datasets, commits = (
+        ", ".join(sorted({getattr(row, field) for row in rows})) for field in ("recipe", "dataset", "commit")
+    )
+    return f"mIoU and IoU in per cent, {datasets} val; recipe {recipes}; commits {commits}."

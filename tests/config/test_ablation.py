@@ -1,0 +1,96 @@
+"""An ablation's file: how combinations become options, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosa_dist.config.ablation import read_ablation
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import load_config
+
+PROJECT = Path(__file__).resolve().parents[2]
+GOOD = """
+parts:
+  guided: {without: {losses.seg_to_cam: 0}}
+  separation: {with: {losses.separation: 0.1}, without: {losses.separation: 0}}
+combinations: {neither: [], one: [separation], both: [guided, separation]}
+always: {evaluation.crf.enabled: true}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "ablation.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_part_is_on_where_it_is_named_and_off_elsewhere(tmp_path):
+    neither, one, both = read_ablation(written(tmp_path, GOOD)).combinations
+    always = {"evaluation.crf.enabled": True}
+    assert neither.options == {**always, "losses.seg_to_cam": 0, "losses.separation": 0}
+    assert one.options == {**always, "losses.seg_to_cam": 0, "losses.separation": 0.1}
+    assert both.options == {**always, "losses.separation": 0.1}
+    assert both.parts == ("guided", "separation")
+
+
+def test_combinations_are_chosen_by_name(tmp_path):
+    ablation = read_ablation(written(tmp_path, GOOD))
+    assert [c.name for c in ablation.chosen(["both", "neither"])] == ["neither", "both"]
+    assert len(ablation.chosen([])) == 3
+    with pytest.raises(ConfigError, match="no combination named 'bth'.*both"):
+        ablation.chosen(["bth"])
+
+
+@pytest.mark.parametrize("recipe", ["demo", "voc_mini", "voc_paper", "coco_released"])
+def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
+    ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
+    configs = {c.name: load_config(recipe, None, c.options) for c in ablation.combinations}
+    assert configs["base"].losses.seg_to_cam == 0
+    assert configs["base"].assignment.momentum == 0
+    assert configs["whole"].assignment.reliability
+    assert configs["whole"].assignment.threshold.kind == "two_components"
+    assert configs["whole"].losses.separation == 0.1
+    assert configs["whole_without_separation"].losses.separation == 0
+    assert all(config.evaluation.crf.enabled for config in configs.values())
+    assert len({str(config) for config in configs.values()}) == len(configs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("losses.separation: 0.1", "losses.separaton: 0.1", "unknown option losses.separaton.*separation"),
+        ("one: [separation]", "one: [separatoin]", "combination one: unknown part 'separatoin'"),
+        ("one: [separation]", "one: separation", "combination one needs a list"),
+        ("without: {losses.seg_to_cam: 0}", "wihout: {losses.seg_to_cam: 0}", "unknown key 'wihout'"),
+        ("always:", "ever:", "unknown section 'ever'"),
+        ("always: {evaluation.crf.enabled: true}", "always: [1]", "always must be a mapping"),
+        ("{without: {losses.seg_to_cam: 0}}", "[1]", "part guided must be a mapping"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=message):
+        read_ablation(written(tmp_path, GOOD.replace(old, new)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(parts=JSON, combinations=JSON, always=JSON)
+def test_any_content_is_read_or_refused_in_one_line(tmp_path_factory, parts, combinations, always):
+    import yaml
+
+    path = tmp_path_factory.mktemp("ablation") / "a.yaml"
+    values = {"parts": parts, "combinations": combinations, "always": always}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        read_ablation(path)
+    assert str(path) in str(refused.value)
