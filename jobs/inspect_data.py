@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Summarise the splits and write the page."""
     from cosa_dist.data.description import read_description
     from cosa_dist.data.shards import open_split
-    from cosa_dist.reports.data_page import ViewSettings, render, summarise, write_page
+    from cosa_dist.reports.data_page import ViewSettings, render, summarise
+    from cosa_dist.reports.page import write_page
 
     low, high = arguments.scale_range
     if arguments.crop_size < 1 or not 0 < low <= high or arguments.seed < 0 or arguments.samples < 0:

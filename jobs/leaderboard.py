@@ -1,6 +1,8 @@
 """Rank the recorded runs, by data set and protocol, beside the published results.
 
 python jobs/leaderboard.py [--experiment NAME ...] [--dataset VOC] [--protocol unfiltered]
+python jobs/leaderboard.py --seeds              # runs that differ in their seed only as one line
+python jobs/leaderboard.py --html board.html    # one page with curves, classes and pictures
 """
 
 from __future__ import annotations
@@ -9,6 +11,10 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cosa_dist.tracking.leaderboard import Table
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,32 +30,53 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         default="",
-        choices=["unfiltered", "predicted_labels", "true_labels"],
+        choices=["unfiltered", "predicted_labels", "true_labels", "unfiltered_crf", "true_labels_crf"],
         help="only this protocol",
     )
+    parser.add_argument("--recipe", default="", help="only runs of this recipe")
+    parser.add_argument("--backbone", default="", help="only backbones with this in their name")
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ in their seed only")
     parser.add_argument("--no-published", action="store_true", help="leave published results out")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows as CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the page")
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="N", help="sample pictures of each run on the page"
+    )
     return parser.parse_args(arguments)
+
+
+def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> None:
+    """Write the CSV, JSON and HTML files that are asked for."""
+    from cosa_dist.tracking.leaderboard_views import to_csv, to_json
+
+    for path, text in ((options.csv, to_csv), (options.json, to_json)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(tables))
+            print(f"written: {path}", file=sys.stderr)
+    if options.html is not None:
+        from cosa_dist.reports.leaderboard_page import leaderboard_page
+        from cosa_dist.reports.page import write_page
+
+        write_page(options.html, leaderboard_page(uri, tables, options.pictures))
+        print(f"written: {options.html}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the leaderboard; 1 if a named store cannot be read."""
     options = parse_arguments(arguments)
     from cosa_dist.tracking.leaderboard import RunRecord, leaderboard, without_result
-    from cosa_dist.tracking.leaderboard_views import (
-        print_tables,
-        read_runs,
-        to_csv,
-        to_json,
-        to_markdown,
-    )
+    from cosa_dist.tracking.leaderboard_views import print_tables, read_runs, to_markdown
+    from cosa_dist.tracking.seed_group_views import groups_to_markdown, print_groups
     from cosa_dist.tracking.store import StoreError, resolve_uri
 
     runs: list[RunRecord] = []
+    uri = ""
     try:
-        runs = read_runs(resolve_uri(options.tracking_uri, Path("outputs")), options.experiment)
+        uri = resolve_uri(options.tracking_uri, Path("outputs"))
+        runs = read_runs(uri, options.experiment)
     except StoreError as error:
         print(error, file=sys.stderr)
         if options.tracking_uri or options.experiment:
@@ -58,17 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
         runs,
         dataset=options.dataset,
         protocol=options.protocol,
+        recipe=options.recipe,
+        backbone=options.backbone,
         with_published=not options.no_published,
     )
     if options.markdown:
-        print(to_markdown(tables), end="")
+        print(groups_to_markdown(tables) if options.seeds else to_markdown(tables), end="")
     else:
-        print_tables(tables)
-    for path, text in ((options.csv, to_csv), (options.json, to_json)):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(tables))
-            print(f"written: {path}", file=sys.stderr)
+        (print_groups if options.seeds else print_tables)(tables)
+    write_files(options, uri, tables)
     waiting = Counter(run.status.lower() for run in without_result(runs))
     if waiting:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(waiting.items()))

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.order import sample_at
 from cosa_dist.data.shards import MappedSplit
 from cosa_dist.data.views import draw_view, strong_view, weak_view
 from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
+from cosa_dist.reports.page import render_page
 
 
 @dataclass(frozen=True)
@@ -120,18 +118,4 @@ def _card(split: MappedSplit, position: int, settings: ViewSettings) -> SampleCa
 
 def render(title: str, splits: Sequence[SplitSummary], settings: ViewSettings) -> str:
     """Return the page as HTML; everything that came from the data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("cosa_dist.reports"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("data_page.html.j2").render(title=title, splits=splits, settings=settings)
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page under a temporary name and rename it, so that no half of it is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    return render_page("data_page.html.j2", title=title, splits=splits, settings=settings)

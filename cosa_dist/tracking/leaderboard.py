@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cosa_dist.tracking.published import PublishedResult, published_results
 
 NETWORKS = ("online", "assignment")
-PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels")
+PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels", "unfiltered_crf", "true_labels_crf")
 CAM_CONTROL = "predicted_labels (CAM control)"
 SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
 TRAINING_SECONDS = "final/training_seconds"
@@ -29,6 +29,7 @@ class RunRecord:
         tags: dataset, split, recipe, backbone, seed, steps, git_commit, kind.
         seconds: from start to end, None while the run goes on; `final/training_seconds`, which
             leaves interruptions out, counts instead if it was recorded.
+        digest: the same for runs that differ in their seed only.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class RunRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Row:
     kind: str = ""
     run_id: str = ""
     source: str = ""
+    hardware: str = ""
+    digest: str = ""
 
     @property
     def published(self) -> bool:
@@ -89,6 +93,8 @@ def leaderboard(
     *,
     dataset: str = "",
     protocol: str = "",
+    recipe: str = "",
+    backbone: str = "",
     with_published: bool = True,
 ) -> list[Table]:
     """Rank runs.
@@ -97,6 +103,8 @@ def leaderboard(
         runs: any runs; those without final metrics are left out.
         dataset: only this data set.
         protocol: only this protocol (the CAM control belongs to `predicted_labels`).
+        recipe: only runs of this recipe.
+        backbone: only runs, and published results, whose backbone has this in its name.
         with_published: add published results, also of data sets without any run.
 
     Returns:
@@ -105,19 +113,20 @@ def leaderboard(
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for run in runs:
         for row in rows_of(run):
-            groups.setdefault((row.dataset, row.split, row.protocol), []).append(row)
+            if recipe in ("", row.recipe):
+                groups.setdefault((row.dataset, row.split, row.protocol), []).append(row)
     if with_published:
         for name in ("VOC", "COCO"):
             for result in published_results(name):
                 shown_in = "unfiltered" if result.protocol == "unstated" else result.protocol
                 key = (_existing(groups, name), result.split, shown_in)
                 groups.setdefault(key, []).append(_published_row(result))
-    return [
-        Table(*key, _ranked(groups[key]))
-        for key in sorted(groups, key=_order)
-        if (not dataset or key[0].casefold() == dataset.casefold())
-        and (not protocol or key[2].startswith(protocol))
-    ]
+    shown = {
+        key: [row for row in rows if backbone.casefold() in row.backbone.casefold()]
+        for key, rows in groups.items()
+        if dataset.casefold() in ("", key[0].casefold()) and protocol in ("", key[2], key[2].split(" ")[0])
+    }
+    return [Table(*key, _ranked(shown[key])) for key in sorted(shown, key=_order) if shown[key]]
 
 
 def rows_of(run: RunRecord) -> list[Row]:
@@ -168,6 +177,8 @@ def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
         kind=tags.get("kind", ""),
         run_id=run.run_id,
         source=run.experiment,
+        hardware=_hardware(tags),
+        digest=run.digest,
     )
 
 
@@ -206,12 +217,18 @@ def _order(key: tuple[str, str, str]) -> tuple[int, str, str, int]:
     dataset, split, protocol = key
     names = ("voc", "coco")
     place = names.index(dataset.casefold()) if dataset.casefold() in names else len(names)
-    protocols = (*PROTOCOLS[:2], CAM_CONTROL, PROTOCOLS[2])
+    protocols = (*PROTOCOLS[:2], CAM_CONTROL, *PROTOCOLS[2:])
     return place, dataset, split, protocols.index(protocol)
 
 
 def _comparable(score: float) -> float:
     return -math.inf if math.isnan(score) else score
+
+
+def _hardware(tags: Mapping[str, str]) -> str:
+    """GPUs in words, or the number of CPUs."""
+    gpus, cpus = tags.get("gpus", ""), tags.get("cpu_count", "")
+    return gpus or (f"{cpus} CPUs" if cpus else "")
 
 
 def _short(commit: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from cosa_dist.tracking.leaderboard import Row, RunRecord, Table
+from cosa_dist.tracking.seed_groups import experiment_digest
 from cosa_dist.tracking.store import StoreError, require_store, without_password
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "seed": lambda row: row.seed,
     "images/s": lambda row: "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
     "time": lambda row: duration(row.seconds),
+    "hardware": lambda row: row.hardware,
     "commit": lambda row: row.commit,
     "status": lambda row: f"{row.status} ({row.kind})" if row.kind == "control" else row.status,
 }
@@ -88,6 +90,7 @@ def _runs(client: MlflowClient, experiment_id: str, experiment: str) -> list[Run
                     status=info.status,
                     metrics=dict(run.data.metrics),
                     tags=dict(run.data.tags),
+                    digest=experiment_digest(run.data.params),
                     seconds=(info.end_time - info.start_time) / 1000 if ended else None,
                 )
             )

@@ -101,8 +101,9 @@ def test_the_assignment_copy_follows_and_looks_at_several_scales(kind):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_says_the_same():
-    network = tiny_network("vit").eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_network_says_the_same(kind):
+    network = tiny_network(kind).eval()
     compiled = torch.compile(network)
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(compiled(images).cam, network(images).cam, rtol=1e-3, atol=1e-4)
