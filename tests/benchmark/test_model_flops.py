@@ -1,0 +1,87 @@
+"""Operations by hand, and against PyTorch's counter on a real step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from cosa_dist.benchmark.matrix_rate import matrix_rate
+from cosa_dist.benchmark.model_flops import counted, image_flops, network_size, step_flops
+from cosa_dist.benchmark.workload import generated_batch, prepare
+from cosa_dist.training.step import training_step
+from tests.benchmark.tiny_run import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def test_products_by_hand():
+    assert counted(lambda: torch.ones(3, 4) @ torch.ones(4, 5)) == 2 * 3 * 4 * 5
+    with torch.inference_mode():
+        assert counted(lambda: functional.linear(torch.ones(3, 4), torch.ones(5, 4))) == 2 * 3 * 4 * 5
+    image, kernel = torch.ones(2, 3, 8, 8), torch.ones(7, 3, 3, 3)
+    assert counted(lambda: functional.conv2d(image, kernel, padding=1)) == 2 * 2 * 64 * 7 * 27
+
+
+def test_fused_attention_counts_as_its_two_products():
+    query = torch.ones(1, 2, 10, 8, requires_grad=True)
+    found = counted(lambda: functional.scaled_dot_product_attention(query, query, query))
+    assert found == 2 * 2 * (2 * 10 * 10 * 8)
+
+
+@pytest.mark.parametrize("phase", ["warmup", "co_training"])
+def test_a_step_counts_what_the_real_one_does(phase):
+    config = tiny_config(losses={"warmup_steps": 2 if phase == "warmup" else 0})
+    work = prepare(config, CPU)
+    batch = generated_batch(4, 32, 20)
+    real = counted(lambda: training_step(work.state, work.network, [batch], work.accelerator))
+    expected = getattr(step_flops(config, 20, 4), phase)
+    assert real == pytest.approx(expected, rel=0.02)
+
+
+def test_a_pass_over_sides_is_the_sum_and_batches_scale():
+    config = tiny_config()
+    both = image_flops(config, 20, [32, 16])
+    assert both == image_flops(config, 20, [32]) + image_flops(config, 20, [16])
+    assert step_flops(config, 20, 3) == step_flops(config, 20, 1).of(3)
+
+
+def real_bytes(network, images):
+    """Bytes that a real forward pass keeps, by their addresses."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network(torch.rand(images, 3, 32, 32))
+    assert output.logits.requires_grad
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+
+
+def test_parameters_and_activations():
+    config = tiny_config()
+    network = prepare(config, CPU).state.online
+    size = network_size(config, 20)
+    assert size.parameters == sum(p.numel() for p in network.parameters()) == size.trained_parameters
+    expected = real_bytes(network, 5)
+    assert size.kept_once + 5 * size.activations == pytest.approx(expected, rel=0.1)
+    frozen = network_size(tiny_config(model={"freeze_position_embedding": True}), 20)
+    assert frozen.trained_parameters < frozen.parameters
+    half = network_size(config, 20, bf16=True)
+    assert 0.4 < half.activations / size.activations < 0.95
+    assert half.kept_once > size.kept_once
+
+
+def test_the_rate_of_a_product_is_operations_over_seconds(monkeypatch):
+    given = {}
+
+    def two_seconds(ways, rounds, synchronise, *, warm_up):
+        given.update(ways)
+        return {"product": [4.0, 2.0, 3.0]}
+
+    monkeypatch.setattr("cosa_dist.benchmark.matrix_rate.in_turn", two_seconds)
+    assert matrix_rate(CPU, side=16) == 2 * 16**3 / 2
+    assert given["product"]().shape == (16, 16)
