@@ -7,7 +7,7 @@ run, inside every checkpoint and in the tracker.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -131,17 +131,37 @@ class DistributedConfig(Section):
     """Workers of Ray Train."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """number of workers (0: one per GPU of the cluster, or one on a CPU machine)"""
+    """number of workers (0: one per GPU of the cluster, or one on a CPU machine); [fewest, most] sets
+    fewest_workers as well"""
+    fewest_workers: Annotated[int, Field(ge=0)] = 0
+    """the run also goes with fewer workers, down to these, where nodes are missing, and takes more when they
+    are back; only numbers that divide training.global_batch_size (0: always `workers`)"""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs if the cluster has any"""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """CPUs reserved by each worker (0: an even share of the cluster's)"""
     placement_deadline: Positive = 300.0
-    """seconds to wait for the workers' resources before the run is given up"""
+    """seconds to wait for a place for the workers, at the start and after a loss, before giving up"""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """restarts after a lost worker"""
+    """restarts after a lost worker, over the whole run"""
     timeout: Positive = 300.0
     """seconds after which a collective operation without answer fails"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bounds(cls, values: Any) -> Any:
+        workers = values.get("workers") if isinstance(values, dict) else None
+        if isinstance(workers, list | tuple) and len(workers) == 2:
+            return {**values, "fewest_workers": workers[0], "workers": workers[1]}
+        return values
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> DistributedConfig:
+        if self.fewest_workers > self.workers:
+            raise ValueError(
+                f"distributed.fewest_workers {self.fewest_workers} is above workers {self.workers}"
+            )
+        return self
 
 
 class RunConfig(Section):

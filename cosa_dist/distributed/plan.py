@@ -1,18 +1,22 @@
 """What a run asks of the cluster, counted before anything starts.
 
-The global batch is the only batch setting; each worker's part and its micro-batches follow from the number
-of workers, or the run is refused with the numbers.
+Each worker needs its CPUs (and a GPU) on one node, so workers are counted node by node: two nodes with
+three free CPUs each do not hold a worker that needs four.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.sharing import elastic_numbers, micro_batch
+
+__all__ = ["WorkerPlan", "await_resources", "micro_batch", "plan_workers", "workers_that_fit"]
 
 
 @dataclass(frozen=True)
@@ -20,35 +24,23 @@ class WorkerPlan:
     """Workers of a run and what each of them gets."""
 
     workers: int
+    """their number; of an elastic run, the largest one"""
     use_gpu: bool
     cpus_per_worker: float
     micro_batch_size: int
+    """0 for an elastic run: it follows from the number of workers that are there"""
+    numbers: tuple[int, ...] = ()
+    """numbers of workers that an elastic run may have, ascending; empty for a fixed number"""
 
+    @property
+    def fewest(self) -> int:
+        """Workers without which the run does not start."""
+        return self.numbers[0] if self.numbers else self.workers
 
-def micro_batch(global_batch: int, workers: int, wanted: int) -> int:
-    """Images that a worker computes at a time.
-
-    Args:
-        global_batch: images of one optimiser step over all workers.
-        workers: number of workers.
-        wanted: micro-batch asked for, 0 for a worker's whole part.
-
-    Raises:
-        ConfigError: the batch cannot be cut evenly.
-    """
-    part, rest = divmod(global_batch, workers)
-    if rest or part == 0:
-        raise ConfigError(
-            f"training.global_batch_size {global_batch} cannot be shared evenly by {workers} "
-            f"workers; choose a multiple of {workers} or another distributed.workers"
-        )
-    micro = wanted or part
-    if part % micro:
-        raise ConfigError(
-            f"training.micro_batch_size {micro} does not divide a worker's part of {part} "
-            f"({global_batch} images / {workers} workers)"
-        )
-    return micro
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """What one worker reserves on its node."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
 def plan_workers(config: RunConfig, resources: dict[str, float]) -> WorkerPlan:
@@ -66,16 +58,43 @@ def plan_workers(config: RunConfig, resources: dict[str, float]) -> WorkerPlan:
     use_gpu = settings.device == "gpu" or (settings.device == "auto" and gpus > 0)
     if use_gpu and not gpus:
         raise ConfigError("distributed.device gpu: the Ray cluster has no GPU")
-    workers = settings.workers or (gpus if use_gpu else 1)
+    numbers = elastic_numbers(config)
+    workers = numbers[-1] if numbers else settings.workers or (gpus if use_gpu else 1)
     cpus = settings.cpus_per_worker or max(
         1.0, resources.get("CPU", 1) // max(workers, gpus if use_gpu else 1)
     )
-    micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
-    return WorkerPlan(workers, use_gpu, cpus, micro)
+    micro = 0
+    if not numbers:
+        micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
+    return WorkerPlan(workers, use_gpu, cpus, micro, numbers)
+
+
+def workers_that_fit(need: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers of equal `need` a list of nodes holds, each worker on one node."""
+    return sum(int(min(node.get(name, 0.0) // amount for name, amount in need.items())) for node in nodes)
+
+
+def placement_message(plan: WorkerPlan, nodes: Sequence[Mapping[str, float]], seconds: float) -> str:
+    """One line for a run that found no place: what it asked for and what is there."""
+    need = plan.resources_per_worker
+    asked = ", ".join(f"{amount * plan.fewest:g} {name}" for name, amount in need.items())
+    each = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+    found = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}" for name in need)
+    return (
+        f"the run needs {asked} ({plan.fewest} workers of {each} each), the Ray cluster has {found} on "
+        f"{len(nodes)} node(s), which hold {workers_that_fit(need, nodes)} such workers, after "
+        f"{seconds:g} s; lower distributed.workers or distributed.cpus_per_worker, or raise "
+        "distributed.placement_deadline"
+    )
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Total resources of each living node of the initialised Ray cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def await_resources(plan: WorkerPlan, deadline: float) -> None:
-    """Wait until the cluster is large enough for the plan.
+    """Wait until the cluster is large enough for the plan (for its fewest workers).
 
     Args:
         plan: what is needed.
@@ -84,19 +103,11 @@ def await_resources(plan: WorkerPlan, deadline: float) -> None:
     Raises:
         ConfigError: after the deadline, with the resources asked for and those there.
     """
-    needed = {"CPU": plan.cpus_per_worker * plan.workers}
-    if plan.use_gpu:
-        needed["GPU"] = plan.workers
     end = time.monotonic() + deadline
     while True:
-        there = ray.cluster_resources()
-        if all(there.get(name, 0) >= amount for name, amount in needed.items()):
+        nodes = node_resources()
+        if workers_that_fit(plan.resources_per_worker, nodes) >= plan.fewest:
             return
         if time.monotonic() >= end:
-            asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
-            found = ", ".join(f"{there.get(name, 0):g} {name}" for name in needed)
-            raise ConfigError(
-                f"the run needs {asked} ({plan.workers} workers), the Ray cluster has {found} after "
-                f"{deadline:g} s; lower distributed.workers or distributed.cpus_per_worker"
-            )
+            raise ConfigError(placement_message(plan, nodes, deadline))
         time.sleep(1.0)

@@ -7,6 +7,9 @@ not an hour. The run folder gets the resolved configuration and the id of its tr
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +20,16 @@ from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import SplitDescription
 from cosa_dist.data.reading import check_reading
+from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import run_folder, with_absolute_paths
+from cosa_dist.distributed.sharing import elastic_numbers
+from cosa_dist.distributed.worker import FAILURE
 from cosa_dist.model.weights import parse_weight_source
-from cosa_dist.tracking.mlflow_tracker import create_run, reopen_run
+from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
-from cosa_dist.tracking.store import prepare_store
+from cosa_dist.tracking.store import StoreError, prepare_store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class PreparedRun:
 
 
 def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
+    elastic_numbers(config)
     parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
     val = check_reading(config.data, config.data.val_split)
@@ -46,16 +55,29 @@ def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription
     return train, val
 
 
-def _create_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
+def _refuse_used_name(folder: Path) -> None:
+    if folder.exists():
         raise ConfigError(
             f"a run named {folder.name} is already in {folder.parent}: continue it with "
             f"--resume {folder.name}, or choose another --name"
-        ) from None
+        )
+
+
+def _create_folder(folder: Path, config: RunConfig, note: dict[str, object]) -> None:
+    """Create the run folder in one move: it is there with all that `--resume` needs, or not at all."""
+    working = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        working.mkdir(parents=True)
+        (working / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        _write_note(working, note)
+        _refuse_used_name(folder)
+        working.rename(folder)
     except OSError as error:
+        # Another driver may have created a folder of that name just now.
+        _refuse_used_name(folder)
         raise ConfigError(f"cannot write to {folder.parent}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
 
 
 def dataset_label(config: RunConfig, split: SplitDescription) -> str:
@@ -79,8 +101,7 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
     config = with_absolute_paths(config.model_copy(update={"name": name}))
     train, val = _check_inputs(config)
     folder = run_folder(config)
-    if folder.exists():
-        _create_folder(folder)
+    _refuse_used_name(folder)
     uri, run_id = "", ""
     if config.tracking.enabled:
         uri = prepare_store(config.tracking.uri or None, Path(config.output))
@@ -103,9 +124,12 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
             },
             parent_run_id=parent_run_id,
         )
-    _create_folder(folder)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    _write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    try:
+        _create_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    except ConfigError:
+        if run_id:
+            finish_run(uri, run_id, "FAILED")
+        raise
     return PreparedRun(config, folder, uri, run_id)
 
 
@@ -118,7 +142,7 @@ def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
         overrides: dotted options; only `distributed.*` may change.
 
     Raises:
-        ConfigError: no such run, a finished one, or an option that may not change.
+        ConfigError: no such run, a finished or a running one, or an option that may not change.
     """
     for key in overrides:
         if not key.startswith(("distributed.", "output")):
@@ -132,16 +156,31 @@ def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
     values = read_yaml(folder / "config.yaml")
+    if "distributed.workers" in overrides:
+        values["distributed"]["fewest_workers"] = 0
     for key, value in overrides.items():
         if key.startswith("distributed."):
             values["distributed"][key.removeprefix("distributed.")] = value
     config = build_config(values, str(folder / "config.yaml"))
+    _check_inputs(config)
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
-    if run_id:
-        uri = prepare_store(uri, Path(config.output))
-        reopen_run(uri, run_id)
-    (folder / "failure.txt").unlink(missing_ok=True)
+    with sole_driver(folder):
+        if run_id:
+            uri = _reopen_tracking(uri, run_id, Path(config.output))
+        for left in (FAILURE, STOP, STOPPED):
+            (folder / left).unlink(missing_ok=True)
     return PreparedRun(config, folder, uri, run_id)
+
+
+def _reopen_tracking(uri: str, run_id: str, output: Path) -> str:
+    """Mark the tracking run as running; a server that is away does not keep a run from going on."""
+    try:
+        uri = prepare_store(uri, output)
+    except StoreError as error:
+        log.warning("%s; the run goes on, and what is missing there is sent when it answers", error)
+        return uri
+    reopen_run(uri, run_id)
+    return uri
 
 
 def read_note(folder: Path) -> dict[str, object]:

@@ -6,6 +6,7 @@ thin shell that Ray Train calls on every worker.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,24 +17,28 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from cosa_dist.collective import rank, world_size
+from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
 from cosa_dist.data.reading import open_reading
 from cosa_dist.data.shards import Split
+from cosa_dist.distributed.interruption import STOP, STOPPED
 from cosa_dist.distributed.reporting import final_artifacts
+from cosa_dist.distributed.sharing import largest_micro_batch
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.tracker import NullTracker, Tracker
-from cosa_dist.training.checkpoint import restore_newest
-from cosa_dist.training.loop import NonFiniteLossError, Surroundings, run_training
+from cosa_dist.training.checkpoint import BrokenCheckpointError, checkpoint_name, restore, restore_newest
+from cosa_dist.training.loop import NonFiniteLossError, Surroundings, TrainingStoppedError, run_training
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
 
+FAILURE = "failure.txt"
+"""note in the run folder of an error that would come again"""
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +52,7 @@ class WorkerTask:
     run_id: str
     use_gpu: bool
     micro_batch_size: int
+    """0: the largest one that suits the number of workers"""
     cpus: int
 
 
@@ -103,21 +109,49 @@ class Evaluation:
 
 def training_loader(config: RunConfig, split: Split, first_step: int, task: WorkerTask) -> TrainingLoader:
     """This rank's batches from `first_step` to the run's end."""
+    settings = config.training
+    micro = task.micro_batch_size or largest_micro_batch(
+        settings.global_batch_size, world_size(), settings.micro_batch_size
+    )
     return TrainingLoader(
         split,
         crop_size=config.data.crop_size,
         scale_range=config.data.scale_range,
         seed=config.seed,
-        global_batch_size=config.training.global_batch_size,
+        global_batch_size=settings.global_batch_size,
         rank=rank(),
         world_size=world_size(),
-        micro_batch_size=task.micro_batch_size,
+        micro_batch_size=micro,
         start_step=first_step,
-        stop_step=config.training.steps,
+        stop_step=settings.steps,
         num_workers=config.data.loader_workers,
         pin_memory=task.use_gpu,
         shuffle_window=config.data.shuffle_window,
     )
+
+
+def restore_on_all_ranks(state: TrainState, folder: Path, device: torch.device) -> str:
+    """Put the newest whole checkpoint below `folder` into every rank's state; rank 0 decides which.
+
+    Returns:
+        The checkpoint's name, empty if there is none.
+
+    Raises:
+        CheckpointError: no usable checkpoint among those there.
+        RuntimeError: this node does not see (yet) what rank 0 has read; worth another try.
+    """
+    found = restore_newest(state, folder) is not None if rank() == 0 else False
+    # Steps are counted from one here: zero means that there is nothing.
+    step = int(sum_over_ranks(torch.tensor(state.step + 1 if found else 0, device=device))) - 1
+    if step < 0:
+        return ""
+    name = checkpoint_name(step)
+    if rank() != 0:
+        try:
+            restore(state, folder / name)
+        except BrokenCheckpointError as error:
+            raise RuntimeError(f"rank {rank()} does not see the checkpoint of rank 0: {error}") from None
+    return name
 
 
 def prepare_state(
@@ -125,9 +159,9 @@ def prepare_state(
 ) -> tuple[TrainState, nn.Module]:
     """The fresh or restored state, and the online network as the accelerator wraps it."""
     state = build_state(config, classes, accelerator.device)
-    restored = restore_newest(state, folder / "checkpoints")
+    restored = restore_on_all_ranks(state, folder / "checkpoints", accelerator.device)
     if rank() == 0:
-        start = f"continuing from {restored.name}" if restored else "starting"
+        start = f"continuing from {restored}" if restored else "starting"
         log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
     if config.training.compile:
         state.online.compile()
@@ -159,7 +193,7 @@ def run_worker(
     if (folder / "config.yaml").is_file():
         tracker.log_artifact(folder / "config.yaml")
     evaluation = Evaluation(config, val, accelerator, folder)
-    around = Surroundings(accelerator, tracker, folder, evaluation, report)
+    around = Surroundings(accelerator, tracker, folder, evaluation, report, (folder / STOP).exists)
     try:
         loader = training_loader(config, train, state.step, task)
         reports = run_training(state, network, loader, around)
@@ -167,6 +201,9 @@ def run_worker(
         if rank() == 0:
             tracker.log_metrics(extra, state.step)
             final_artifacts(config, state, reports, val, folder, tracker, accelerator.device)
+    except TrainingStoppedError:
+        tracker.close("KILLED")
+        raise
     except BaseException:
         tracker.close("FAILED")
         raise
@@ -177,8 +214,8 @@ def run_worker(
 def ray_worker(payload: dict[str, Any]) -> None:
     """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
 
-    An error that would come again is noted in the run folder: after Ray's restart of the workers they
-    return at once, and the launcher reads the note.
+    An error that would come again is noted in the run folder, and so is a stop that was asked for: after
+    Ray's restart of the workers they return at once, and the launcher reads the note.
     """
     import ray.train
 
@@ -193,12 +230,15 @@ def ray_worker(payload: dict[str, Any]) -> None:
             f"this node does not see the run folder {task.folder}: --output must lie on a file "
             "system that all nodes share"
         )
-    note = Path(task.folder) / "failure.txt"
-    if note.is_file():
+    failure, stopped = Path(task.folder) / FAILURE, Path(task.folder) / STOPPED
+    if failure.is_file() or stopped.is_file():
         return
     try:
         run_worker(task, report=ray.train.report)
+    except TrainingStoppedError as error:
+        stopped.write_text(f"{error}\n", encoding="utf-8")
     except (ValueError, TypeError, LookupError, FileNotFoundError, NonFiniteLossError) as error:
         reason = " ".join(str(error).split())
-        note.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
+        with contextlib.suppress(OSError):
+            failure.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
         raise

@@ -2,13 +2,16 @@
 
 One line per call, `{"time_ms": ..., "step": ..., "metrics": {...}}`, handed to the operating
 system at once. A line that a crash cut in half is skipped on reading and closed on the next
-start. Settings, tags and tables lie beside it as JSON. Values that JSON has no word for are
-written as the strings "NaN", "Infinity" and "-Infinity".
+start. What a full disk refuses waits in memory for the next call. Settings, tags and tables lie
+beside it as JSON. Values that JSON has no word for are written as the strings "NaN", "Infinity"
+and "-Infinity".
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -24,6 +27,8 @@ METRICS_FILE = "metrics.jsonl"
 PARAMS_FILE = "params.json"
 TAGS_FILE = "tags.json"
 ARTIFACTS_FILE = "artifacts.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,10 @@ class LocalTracker:
             for line in read_metrics(self.path):
                 for key in line.metrics:
                     self._last_step[key] = max(line.step, self._last_step.get(key, line.step))
-        self._file = self.path.open("ab")
-        if _ends_inside_a_line(self.path):
-            self._file.write(b"\n")
-            self._file.flush()
+        self._file = self.path.open("ab", buffering=0)
+        self._waiting = b"\n" if _ends_inside_a_line(self.path) else b""
+        self._refused = False
+        self._write()
 
     def unseen(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
         """Those of `metrics` that no earlier session recorded at `step` or later."""
@@ -104,8 +109,19 @@ class LocalTracker:
             return
         stamp = int(time.time() * 1000) if time_ms is None else time_ms
         line = json.dumps({"time_ms": stamp, "step": int(step), "metrics": fresh}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        self._waiting += line.encode() + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        """Hand over what is waiting; what a full disk refuses goes on waiting."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                log.warning("tracking: %s cannot be written, its lines wait: %s", self.path, error)
+            self._refused = True
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Add settings to `params.json`."""
@@ -133,7 +149,9 @@ class LocalTracker:
     def flush(self) -> None:
         """Force the lines to the disk."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self._write()
+            with contextlib.suppress(OSError):
+                os.fsync(self._file.fileno())
 
     def close(self, status: Status = "FINISHED") -> None:
         """Write the status to `tags.json` and close the file."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,14 +106,36 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def reopen_run(uri: str, run_id: str) -> None:
-    """Mark a run as running again, before a restart continues it."""
-    connect(uri).update_run(run_id, status="RUNNING")
+def reopen_run(uri: str, run_id: str) -> bool:
+    """Mark a run as running again, before a restart continues it; see `finish_run`."""
+    return _tell(uri, run_id, lambda client: client.update_run(run_id, status="RUNNING"))
 
 
-def finish_run(uri: str, run_id: str, status: Status) -> None:
-    """Set the status of a run whose workers cannot do it any more."""
-    connect(uri).set_terminated(run_id, status=status)
+def finish_run(uri: str, run_id: str, status: Status) -> bool:
+    """Set the status of a run whose workers cannot do it any more.
+
+    Returns:
+        Whether the store has taken it: one that is away is a warning and no error, since the run's
+        outcome does not depend on it.
+    """
+    return _tell(uri, run_id, lambda client: client.set_terminated(run_id, status=status))
+
+
+def _tell(uri: str, run_id: str, say: Callable[[MlflowClient], object]) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        say(connect(uri))
+    except (MlflowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning(
+            "tracking: run %s keeps its old status, %s does not take it: %s",
+            run_id,
+            without_password(uri),
+            reason,
+        )
+        return False
+    return True
 
 
 class MlflowTracker:

@@ -63,5 +63,7 @@ def test_a_run_that_cannot_be_placed_is_given_up_with_the_arithmetic(cluster, tm
     config = small_config(
         shards, tmp_path, "huge", distributed={"workers": 4, "cpus_per_worker": 8, "placement_deadline": 1}
     )
-    with pytest.raises(ConfigError, match=r"needs 32 CPU \(4 workers\), the Ray cluster has 2 CPU"):
+    with pytest.raises(
+        ConfigError, match=r"needs 32 CPU \(4 workers of 8 CPU each\), the Ray cluster has 2 CPU"
+    ):
         launch(prepare_run(config), cluster)

@@ -90,6 +90,15 @@ def test_a_run_can_be_ended_and_reopened_from_outside(store):
     assert connect(store).get_run(run_id).info.status == "RUNNING"
 
 
+def test_a_store_that_is_away_does_not_undo_a_finished_run(store, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run_id = create_run(store, "tracker", "told")
+    assert finish_run(store, run_id, "FINISHED")
+    assert not finish_run("http://127.0.0.1:9", run_id, "FINISHED")
+    assert not reopen_run("http://127.0.0.1:9", run_id)
+    assert caplog.text.count("http://127.0.0.1:9 does not take it") == 2
+
+
 def test_a_resumed_run_has_each_point_once_and_what_the_crash_kept_back(store, tmp_path):
     run_id = create_run(store, "tracker", "resumed")
     # the first process: steps 0-9 are in the mirror, but only 0-4 reached MLflow before it died

@@ -1,0 +1,124 @@
+"""How many workers Ray Train starts, and how long it may look for a place for them.
+
+Ray Train would try for ever to place workers that find no room, at the start and after a lost node. And an
+elastic run would take any number of workers, of which some cannot share the global batch. Both are decided
+by Ray Train's scaling policy; these are its two policies with a deadline and with the numbers that divide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any, cast
+
+import ray
+import ray.exceptions
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2.api.config import ScalingConfig
+
+from cosa_dist.distributed.plan import WorkerPlan, node_resources, placement_message
+
+
+class PlacementError(RuntimeError):
+    """No place for the workers within the deadline; the message has the arithmetic."""
+
+
+class PlacementClock:
+    """Measures how long the workers of a plan have been without a place."""
+
+    def __init__(self, plan: WorkerPlan, deadline: float) -> None:
+        """Allow `deadline` seconds."""
+        self.plan = plan
+        self.deadline = deadline
+        self._since: float | None = None
+
+    def waiting(self) -> None:
+        """Note that the workers do not run.
+
+        Raises:
+            PlacementError: they have not for longer than the deadline.
+        """
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since > self.deadline:
+            free = ray.available_resources()
+            names = self.plan.resources_per_worker
+            unused = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in names)
+            line = placement_message(self.plan, node_resources(), round(now - self._since))
+            raise PlacementError(f"{line}; free at the moment: {unused}")
+
+    def placed(self) -> None:
+        """Note that the workers run."""
+        self._since = None
+
+
+class FixedWorkers(FixedScalingPolicy):
+    """A fixed number of workers, given up after the deadline."""
+
+    def __init__(self, config: ScalingConfig, clock: PlacementClock) -> None:
+        super().__init__(config)
+        self.clock = clock
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Try to place the workers, or give up."""
+        self.clock.waiting()
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> ScalingDecision:
+        """Let them run."""
+        self.clock.placed()
+        return super().make_decision_for_running_worker_group(*state, **named)
+
+
+class ElasticWorkers(ElasticScalingPolicy):
+    """As many workers as the nodes hold, of the numbers that share the global batch evenly."""
+
+    def __init__(self, config: ScalingConfig, clock: PlacementClock) -> None:
+        super().__init__(config)
+        self.clock = clock
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((number for number in self.clock.plan.numbers if number <= possible), default=0)
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Place as many workers as possible, or give up."""
+        self.clock.waiting()
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> ScalingDecision:
+        """Let them run, or restart them in another number."""
+        self.clock.placed()
+        return super().make_decision_for_running_worker_group(*state, **named)
+
+
+class PlannedTrainer(TorchTrainer):
+    """A `TorchTrainer` with the policy above, which leaves Ctrl-C to the launcher."""
+
+    def __init__(self, *arguments: Any, plan: WorkerPlan, deadline: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.clock = PlacementClock(plan, deadline)
+        self._controller: Any = None
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        kind = ElasticWorkers if self.clock.plan.numbers else FixedWorkers
+        # mypy sees the classes of the old Ray Train.
+        config, parent = cast(ScalingConfig, self.scaling_config), cast(Any, super())
+        policy: ScalingPolicy = kind(config, self.clock)
+        return parent._initialize_and_run_controller(**{**parts, "scaling_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the handler of the launcher in place; Ray's own would end the driver with exit code 0."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the workers and take back what was reserved for them, which Ray would keep for minutes."""
+        if self._controller is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._controller.abort.remote(), timeout=10)

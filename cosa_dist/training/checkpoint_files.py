@@ -1,0 +1,187 @@
+"""The folder of checkpoints: names, sealing, verification, which one is best, which ones are kept.
+
+A checkpoint is a folder of its own, made under a hidden name, sealed with the size and SHA-256 of each
+file, forced to the disk and only then renamed; so one that is there under its own name is whole, unless it
+was damaged later, and `read_checkpoint` finds that out. Nothing here knows networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+PREFIX = "step-"
+STATE = "state.json"
+BEST = "best.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which file and why."""
+
+
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint that is damaged or incomplete; an older one may serve."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` finished steps."""
+    return f"{PREFIX}{step:08d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints below `folder`, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+@contextmanager
+def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
+    """Give a hidden folder to write to; after the block it has become the checkpoint of `step`.
+
+    A checkpoint of that step that is there and whole stays as it is: there is no moment without it.
+
+    Raises:
+        OSError: the disk refused; no half-written checkpoint remains.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / checkpoint_name(step)
+    working = folder / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(working, ignore_errors=True)
+    try:
+        working.mkdir()
+        yield working
+        for path in (*working.iterdir(), working):
+            _force_to_disk(path)
+        if target.exists():
+            with suppress(CheckpointError):
+                read_checkpoint(target)
+                return
+            shutil.rmtree(target)
+        working.rename(target)
+        _force_to_disk(folder)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def seal(working: Path, content: Mapping[str, Any]) -> None:
+    """Write `state.json`: the content, the format, size and hash of each file, and a hash of it all."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(working.iterdir())
+    }
+    whole = {"format": FORMAT, **content, "files": files}
+    whole["digest"] = _digest_of(whole)
+    (working / STATE).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and verify a checkpoint's JSON part and files.
+
+    Raises:
+        BrokenCheckpointError: a missing or changed file.
+        CheckpointError: written in another format.
+    """
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenCheckpointError(f"{path}: {STATE} cannot be read ({error})") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise BrokenCheckpointError(f"{path}: {STATE} is not that of a checkpoint")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}; finish the run "
+            "with the version that started it, or start a new one"
+        )
+    # Checkpoints of the first days have no digest of state.json.
+    if content.get("digest", _digest_of(content)) != _digest_of(content):
+        raise BrokenCheckpointError(f"{path}: {STATE} has changed since it was written")
+    for name, facts in content["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            raise BrokenCheckpointError(f"{path}: {name} is missing or has another size than written")
+        if _digest(file) != facts["sha256"]:
+            raise BrokenCheckpointError(f"{path}: {name} has changed since it was written")
+    return content
+
+
+def note_best(folder: Path, name: str) -> None:
+    """Note that the checkpoint `name` is the best below `folder`."""
+    temporary = folder / f".{BEST}.tmp"
+    temporary.write_text(json.dumps({"checkpoint": name}), encoding="utf-8")
+    temporary.replace(folder / BEST)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The best checkpoint below `folder`, if one was noted and is still there."""
+    note = folder / BEST
+    if not note.is_file():
+        return None
+    path = folder / str(json.loads(note.read_text(encoding="utf-8"))["checkpoint"])
+    return path if path.is_dir() else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best."""
+    best = best_checkpoint(folder)
+    for path in checkpoints(folder)[:-keep]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written; only while nobody writes here."""
+    for path in folder.glob(f".{PREFIX}*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Path of a run's checkpoint.
+
+    Args:
+        run: the run folder.
+        which: `newest`, `best` or a step number.
+
+    Raises:
+        CheckpointError: there is no such checkpoint; the message lists those there.
+    """
+    folder = run / "checkpoints"
+    found = checkpoints(folder) if folder.is_dir() else []
+    wanted: Path | None = None
+    if which == "newest":
+        wanted = found[-1] if found else None
+    elif which == "best":
+        wanted = best_checkpoint(folder)
+    elif which.isdigit():
+        wanted = folder / checkpoint_name(int(which))
+    if wanted is None or wanted not in found:
+        names = ", ".join(path.name for path in found) or "none"
+        raise CheckpointError(f"no checkpoint {which!r} in {folder}; there are: {names}")
+    return wanted
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _force_to_disk(path: Path) -> None:
+    """Flush a file or a folder; a file system that cannot flush folders is left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,58 @@
+"""Send MLflow what it missed of a run: `python jobs/replay.py NAME`, where the server was away for good.
+
+Settings, tags, tables, files and every number of the run folder that the store has not got yet are sent,
+with the times of their first recording, so that nothing is there twice. A run that is not finished needs no
+replay: `jobs/train.py --resume` sends what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cosa_dist.config.errors import ConfigError, nearest
+
+
+def send(name: str, output: Path) -> int:
+    """Replay a run folder and return the number of points that were missing.
+
+    Raises:
+        ConfigError: no such run, or one without a tracking run.
+        StoreError: the store cannot be reached.
+    """
+    from cosa_dist.distributed.preparation import read_note
+    from cosa_dist.tracking.local_tracker import METRICS_FILE
+    from cosa_dist.tracking.mlflow_tracker import replay
+    from cosa_dist.tracking.store import prepare_store
+
+    folder = output / "runs" / name
+    if not (folder / "run.json").is_file():
+        others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
+        raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
+    note = read_note(folder)
+    if not note["run_id"]:
+        raise ConfigError(f"run {name} was trained without tracking (tracking.enabled false)")
+    uri = prepare_store(str(note["tracking_uri"]), output)
+    return replay(folder / METRICS_FILE, uri, str(note["run_id"]))
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 2 it could not start."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("name", help="name of the run")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="the output folder")
+    arguments = parser.parse_args()
+    try:
+        missing = send(arguments.name, arguments.output.resolve())
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{missing} points were missing and are there now")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

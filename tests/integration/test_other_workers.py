@@ -1,0 +1,106 @@
+"""A run that goes on with another number of workers: same samples, losses up to rounding, one error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cosa_dist.distributed.worker import WorkerTask, run_worker
+from cosa_dist.training import loop
+from cosa_dist.training.checkpoint import checkpoints, read_checkpoint
+from cosa_dist.training.window import LossWindow, NonFiniteLossError
+from tests.integration.small_run import curve, make_shards, small_config, task_of
+from tests.integration.test_resume import SETTINGS, STEPS, watched
+from tests.training.test_window import Named
+
+RANKS = 2
+
+
+def join_group(index: int, port: int) -> None:
+    """What Ray Train sets up for a worker."""
+    os.environ |= {
+        "RANK": str(index),
+        "WORLD_SIZE": str(RANKS),
+        "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    dist.init_process_group("gloo", rank=index, world_size=RANKS)
+
+
+def _train(index: int, port: int, payload: dict, notes: str) -> None:
+    join_group(index, port)
+    samples: dict[int, list[str]] = {}
+    with watched(samples):
+        run_worker(WorkerTask(**payload))
+    torch.save(samples, Path(notes) / f"{index}.pt")
+    dist.destroy_process_group()
+
+
+def _break(index: int, port: int, notes: str) -> None:
+    join_group(index, port)
+    window = LossWindow()
+    for step in range(3):
+        value = float("nan") if (index, step) == (1, 1) else 1.0
+        window.add({"total": torch.tensor(value)}, [Named([f"step{step}rank{index}"])])
+    try:
+        window.means(7)
+    except NonFiniteLossError as error:
+        (Path(notes) / f"{index}.txt").write_text(str(error))
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_run_of_one_worker_goes_on_with_two(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    straight, other = tmp_path / "straight", tmp_path / "other"
+    samples: dict[int, list[str]] = {}
+    with watched(samples):
+        run_worker(task_of(small_config(shards, tmp_path, "straight", **SETTINGS), straight, 4))
+    first = checkpoints(straight / "checkpoints")[0]
+    step = read_checkpoint(first)["step"]
+    shutil.copytree(first, other / "checkpoints" / first.name)
+    task = asdict(task_of(small_config(shards, tmp_path, "other", **SETTINGS), other, 0))
+    mp.spawn(_train, args=(free_port(), task, str(tmp_path)), nprocs=RANKS)
+
+    parts = [torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(RANKS)]
+    assert {number: parts[0][number] + parts[1][number] for number in parts[0]} == {
+        number: names for number, names in samples.items() if number >= step
+    }
+    newest = read_checkpoint(checkpoints(other / "checkpoints")[-1])
+    assert (newest["step"], newest["workers"]) == (STEPS, RANKS)
+    for name in ("total", "classification", "cam_to_seg", "seg_to_cam", "threshold"):
+        found = curve(other, f"train/{name}")
+        expected = torch.tensor(curve(straight, f"train/{name}")[-len(found) :])
+        assert len(found) > 2
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=5e-3, atol=5e-4, msg=name)
+
+
+def test_the_ranks_agree_on_a_broken_step_and_name_the_samples_of_its_rank(tmp_path):
+    mp.spawn(_break, args=(free_port(), str(tmp_path)), nprocs=RANKS)
+    texts = [(tmp_path / f"{index}.txt").read_text() for index in range(RANKS)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("step 6: total not finite; samples of rank 1: step1rank1;")
+
+
+def test_a_checkpoint_that_cannot_be_used_stops_before_training(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
+    config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **SETTINGS)
+    monkeypatch.setattr(loop, "training_step", lambda *all: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+        run_worker(task_of(config, folder, 4))

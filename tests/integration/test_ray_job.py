@@ -1,0 +1,131 @@
+"""`ray job submit` to a cluster that asks for tokens: submit, follow the log, stop, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cosa_dist.config.loading import build_config, merge, to_yaml
+from cosa_dist.distributed.chaos_stage import wait_until
+from cosa_dist.distributed.preparation import read_note
+from cosa_dist.tracking.mlflow_client import connect
+from tests.integration.small_run import SETTINGS, curve, make_shards
+from tests.integration.test_streaming_run import PROJECT
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+BIN = Path(sys.executable).parent
+STEPS = 150
+Ray = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def ray_command(tmp_path_factory) -> Iterator[Ray]:
+    """A head node of its own that asks for a token, and the `ray` command of a user who has it."""
+    home = tmp_path_factory.mktemp("r")
+    port, dashboard = free_ports(2)
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
+    environment.pop("RAY_ADDRESS", None)
+
+    def ray(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "ray"), *words],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+            cwd=PROJECT,
+            env=environment | changes,
+        )
+
+    command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
+    command += [f"--temp-dir={home}", "--disable-usage-stats"]
+    with (home / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray")
+        yield ray
+    finally:
+        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+
+
+def submit(ray: Ray, job: str, *words: str) -> None:
+    environment = json.dumps({"env_vars": {"COSA_GIT_COMMIT": "0" * 40, "OMP_NUM_THREADS": "1"}})
+    arguments = ["--working-dir", ".", "--runtime-env-json", environment, "--submission-id", job, "--no-wait"]
+    done = ray("job", "submit", *arguments, "--", "python", "jobs/train.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def status(folder: Path) -> str:
+    note = read_note(folder)
+    return connect(str(note["tracking_uri"])).get_run(str(note["run_id"])).info.status
+
+
+def test_a_job_is_submitted_followed_stopped_and_resumed(ray_command, tmp_path):
+    ray = ray_command
+    refused = ray("job", "list", RAY_AUTH_TOKEN="0" * 64)
+    assert refused.returncode != 0
+    assert "token" in (refused.stdout + refused.stderr).lower()
+
+    make_shards(tmp_path / "shards")
+    changes = {
+        "name": "submitted",
+        "output": str(tmp_path),
+        "data": {"shards": str(tmp_path / "shards")},
+        "training": {"steps": STEPS},
+        "distributed": {"workers": 1, "cpus_per_worker": 1},
+    }
+    (tmp_path / "run.yaml").write_text(to_yaml(build_config(merge(SETTINGS, changes))))
+    folder = tmp_path / "runs" / "submitted"
+
+    submit(ray, "first", "--config", str(tmp_path / "run.yaml"))
+    wait_until(lambda: (folder / "checkpoints" / "step-00000005").is_dir(), "the fifth step")
+    followed = ray("job", "logs", "first")
+    assert f"step 3/{STEPS}" in followed.stdout
+    stopped = ray("job", "stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "STOPPED" in ray("job", "status", "first").stdout + stopped.stdout + stopped.stderr
+    assert status(folder) == "KILLED"
+    reached = len(curve(folder, "train/total"))
+    assert 5 <= reached < STEPS
+    time.sleep(2)
+    assert len(curve(folder, "train/total")) <= reached + 1
+
+    submit(ray, "second", "--resume", "submitted", "--output", str(tmp_path))
+    wait_until(lambda: bool(read_note(folder)["finished"]), "the end of the resumed job")
+    assert "continuing from step-" in ray("job", "logs", "second").stdout
+    assert status(folder) == "FINISHED"
+    assert len(curve(folder, "train/total")) == STEPS

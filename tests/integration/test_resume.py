@@ -1,0 +1,152 @@
+"""A run that is interrupted twice, at any step, equals the uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.errors import RecordError
+from cosa_dist.distributed.worker import WorkerTask, run_worker
+from cosa_dist.training import loop
+from cosa_dist.training.checkpoint import checkpoints
+from tests.integration.small_run import make_shards, small_config, task_of
+
+STEPS = 11
+# Learned thresholds with a queue, reliability weights, separation; a checkpoint every third step, a line of
+# log every second one, an evaluation in the middle: the three rhythms never fall together by chance.
+SETTINGS = {
+    "data": {"crop_size": 64, "shuffle_window": 5},
+    "assignment": {
+        "momentum": 0.9,
+        "reliability": True,
+        "threshold": {"kind": "two_components", "queue": 4, "momentum": 0.5},
+    },
+    "losses": {"warmup_steps": 2, "separation": 0.1, "separation_contrast": {"max_perplexity": 2.0}},
+    "training": {"steps": STEPS, "checkpoint_every": 3, "log_every": 2},
+    "evaluation": {"every": 5, "pictures": 0},
+}
+TIMES = ("seconds", "images_per_second")
+
+
+class PulledPlugError(Exception):
+    """Stands for a killed process: nothing after the step is done."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards") / "synthetic")
+
+
+@contextmanager
+def watched(samples: dict[int, list[str]], pull_after: int | None = None) -> Iterator[None]:
+    """Note the samples of each step; pull the plug after a step, before anything of it is written."""
+    original = loop.training_step
+
+    def step(state, network, batches, accelerator):
+        samples[state.step] = [name for batch in batches for name in batch.ids]
+        outcome = original(state, network, batches, accelerator)
+        if state.step == pull_after:
+            raise PulledPlugError
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", step)
+        yield
+
+
+def history(folder: Path) -> dict[tuple[str, int], float]:
+    """Every recorded number by name and step, without measured times; none may be recorded twice."""
+    found: dict[tuple[str, int], float] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record["metrics"].items():
+            if not name.endswith(TIMES):
+                assert (name, record["step"]) not in found, name
+                found[name, record["step"]] = value
+    return found
+
+
+def task(config: RunConfig, folder: Path) -> WorkerTask:
+    return task_of(config, folder, 2)
+
+
+@pytest.mark.parametrize("reading", ["mapped", "streaming"])
+def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "reading": reading}}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    seen: dict[int, list[str]] = {}
+    with watched(seen):
+        run_worker(task(small_config(shards, tmp_path, "straight", **settings), straight))
+    again: dict[int, list[str]] = {}
+    config = small_config(shards, tmp_path, "broken", **settings)
+    for plug in (4, 10):
+        with watched(again, plug), pytest.raises(PulledPlugError):
+            run_worker(task(config, broken))
+    with watched(again):
+        run_worker(task(config, broken))
+
+    assert sorted(seen) == list(range(STEPS))
+    assert again == seen
+    assert history(broken) == history(straight)
+    expected, found = (checkpoints(folder / "checkpoints")[-1] for folder in (straight, broken))
+    assert found.name == expected.name == f"step-{STEPS:08d}"
+    for name in ("online", "assignment", "thresholds"):
+        other = load_file(expected / f"{name}.safetensors")
+        for key, value in load_file(found / f"{name}.safetensors").items():
+            assert torch.equal(value, other[key]), (name, key)
+    moments = [torch.load(path / "optimizer.pt", weights_only=True) for path in (expected, found)]
+    assert moments[0]["param_groups"] == moments[1]["param_groups"]
+    for number, values in moments[0]["state"].items():
+        for key, value in values.items():
+            assert torch.equal(value, moments[1]["state"][number][key]), (number, key)
+    states = [json.loads((path / "state.json").read_text()) for path in (expected, found)]
+    assert states[0]["best_score"] == states[1]["best_score"]
+
+
+def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run_worker(task(small_config(shards, tmp_path, "straight", **SETTINGS), straight))
+    config = small_config(shards, tmp_path, "stopped", **SETTINGS)
+    stopped.mkdir()
+    (stopped / "stop").touch()
+    with pytest.raises(loop.TrainingStoppedError, match="after step 2, which is saved"):
+        run_worker(task(config, stopped))
+    assert [path.name for path in checkpoints(stopped / "checkpoints")] == ["step-00000002"]
+    (stopped / "stop").unlink()
+    run_worker(task(config, stopped))
+    assert history(stopped) == history(straight)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(shards, tmp_path, caplog):
+    straight, damaged = tmp_path / "straight", tmp_path / "damaged"
+    run_worker(task(small_config(shards, tmp_path, "straight", **SETTINGS), straight))
+    config = small_config(shards, tmp_path, "damaged", **SETTINGS)
+    with watched({}, 10), pytest.raises(PulledPlugError):
+        run_worker(task(config, damaged))
+    newest = checkpoints(damaged / "checkpoints")[-1]
+    weights = newest / "assignment.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    samples: dict[int, list[str]] = {}
+    with watched(samples):
+        run_worker(task(config, damaged))
+    assert min(samples) == 6
+    assert f"{newest.name}: assignment.safetensors is missing or has another size" in caplog.text
+    assert history(damaged) == history(straight)
+
+
+def test_a_corrupt_image_ends_the_run_with_the_name_of_its_record(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    path = sorted((shards / "train").glob("*.arrow"))[0]
+    row = Dataset.from_file(str(path)).with_format("arrow").data.to_pylist()[0]
+    content, image = path.read_bytes(), row["image"]["bytes"]
+    path.write_bytes(content.replace(image, bytes(len(image))))
+    with pytest.raises(RecordError, match=f"record '{row['id']}' of split 'train'.* decoded"):
+        run_worker(task(small_config(shards, tmp_path, "corrupt", **SETTINGS), tmp_path / "corrupt"))
