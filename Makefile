@@ -11,15 +11,21 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install clean
+.PHONY: help demo sweep-demo test lint install clean
 
 help:
 	@echo "make demo     train CoSA on a generated data set on the CPU, evaluate it, print the leaderboard"
+	@echo "make sweep-demo   a small threshold search on the same data, with table and page"
 	@echo "make test     all tests but the slow ones        make lint     ruff and mypy"
 	@echo "make install  only the environment, in .venv     make clean    remove .venv and every cache"
 
 demo: $(STAMP)
 	@$(PY) jobs/demo.py
+
+sweep-demo: $(STAMP)
+	@$(PY) jobs/demo.py --data-only
+	@$(PY) sweeps/run.py --space demo --recipe demo --trials 5 --warm-start --data.shards outputs/demo/shards \
+		--training.steps 800 --evaluation.every 100 --evaluation.scales '[1.0]' --evaluation.pictures 0
 
 test: $(STAMP)
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)

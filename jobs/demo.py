@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--control", action="store_true", help="train the control as well")
+    parser.add_argument("--data-only", action="store_true", help="only generate the data set")
     parser.add_argument("--output", default="outputs", help="folder of data, runs and MLflow store")
     return parser.parse_args()
 
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     output = Path(arguments.output).resolve()
     generate(output / "demo" / "shards")
+    if arguments.data_only:
+        return
     place = {"output": str(output), "data.shards": str(output / "demo" / "shards")}
     outcome = None
     # The two workers share whatever cores there are.

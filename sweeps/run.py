@@ -1,8 +1,12 @@
 """Sweep over a recipe: `python sweeps/run.py --space loss_weights --recipe voc_mini --trials 8`.
 
-`--space` names a file of this folder (loss_weights, threshold_search) or a path. Each trial is a whole
-Ray Train run; trials are child runs of the sweep in MLflow. Ends with the table of trials and the best
-configuration as a YAML that `jobs/train.py --config` takes.
+`--space` names a file of this folder (loss_weights, threshold_search, ablation) or a path. Each trial is a
+whole Ray Train run; trials are child runs of the sweep in MLflow. `--search random` draws the trials of the
+space (grids in full), `optuna` lets a tree-structured Parzen estimator choose them. `--scheduler asha`
+stops weak trials at their evaluations. `--warm-start` trains the loss warm-up once for all trials.
+`--resume NAME` goes on with a sweep that was interrupted at any moment; what is finished is not trained
+again. Ends with the table of trials, a page of plots and the best configuration as a YAML that
+`jobs/train.py --config` takes.
 """
 
 from __future__ import annotations
@@ -12,13 +16,19 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cosa_dist.config.ablation import is_ablation, read_ablation
 from cosa_dist.config.command_line import make_parser
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
+from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.paths import with_absolute_paths
-from cosa_dist.distributed.search_space import check_space, read_space, tune_space
+
+if TYPE_CHECKING:
+    from cosa_dist.distributed.sweep_plan import SweepPlan
 
 HERE = Path(__file__).parent
 
@@ -28,44 +38,104 @@ def space_path(name: str) -> Path:
     return Path(name) if name.endswith((".yaml", ".yml")) else HERE / f"{name}.yaml"
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Check the space against the configuration, run the sweep, print its outcome."""
+def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
+    """Plan of a new sweep.
+
+    Raises:
+        ConfigError: a space, a trial or a scheduler that cannot work.
+    """
+    from cosa_dist.distributed.search_space import check_space, read_space
+    from cosa_dist.distributed.sweep_plan import SweepPlan, check_plan
+    from cosa_dist.distributed.trial_points import trial_points
+    from cosa_dist.distributed.warm_start import check_warm_start
+
+    path = space_path(arguments.space)
+    objectives = ("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",)
+    plan = SweepPlan(
+        base=config.model_dump(mode="json"),
+        points=[],
+        trials=arguments.trials,
+        search=arguments.search,
+        scheduler=arguments.scheduler,
+        objectives=objectives,
+        warm_start=arguments.warm_start,
+    )
+    if is_ablation(path):
+        points = [dict(combination.options) for combination in read_ablation(path).combinations]
+        plan = replace(plan, points=points, search="grid")
+    else:
+        space = read_space(path)
+        check_space(space, config, str(path))
+        if arguments.search == "optuna":
+            plan = replace(plan, space=space)
+        else:
+            plan = replace(plan, points=trial_points(space, arguments.trials, config.seed))
+    if arguments.cost and not plan.space:
+        raise ConfigError("--cost is an objective of --search optuna only")
+    check_plan(plan)
+    if plan.warm_start:
+        check_warm_start(config, plan.keys)
+    return plan
+
+
+def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
+    """The base configuration with a sweep's name and absolute paths."""
     config = load_config(arguments.recipe, arguments.config, rest)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = config.name or f"sweep-{Path(arguments.space).stem}-{config.recipe}-{stamp}"
-    config = with_absolute_paths(config.model_copy(update={"name": name}))
-    space = read_space(space_path(arguments.space))
-    check_space(space, config, str(space_path(arguments.space)))
+    name = config.name or f"sweep-{space_path(arguments.space).stem}-{config.recipe}-{stamp}"
+    return with_absolute_paths(config.model_copy(update={"name": name}))
 
-    from rich.console import Console
-    from rich.table import Table
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Plan a sweep or read its plan, run it, print its outcome."""
+    from cosa_dist.distributed.sweep_plan import read_plan, sweep_folder, write_plan
+
+    if arguments.resume:
+        base = with_absolute_paths(
+            load_config(None, None, rest).model_copy(update={"name": arguments.resume})
+        )
+        plan = read_plan(sweep_folder(base))
+        fresh = False
+    else:
+        plan, fresh = new_plan(arguments, named(arguments, rest)), True
 
     from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.sweep import METRIC, run_sweep
+    from cosa_dist.distributed.sweep import concurrent_trials
+    from cosa_dist.distributed.sweep_run import conduct, open_tracking, share_cpus
+    from cosa_dist.reports.sweep_page import print_trials, write_outcome
 
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
     with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
-        if "RAY_ADDRESS" not in os.environ and not config.distributed.cpus_per_worker:
-            workers = config.distributed.workers or 1
-            share = max(1, (os.cpu_count() or 1) // workers)
-            distributed = config.distributed.model_copy(update={"cpus_per_worker": share})
-            config = config.model_copy(update={"distributed": distributed})
-        result = run_sweep(config, tune_space(space), arguments.trials, arguments.scheduler, resources)
-    table = Table(title=f"{name}: unfiltered mIoU")
-    for column in result.rows[0]:
-        table.add_column(column)
-    for row in result.rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
-    print(f"best {METRIC} {result.rows[0][METRIC]:.2f}: {result.best_config}")
+        if fresh:
+            if "RAY_ADDRESS" not in os.environ:
+                plan = share_cpus(plan)
+            concurrent_trials(plan.config, resources)
+            plan = open_tracking(plan)
+            write_plan(plan)
+        logging.info("sweep %s: %s", plan.name, sweep_folder(plan.config))
+        result = conduct(plan, resources, fresh)
+    print_trials(plan, result.trials)
+    for path in write_outcome(plan, result):
+        print(f"written {path}")
+    print(f"best {result.trials[0].miou:.2f}: {result.best_config}")
 
 
 def main() -> int:
-    """Return the exit code: 0 done, 1 failed, 2 it could not start."""
+    """Return the exit code: 0 done, 1 failed, 2 it could not start, 130 interrupted."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--space", required=True, help="loss_weights, threshold_search or a file")
-    parser.add_argument("--trials", type=int, default=8, help="number of samples")
-    parser.add_argument("--scheduler", choices=("asha", "none"), default="asha")
+    parser.add_argument(
+        "--space", default="loss_weights", help="loss_weights, threshold_search, ablation or a file"
+    )
+    parser.add_argument("--trials", type=int, default=8, help="number of draws (grids: of each point)")
+    parser.add_argument(
+        "--search", choices=("random", "optuna"), default="random", help="who chooses the trials"
+    )
+    parser.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
+    parser.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
+    parser.add_argument(
+        "--warm-start", action="store_true", help="train the loss warm-up once for all trials"
+    )
+    parser.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments, rest = parser.parse_known_args()
     try:
@@ -76,6 +146,9 @@ def main() -> int:
     except RuntimeError as error:
         print(f"sweep failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; continue with --resume", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -113,3 +113,12 @@ def _check_options(options: Any, what: str) -> None:
     for key in options:
         if key not in known:
             raise ConfigError(f"{what}: unknown option {key}{nearest(str(key), known)}")
+
+
+def is_ablation(path: Path) -> bool:
+    """Whether a file is an ablation (it has combinations) and not a search space.
+
+    Raises:
+        ConfigError: no such file, or not a mapping.
+    """
+    return "combinations" in read_yaml(path)

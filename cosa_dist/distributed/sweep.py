@@ -1,44 +1,48 @@
 """A sweep: Ray Tune around whole runs, each trial a Ray Train run of its own.
 
-A trial's driver holds one CPU and its workers come on top. Tune does not see the workers' resources, so
-the number of concurrent trials is counted here from the cluster; without that count trials would wait for
-each other forever.
+A trial's driver holds one CPU and its workers come on top. Tune does not see the workers' resources, so the
+number of concurrent trials is counted here from the cluster; without that count trials would wait for each
+other forever. Tune's state is not needed to go on: a sweep that is taken up again starts Tune anew with the
+same trials, and those that are known tell their evaluations from their folders.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, nested, to_yaml
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.launch import launch
+from cosa_dist.distributed.paths import run_folder
 from cosa_dist.distributed.plan import plan_workers
-from cosa_dist.distributed.preparation import prepare_run
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run
-from cosa_dist.tracking.provenance import provenance
-from cosa_dist.tracking.store import prepare_store
+from cosa_dist.distributed.search_space import tune_space
+from cosa_dist.distributed.sweep_plan import SweepPlan, first_comparison, sweep_folder
+from cosa_dist.distributed.trial import TrialTask, run_trial, trial_config, trial_options
+from cosa_dist.distributed.trial_ledger import METRIC, Trial, mark_stopped, read_trial, read_trials
+from cosa_dist.tracking.mlflow_tracker import finish_run, replay
 
-METRIC = "miou_unfiltered"
+log = logging.getLogger(__name__)
+
 DRIVER_CPUS = 1
+REDUCTION = 3
+"""asha: one of so many trials goes on from each comparison"""
 
 
 @dataclass(frozen=True)
 class SweepResult:
     """Trials of a sweep, best first, and the best one's configuration file."""
 
-    rows: list[dict[str, Any]]
+    trials: list[Trial]
     best_config: Path
-    parent_run_id: str
+    folder: Path
 
 
 def concurrent_trials(base: RunConfig, resources: Mapping[str, float]) -> int:
@@ -61,83 +65,139 @@ def concurrent_trials(base: RunConfig, resources: Mapping[str, float]) -> int:
     return fits
 
 
-def run_trial(parameters: dict[str, Any]) -> None:
-    """Body of one trial: build its configuration, launch it, report its evaluations to Tune."""
-    base = dict(parameters.pop("base"))
-    parent = parameters.pop("parent_run_id")
-    trial = tune.get_context().get_trial_id() or "trial"
-    values = merge(base, nested(parameters))
-    values["name"] = f"{base['name']}-{trial}"
-    run = prepare_run(build_config(values, f"trial {trial}"), parent_run_id=parent)
-    launch(run, ray.cluster_resources(), callbacks=[TuneReportCallback()])
+class Asha(ASHAScheduler):  # type: ignore[misc]  # Ray comes without this class's types
+    """Asynchronous successive halving that lets a trial which has come to its last step end by itself.
+
+    Ray's own stops it there: its reports and pictures would never be written.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide on a trial after an evaluation; the last one counts for others, but stops nothing."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        last = result[self._time_attr] >= self._max_t
+        return TrialScheduler.CONTINUE if last else decision
 
 
-def _parent_run(base: RunConfig, space: Mapping[str, Any]) -> tuple[str, str]:
-    if not base.tracking.enabled:
-        return "", ""
-    uri = prepare_store(base.tracking.uri or None, Path(base.output))
-    tags = {"kind": "sweep", "recipe": base.recipe, **provenance()}
-    params = {key: str(value) for key, value in space.items()}
-    return uri, create_run(uri, base.tracking.experiment, base.name, params=params, tags=tags)
+class KeepBooks(tune.Callback):
+    """Notes which trials the scheduler has stopped, and completes their tracking runs.
+
+    A stopped trial's processes are killed, so its last metrics may not have reached the tracking store; they
+    are in its run folder and are sent from there.
+    """
+
+    def __init__(self, plan: SweepPlan, keys: list[str]) -> None:
+        """Keep the books of a plan's trials."""
+        self.plan = plan
+        self.keys = keys
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune when a trial has ended or was stopped."""
+        config = trial_config(self.plan.base, trial_options(trial.config, self.keys))
+        folder = run_folder(config)
+        known = read_trial(folder)
+        if known is None or known.over or known.status == "failed":
+            return
+        mark_stopped(folder, known.history[-1].step if known.history else 0)
+        complete_tracking(folder)
 
 
-def run_sweep(
-    base: RunConfig,
-    space: Mapping[str, Any],
-    trials: int,
-    scheduler: str,
-    resources: Mapping[str, float],
-) -> SweepResult:
-    """Search `space` around `base` on the initialised Ray cluster.
+def complete_tracking(folder: Path) -> None:
+    """Send what a killed run's folder holds and the store misses, and end its tracking run."""
+    from cosa_dist.distributed.preparation import read_note
+
+    note = read_note(folder)
+    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
+    if not run_id:
+        return
+    try:
+        replay(folder / "metrics.jsonl", uri, run_id)
+    except Exception as error:  # the sweep's outcome does not depend on the store
+        log.warning("tracking: run %s could not be completed: %s", run_id, str(error).splitlines()[:1])
+    finish_run(uri, run_id, "KILLED")
+
+
+def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder: str = "") -> SweepResult:
+    """Run, or go on with, a sweep on the initialised Ray cluster.
 
     Args:
-        base: the configuration that trials change; absolute paths, with a name.
-        space: Tune's distributions by dotted option.
-        trials: number of samples (of the whole grid, for grids).
-        scheduler: `asha` stops weak trials at their intermediate evaluations, `none` does not.
+        plan: a written plan.
         resources: total resources of the cluster.
+        warm_start_folder: run folder whose checkpoint at the end of the loss warm-up all trials fork from.
 
     Raises:
         ConfigError: a trial does not fit on the cluster.
         RuntimeError: every trial failed.
+        KeyboardInterrupt: the sweep was interrupted; `--resume` goes on with it.
     """
-    concurrency = concurrent_trials(base, resources)
-    uri, parent = _parent_run(base, space)
-    folder = Path(base.output) / "sweeps" / base.name
-    asha = ASHAScheduler(time_attr="step", max_t=base.training.steps, grace_period=1)
+    config = plan.config
+    workers = plan_workers(config, dict(resources)).workers
+    task = TrialTask(plan.base, workers, plan.parent_run_id, warm_start_folder, list(plan.space))
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": DRIVER_CPUS}),
-        param_space={**space, "base": base.model_dump(mode="json"), "parent_run_id": parent},
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=trials,
-            max_concurrent_trials=concurrency,
-            scheduler=asha if scheduler == "asha" else None,
+        tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
+        param_space=tune_space(plan.space) if plan.space else {"options": tune.grid_search(plan.points)},
+        tune_config=_tune_config(plan, concurrent_trials(config, resources)),
+        run_config=tune.RunConfig(
+            name=f"tune-{time.time_ns():x}",
+            storage_path=str(sweep_folder(config) / "tune"),
+            verbose=1,
+            callbacks=[KeepBooks(plan, task.keys)],
         ),
-        run_config=tune.RunConfig(name=f"tune-{time.time_ns():x}", storage_path=str(folder), verbose=1),
     )
-    grid = tuner.fit()
-    rows = _rows(grid, list(space))
-    if parent:
-        finish_run(uri, parent, "FINISHED" if rows[0][METRIC] is not None else "FAILED")
-    if rows[0][METRIC] is None:
-        raise RuntimeError(f"every trial of sweep {base.name} failed; see {folder}")
-    best = nested({key: rows[0][key] for key in space})
-    config = build_config(merge(base.model_dump(mode="json"), {**best, "name": ""}))
+    tuner.fit()
+    # Tune answers Ctrl-C itself, ends the trials and returns.
+    left = [trial.name for trial in sweep_trials(plan) if trial.status == "unfinished"]
+    if left:
+        raise KeyboardInterrupt(f"{len(left)} trials are not finished")
+    return outcome(plan)
+
+
+def _tune_config(plan: SweepPlan, concurrency: int) -> tune.TuneConfig:
+    """Search algorithm and scheduler of a plan."""
+    config = plan.config
+    shared: dict[str, Any] = {"max_concurrent_trials": concurrency}
+    if plan.scheduler == "asha":
+        shared["scheduler"] = Asha(
+            time_attr="step",
+            max_t=config.training.steps,
+            grace_period=first_comparison(config),
+            reduction_factor=REDUCTION,
+        )
+    if not plan.space:
+        return tune.TuneConfig(metric=METRIC, mode="max", num_samples=1, **shared)
+    from ray.tune.search.optuna import OptunaSearch
+
+    # What is known is suggested again first: those trials tell their results from their folders.
+    known = [trial.options for trial in sweep_trials(plan)]
+    several = len(plan.objectives) > 1
+    measures: dict[str, Any] = {"metric": list(plan.objectives), "mode": ["max", "min"]}
+    search = OptunaSearch(points_to_evaluate=known, seed=config.seed, **(measures if several else {}))
+    if not several:
+        shared |= {"metric": METRIC, "mode": "max"}
+    return tune.TuneConfig(num_samples=max(plan.trials, len(known)), search_alg=search, **shared)
+
+
+def sweep_trials(plan: SweepPlan) -> list[Trial]:
+    """The plan's trials as their run folders know them."""
+    return read_trials(Path(plan.base["output"]) / "runs", plan.name)
+
+
+def outcome(plan: SweepPlan) -> SweepResult:
+    """Read a sweep's outcome from its trials' folders and write the best one's configuration.
+
+    Finished trials come first, then stopped ones, by falling mIoU; a stopped trial is never the best.
+
+    Raises:
+        RuntimeError: no trial has finished.
+    """
+    places = {"finished": 0, "stopped": 1, "unfinished": 2, "failed": 3}
+    trials = sorted(sweep_trials(plan), key=lambda t: (places[t.status], -(t.miou or 0.0), t.name))
+    folder = sweep_folder(plan.config)
+    if not trials or trials[0].status != "finished":
+        reasons = (
+            "; ".join(sorted({trial.reason for trial in trials if trial.reason})) or "no trial has finished"
+        )
+        raise RuntimeError(f"no trial of sweep {plan.name} has finished ({folder}): {reasons}")
+    best = build_config(merge(plan.base, {**nested(trials[0].options), "name": ""}))
     path = folder / "best.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    return SweepResult(rows, path, parent)
-
-
-def _rows(grid: tune.ResultGrid, keys: list[str]) -> list[dict[str, Any]]:
-    """A row per trial: its score, its parameters, its status; best first, failed ones last."""
-    rows = [
-        {
-            METRIC: (result.metrics or {}).get(METRIC),
-            **{key: (result.config or {}).get(key) for key in keys},
-            "status": "failed" if result.error else "done",
-        }
-        for result in (grid[index] for index in range(len(grid)))
-    ]
-    return sorted(rows, key=lambda row: (row[METRIC] is None, -(row[METRIC] or 0.0)))
+    path.write_text(to_yaml(best), encoding="utf-8")
+    return SweepResult(trials, path, folder)

@@ -1,0 +1,72 @@
+"""A sweep from its plan to its outcome: tracking run, shared warm-up, trials."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from cosa_dist.distributed.sweep import SweepResult, run_sweep
+from cosa_dist.distributed.sweep_plan import SweepPlan
+from cosa_dist.distributed.warm_start import warm_up
+from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, reopen_run
+from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.store import prepare_store
+from cosa_dist.tracking.tracker import Status
+
+
+def share_cpus(plan: SweepPlan) -> SweepPlan:
+    """Give each worker of a trial an even share of this machine's CPUs, unless the plan says how many."""
+    config = plan.config
+    if config.distributed.cpus_per_worker:
+        return plan
+    share = max(1, (os.cpu_count() or 1) // (config.distributed.workers or 1))
+    distributed = config.distributed.model_copy(update={"cpus_per_worker": share})
+    return replace(plan, base=config.model_copy(update={"distributed": distributed}).model_dump(mode="json"))
+
+
+def open_tracking(plan: SweepPlan) -> SweepPlan:
+    """Create the sweep's tracking run, the parent of its trials' runs; its id becomes part of the plan.
+
+    Raises:
+        StoreError: the tracking store cannot be used.
+    """
+    config = plan.config
+    if not config.tracking.enabled:
+        return plan
+    uri = prepare_store(config.tracking.uri or None, Path(config.output))
+    values = {key: str([point.get(key) for point in plan.points]) for key in plan.keys}
+    params = {key: str(entry) for key, entry in plan.space.items()} if plan.space else values
+    tags = {"kind": "sweep", "recipe": config.recipe, **provenance()}
+    tags |= {"search": plan.search, "scheduler": plan.scheduler, "warm_start": str(plan.warm_start)}
+    run_id = create_run(uri, config.tracking.experiment, plan.name, params=params, tags=tags)
+    return replace(plan, parent_run_id=run_id, tracking_uri=uri)
+
+
+def conduct(plan: SweepPlan, resources: Mapping[str, float], fresh: bool) -> SweepResult:
+    """Run a written plan's sweep, or what is left of it.
+
+    Args:
+        plan: as written.
+        resources: total resources of the cluster.
+        fresh: whether its tracking run was created just now.
+
+    Raises:
+        RuntimeError: no trial has finished.
+        KeyboardInterrupt: it was stopped; the tracking run is marked KILLED.
+    """
+    status: Status = "FAILED"
+    if plan.parent_run_id and not fresh:
+        reopen_run(plan.tracking_uri, plan.parent_run_id)
+    try:
+        shared = str(warm_up(plan.config, resources)) if plan.warm_start else ""
+        result = run_sweep(plan, resources, shared)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if plan.parent_run_id:
+            finish_run(plan.tracking_uri, plan.parent_run_id, status)

@@ -1,0 +1,74 @@
+"""A sweep's plan: written once, read back as it was, and refused where it cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.distributed.sweep_plan import (
+    SweepPlan,
+    check_plan,
+    first_comparison,
+    read_plan,
+    sweep_folder,
+    write_plan,
+)
+from cosa_dist.distributed.warm_start import check_warm_start
+from tests.integration.small_run import small_config
+
+
+@pytest.fixture
+def plan(tmp_path) -> SweepPlan:
+    config = small_config(tmp_path, tmp_path, "sweep", losses={"warmup_steps": 3}, evaluation={"every": 2})
+    space = {"losses.energy": ("uniform", [0.0, 1.0])}
+    return SweepPlan(config.model_dump(mode="json"), [{"losses.energy": 0.1}], space, trials=4)
+
+
+def test_it_comes_back_as_it_was_written_and_its_name_is_used_once(plan):
+    folder = write_plan(plan)
+    assert read_plan(folder) == plan
+    for again in (write_plan, check_plan):
+        with pytest.raises(ConfigError, match=r"a sweep named sweep is already in .*--resume sweep"):
+            again(plan)
+
+
+def test_a_missing_or_damaged_plan_is_named(plan, tmp_path):
+    write_plan(plan)
+    with pytest.raises(ConfigError, match=r"no sweep named 'sweeep'.*did you mean sweep"):
+        read_plan(tmp_path / "sweeps" / "sweeep")
+    (sweep_folder(plan.config) / "sweep.json").write_text('{"base": 1}')
+    with pytest.raises(ConfigError, match="is no plan of a sweep"):
+        read_plan(sweep_folder(plan.config))
+
+
+def test_trials_are_compared_after_the_loss_warm_up(plan):
+    assert first_comparison(plan.config) == 4
+    exact = plan.config.model_copy(
+        update={"losses": plan.config.losses.model_copy(update={"warmup_steps": 4})}
+    )
+    assert first_comparison(exact) == 6
+
+
+def test_asha_without_a_comparison_is_refused(plan):
+    base = {**plan.base, "evaluation": {**plan.base["evaluation"], "every": 0}}
+    with pytest.raises(ConfigError, match="--evaluation.every"):
+        check_plan(replace(plan, base=base))
+    check_plan(replace(plan, base=base, scheduler="none"))
+    with pytest.raises(ConfigError, match="two objectives"):
+        check_plan(replace(plan, objectives=("miou_unfiltered", "worker_seconds")))
+
+
+def test_a_trial_that_contradicts_itself_is_refused_before_anything_starts(plan):
+    with pytest.raises(ConfigError, match="losses.energy"):
+        check_plan(replace(plan, points=[{"losses.energy": -1}]))
+
+
+@pytest.mark.parametrize(
+    "key", ["losses.warmup_steps", "assignment.momentum", "optimizer.learning_rate", "data.crop_size", "seed"]
+)
+def test_a_shared_warm_up_refuses_what_acts_in_it(plan, key):
+    check_warm_start(plan.config, ["losses.energy", "assignment.threshold.low", "evaluation.crf.enabled"])
+    with pytest.raises(ConfigError, match=f"{key} is varied"):
+        check_warm_start(plan.config, [key])
