@@ -21,7 +21,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import SplitDescription
 from cosa_dist.data.reading import check_reading
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
-from cosa_dist.distributed.paths import run_folder, with_absolute_paths
+from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.sharing import elastic_numbers
 from cosa_dist.distributed.worker import FAILURE
 from cosa_dist.model.weights import parse_weight_source
@@ -147,8 +147,7 @@ def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
     for key in overrides:
         if not key.startswith(("distributed.", "output")):
             raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
-    base = with_absolute_paths(RunConfig(output=output, name=name))
-    folder = run_folder(base)
+    folder = run_folder(RunConfig(output=absolute(output, "output", True), name=name))
     if not (folder / "config.yaml").is_file():
         others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
         raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
