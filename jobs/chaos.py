@@ -18,29 +18,18 @@ from typing import Any
 
 from rich.console import Console
 
-from cosa_dist.config.loading import build_config, merge
+from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.schema import RunConfig
 
 PROJECT = Path(__file__).resolve().parents[1]
-SETTINGS: dict[str, Any] = {
-    "recipe": "chaos",
-    "data": {"crop_size": 32, "loader_workers": 0},
-    "model": {
-        "backbone": "vit_tiny_patch16_224",
-        "weights": "none",
-        "aux_layer": -2,
-        "decoder_channels": 16,
-        "decoder_dilation": 1,
-        "backbone_options": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
-        "freeze_position_embedding": False,
-    },
-    "assignment": {"momentum": 0.9, "reliability": True, "threshold": {"kind": "two_components", "queue": 4}},
+CHANGES: dict[str, Any] = {
+    "assignment": {"reliability": True, "threshold": {"kind": "two_components", "queue": 4}},
     "losses": {"warmup_steps": 3},
-    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
-    "training": {"steps": 60, "global_batch_size": 4, "log_every": 1, "checkpoint_every": 5},
-    "evaluation": {"every": 20, "size": 32, "scales": [1.0], "pictures": 1, "batch_size": 5},
+    "training": {"steps": 400, "checkpoint_every": 15},
+    "evaluation": {"every": 100},
     "distributed": {"workers": 2, "cpus_per_worker": 1, "max_failures": 1000, "device": "cpu"},
 }
+"""on top of the recipe `tiny`: a searched threshold has a state of its own to lose"""
 WEIGHTS = {"worker": 4, "node": 2, "driver": 2, "tracker": 2}
 
 
@@ -52,7 +41,7 @@ def chaos_config(out: Path, tracking_uri: str, name: str, **sections: Any) -> Ru
         "data": {"shards": str(out / "shards")},
         "tracking": {"uri": tracking_uri},
     }
-    return build_config(merge(merge(SETTINGS, place), sections))
+    return build_config(merge(merge(merge(read_recipe("tiny"), CHANGES), place), sections))
 
 
 def make_shards(folder: Path) -> None:

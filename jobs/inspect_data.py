@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.data.description import read_description
     from cosa_dist.data.shards import open_split
     from cosa_dist.reports.data_page import ViewSettings, render, summarise
-    from cosa_dist.reports.page import write_page
+    from cosa_dist.whole_file import write_whole
 
     low, high = arguments.scale_range
     if arguments.crop_size < 1 or not 0 < low <= high or arguments.seed < 0 or arguments.samples < 0:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = [name.strip() for name in arguments.splits.split(",") if name.strip()]
     names = wanted or list(description["splits"])
     splits = [summarise(open_split(arguments.shards, name), arguments.samples, settings) for name in names]
-    write_page(arguments.out, render(f"Data set {description['name']}", splits, settings))
+    write_whole(arguments.out, render(f"Data set {description['name']}", splits, settings))
     for split in splits:
         print(f"{split.name}: {split.records} images, {split.masks} with a mask; {split.sizes}")
     print(f"written {arguments.out}")

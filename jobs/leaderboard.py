@@ -58,9 +58,9 @@ def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> N
             print(f"written: {path}", file=sys.stderr)
     if options.html is not None:
         from cosa_dist.reports.leaderboard_page import leaderboard_page
-        from cosa_dist.reports.page import write_page
+        from cosa_dist.whole_file import write_whole
 
-        write_page(options.html, leaderboard_page(uri, tables, options.pictures))
+        write_whole(options.html, leaderboard_page(uri, tables, options.pictures))
         print(f"written: {options.html}", file=sys.stderr)
 
 

@@ -11,8 +11,7 @@ import argparse
 import logging
 import sys
 
-from cosa_dist.config.command_line import make_parser
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.command_line import make_parser, run_job
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
 
 
@@ -53,20 +52,7 @@ def main() -> int:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    arguments, rest = parser.parse_known_args()
-    try:
-        run(arguments, rest)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"run failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; continue with --resume", file=sys.stderr)
-        return 130
-    return 0
+    return run_job(parser, run)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from cosa_dist.config.ablation import Ablation, read_ablation
-from cosa_dist.config.command_line import make_parser
+from cosa_dist.config.command_line import make_parser, run_job
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.config.schema import RunConfig
@@ -103,20 +103,7 @@ def main() -> int:
         "--context-class", default="", help="coexisting class to report (generated data: train)"
     )
     parser.add_argument("--table", action="store_true", help="only print the table of the rows")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    arguments, rest = parser.parse_known_args()
-    try:
-        run(arguments, rest)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"run failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return run_job(parser, run, next_step="the same command continues")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.ablation import is_ablation, read_ablation
-from cosa_dist.config.command_line import make_parser
+from cosa_dist.config.command_line import make_parser, run_job
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
 from cosa_dist.config.schema import RunConfig
@@ -136,20 +136,7 @@ def main() -> int:
         "--warm-start", action="store_true", help="train the loss warm-up once for all trials"
     )
     parser.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    arguments, rest = parser.parse_known_args()
-    try:
-        run(arguments, rest)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"sweep failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; continue with --resume", file=sys.stderr)
-        return 130
-    return 0
+    return run_job(parser, run, what="sweep")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Sequence
 
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, recipe_names
 from cosa_dist.config.options import options
 from cosa_dist.config.schema import RunConfig
@@ -47,3 +50,37 @@ def parse_run(
     """
     arguments, rest = parser.parse_known_args(words)
     return arguments, load_config(arguments.recipe, arguments.config, rest)
+
+
+def run_job(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace, list[str]], None],
+    *,
+    what: str = "run",
+    next_step: str = "continue with --resume",
+) -> int:
+    """Do a job's work with one line instead of a traceback for what may go wrong, and return its exit code.
+
+    Args:
+        parser: of the job; words that it does not know are the work's dotted options.
+        work: what the job does.
+        what: what is said to have failed.
+        next_step: what to do after an interruption.
+
+    Returns:
+        0 done, 1 the work failed, 2 it could not start, 130 it was interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments, rest = parser.parse_known_args()
+    try:
+        work(arguments, rest)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"{what} failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; {next_step}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,8 +1,9 @@
 """One training run under random kills, and whether it ends as if nothing had happened.
 
-The kills' steps and victims are drawn before the start. Each is struck as soon as the run's own record shows
-its step; a killed driver is followed by `--resume`, a lost node by a new one, and the MLflow server stays
-away for a while. Recovery is the time from the kill to the next step that was not there before.
+The kills' steps and victims are drawn before the start. Each is struck as soon as the run's own record
+shows its step; a killed driver is followed by `--resume`, a lost node by a new one, and the MLflow server
+stays away for a while, in which others may be killed. What it has missed at the end is replayed. Recovery
+is the time from the kill to the next step that was not there before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cosa_dist.distributed.chaos_stage import PATIENCE, Stage, StageError, wait_
 from cosa_dist.distributed.preparation import read_note
 from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
 from cosa_dist.tracking.mlflow_client import connect
+from cosa_dist.tracking.mlflow_tracker import replay
 from cosa_dist.training.checkpoint_files import checkpoints
 
 VICTIMS = ("worker", "node", "driver", "tracker")
@@ -52,13 +54,13 @@ class Struck:
 def draw_kills(chance: random.Random, number: int, steps: int, victims: Mapping[str, int]) -> list[Kill]:
     """Draw victims, by their weights but each at least once if there are enough, and different steps.
 
-    The steps lie between the second and the fifth before the last.
+    The last fifth of the steps is left alone: small runs are quick, and a kill must not come too late.
     """
     names = [name for name, weight in victims.items() if weight > 0][:number]
     rest = [name for name, weight in victims.items() for _ in range(weight)]
     names += [chance.choice(rest) for _ in range(number - len(names))]
     chance.shuffle(names)
-    places = sorted(chance.sample(range(2, steps - 4), number))
+    places = sorted(chance.sample(range(2, steps - steps // 5), number))
     return [Kill(name, step) for name, step in zip(names, places, strict=True)]
 
 
@@ -96,6 +98,8 @@ def disturbed_run(
             _wait_for_end(stage, config.name)
         yield Struck(kill.victim, step, time.monotonic() - started)
     _wait_for_end(stage, config.name)
+    stage.await_tracker()
+    replay(folder / METRICS_FILE, stage.tracking_uri, str(read_note(folder)["run_id"]))
 
 
 def _wait_for_end(stage: Stage, name: str) -> None:
@@ -125,7 +129,7 @@ def _strike(stage: Stage, victim: str, chance: random.Random) -> None:
     elif victim == "driver":
         stage.kill_driver()
     elif victim == "tracker":
-        stage.kill_tracker()
+        stage.kill_tracker(away=chance.uniform(0.0, LONGEST_ABSENCE))
     else:
         raise ValueError(f"no victim {victim!r}; there are {', '.join(VICTIMS)}")
 
@@ -134,9 +138,9 @@ def _replace(stage: Stage, config: RunConfig, victim: str, chance: random.Random
     """Put in the victim's place what a user or a cluster would; Ray replaces a worker by itself."""
     if victim == "driver":
         stage.start_driver("--resume", config.name, "--output", config.output)
-    elif victim in ("node", "tracker"):
+    elif victim == "node":
         time.sleep(chance.uniform(0.0, LONGEST_ABSENCE))
-        (stage.add_node if victim == "node" else stage.start_tracker)()
+        stage.add_node()
 
 
 def tracked(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:

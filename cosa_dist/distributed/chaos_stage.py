@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -67,6 +68,7 @@ class Stage:
         self.tracking_uri = f"http://127.0.0.1:{_free_port()}"
         self.driver: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self._return: threading.Timer | None = None
         self._cluster: Any = None
         self._dashboard = _free_port()
         self._ending = ExitStack()
@@ -89,6 +91,7 @@ class Stage:
             self.add_node()
         self._store = prepare_store(None, self.folder / "store")
         self.start_tracker()
+        self.await_tracker()
         return self
 
     def __exit__(
@@ -109,13 +112,16 @@ class Stage:
         self._cluster.add_node(num_cpus=1)
 
     def start_tracker(self) -> None:
-        """Start the MLflow server, on the same port as before, and wait until it answers."""
+        """Start the MLflow server, on the same port as before; `await_tracker` waits for it."""
         port = self.tracking_uri.rsplit(":", 1)[1]
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store]
         command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "tracker.log").open("ab") as log:
             self._server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def await_tracker(self) -> None:
+        """Wait until the MLflow server answers."""
 
         def answers() -> bool:
             with suppress(StoreError):
@@ -156,7 +162,12 @@ class Stage:
 
     def kill_worker(self, chance: random.Random) -> None:
         """SIGKILL one worker."""
-        wait_until(lambda: bool(self.workers()), "the start of a worker")
+
+        def there() -> bool:
+            self.check_driver()
+            return bool(self.workers())
+
+        wait_until(there, "the start of a worker")
         chance.choice(sorted(self.workers(), key=lambda process: process.pid)).kill()
 
     def kill_node(self, chance: random.Random) -> None:
@@ -172,11 +183,18 @@ class Stage:
                 wait_until(lambda: not self.workers(), "the end of a killed driver's workers")
         self.driver = None
 
-    def kill_tracker(self) -> None:
-        """SIGKILL the MLflow server."""
+    def kill_tracker(self, away: float | None = None) -> None:
+        """SIGKILL the MLflow server; it is started again after `away` seconds, or not at all."""
+        if self._return is not None:
+            self._return.cancel()
+            self._return.join()
+            self._return = None
         if self._server is not None:
             _kill_session(self._server)
         self._server = None
+        if away is not None:
+            self._return = threading.Timer(away, self.start_tracker)
+            self._return.start()
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

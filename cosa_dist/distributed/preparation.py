@@ -28,6 +28,7 @@ from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import StoreError, prepare_store
+from cosa_dist.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +190,7 @@ def read_note(folder: Path) -> dict[str, object]:
 
 
 def _write_note(folder: Path, note: dict[str, object]) -> None:
-    temporary = folder / ".run.json.tmp"
-    temporary.write_text(json.dumps(note), encoding="utf-8")
-    temporary.replace(folder / "run.json")
+    write_whole(folder / "run.json", json.dumps(note))
 
 
 def mark_finished(folder: Path) -> None:

@@ -58,44 +58,36 @@ class PlacementClock:
         self._since = None
 
 
-class FixedWorkers(FixedScalingPolicy):
-    """A fixed number of workers, given up after the deadline."""
+class _UntilDeadline:
+    """What both policies add to Ray's: the clock runs while the workers have no place."""
+
+    clock: PlacementClock
 
     def __init__(self, config: ScalingConfig, clock: PlacementClock) -> None:
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]  # of Ray's policy, which stands beside this class
         self.clock = clock
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Try to place the workers, or give up."""
         self.clock.waiting()
-        return super().make_decision_for_non_running_worker_group()
+        return cast(Any, super()).make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> ScalingDecision:
-        """Let them run."""
+        """Let them run, or (elastic ones) restart them in another number."""
         self.clock.placed()
-        return super().make_decision_for_running_worker_group(*state, **named)
+        return cast(Any, super()).make_decision_for_running_worker_group(*state, **named)
 
 
-class ElasticWorkers(ElasticScalingPolicy):
+class FixedWorkers(_UntilDeadline, FixedScalingPolicy):
+    """A fixed number of workers, given up after the deadline."""
+
+
+class ElasticWorkers(_UntilDeadline, ElasticScalingPolicy):
     """As many workers as the nodes hold, of the numbers that share the global batch evenly."""
-
-    def __init__(self, config: ScalingConfig, clock: PlacementClock) -> None:
-        super().__init__(config)
-        self.clock = clock
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
         return max((number for number in self.clock.plan.numbers if number <= possible), default=0)
-
-    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Place as many workers as possible, or give up."""
-        self.clock.waiting()
-        return super().make_decision_for_non_running_worker_group()
-
-    def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> ScalingDecision:
-        """Let them run, or restart them in another number."""
-        self.clock.placed()
-        return super().make_decision_for_running_worker_group(*state, **named)
 
 
 class PlannedTrainer(TorchTrainer):

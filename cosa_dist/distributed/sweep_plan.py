@@ -16,6 +16,7 @@ from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.trial import trial_config
+from cosa_dist.whole_file import write_whole
 
 PLAN_FILE = "sweep.json"
 Search = Literal["random", "grid", "optuna"]
@@ -117,10 +118,7 @@ def write_plan(plan: SweepPlan) -> Path:
     """
     refuse_used_name(plan.config)
     folder = sweep_folder(plan.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{PLAN_FILE}.part"
-    part.write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-    part.replace(folder / PLAN_FILE)
+    write_whole(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1))
     return folder
 
 

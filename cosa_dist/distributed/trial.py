@@ -79,9 +79,12 @@ def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
             tune.report(metrics)
         if known.over:
             return
+    # A killed sweep may have left a run folder that is not yet noted as a trial.
+    if (folder / "config.yaml").is_file():
         run = reopen(config.name, config.output, {})
     else:
         run = prepare_run(config, parent_run_id=task.parent_run_id)
+    if known is None:
         if task.warm_start:
             from cosa_dist.distributed.warm_start import fork
 

@@ -6,12 +6,14 @@ Ray Tune's own state, so a sweep is taken up again, and its table made, from the
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
+from cosa_dist.whole_file import write_whole
 
 METRIC = "miou_unfiltered"
 STOPPED_FILE = "stopped.json"
@@ -58,17 +60,18 @@ class Trial:
 def write_options(folder: Path, options: dict[str, Any], workers: int) -> None:
     """Note in a trial's run folder what it tries."""
     text = json.dumps({"options": options, "workers": workers}, indent=1)
-    _write_whole(folder / TRIAL_FILE, text)
+    write_whole(folder / TRIAL_FILE, text)
 
 
 def mark_stopped(folder: Path, step: int) -> None:
     """Note that the scheduler stopped a trial after its evaluation at `step`."""
-    _write_whole(folder / STOPPED_FILE, json.dumps({"step": step}))
+    write_whole(folder / STOPPED_FILE, json.dumps({"step": step}))
 
 
 def read_trials(runs: Path, sweep: str) -> list[Trial]:
     """All trials of a sweep below the folder of runs, by name; foreign folders are left alone."""
-    folders = sorted(runs.glob(f"{sweep}-*")) if runs.is_dir() else []
+    # Eight digits are a trial's name; another sweep's name may begin with this one's.
+    folders = sorted(runs.glob(f"{glob.escape(sweep)}-{'[0-9a-f]' * 8}")) if runs.is_dir() else []
     return [trial for folder in folders if (trial := read_trial(folder)) is not None]
 
 
@@ -113,10 +116,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -1,8 +1,7 @@
-"""Pages as single files: templates filled with escaped values, written whole."""
+"""Pages as single files: templates filled with escaped values."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -17,11 +16,3 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page under a temporary name and rename it, so that no half of it is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from cosa_dist.distributed.sweep import SweepResult
 from cosa_dist.distributed.sweep_plan import SweepPlan
 from cosa_dist.distributed.trial_ledger import Trial
-from cosa_dist.reports.page import render_page, write_page
+from cosa_dist.reports.page import render_page
 from cosa_dist.tracking.leaderboard_views import duration
+from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -75,7 +76,7 @@ def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:
     writer.writerow(header)
     writer.writerows(rows)
     table_path, page_path = result.folder / "trials.csv", result.folder / "sweep.html"
-    write_page(table_path, text.getvalue())
+    write_whole(table_path, text.getvalue())
     html = render_page(
         "sweep.html.j2",
         title=f"Sweep {plan.name}",
@@ -85,7 +86,7 @@ def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:
         best=result.best_config.name,
         figures=_embedded(figures(plan, result.trials)),
     )
-    write_page(page_path, html)
+    write_whole(page_path, html)
     return [table_path, page_path]
 
 

@@ -140,8 +140,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         names = used_columns(table)
-        lines = [f"### {table.title}", "", _markdown_line(names), _markdown_line(["---"] * len(names))]
-        lines += [_markdown_line([COLUMNS[name](row) for name in names]) for row in table.rows]
+        lines = [f"### {table.title}", "", markdown_line(names), markdown_line(["---"] * len(names))]
+        lines += [markdown_line([COLUMNS[name](row) for name in names]) for row in table.rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -175,5 +175,6 @@ def to_json(tables: Sequence[Table]) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

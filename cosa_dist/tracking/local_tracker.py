@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa_dist.tracking.tracker import Status
+from cosa_dist.whole_file import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 PARAMS_FILE = "params.json"
@@ -144,7 +145,7 @@ class LocalTracker:
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Write `tables/<name>.json`."""
-        _write_whole(self.folder / "tables" / f"{name}.json", table_json(rows))
+        write_whole(self.folder / "tables" / f"{name}.json", table_json(rows))
 
     def flush(self) -> None:
         """Force the lines to the disk."""
@@ -199,11 +200,4 @@ def _ends_inside_a_line(path: Path) -> bool:
 
 def _merge_json(path: Path, values: Mapping[str, str]) -> None:
     merged = read_mapping(path) | {str(key): str(value) for key, value in values.items()}
-    _write_whole(path, json.dumps(merged, indent=1))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+    write_whole(path, json.dumps(merged, indent=1))

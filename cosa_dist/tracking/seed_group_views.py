@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cosa_dist.tracking.leaderboard import Table
-from cosa_dist.tracking.leaderboard_views import duration
+from cosa_dist.tracking.leaderboard_views import duration, markdown_line
 from cosa_dist.tracking.seed_groups import SeedGroup, all_groups
 
 if TYPE_CHECKING:
@@ -48,11 +48,7 @@ def groups_to_markdown(tables: Sequence[Table]) -> str:
     """The same as Markdown."""
     parts = []
     for table, groups in all_groups(tables):
-        lines = [_line(list(COLUMNS)), _line(["---"] * len(COLUMNS))]
-        lines += [_line([cell(group) for cell in COLUMNS.values()]) for group in groups]
+        lines = [markdown_line(list(COLUMNS)), markdown_line(["---"] * len(COLUMNS))]
+        lines += [markdown_line([cell(group) for cell in COLUMNS.values()]) for group in groups]
         parts.append("\n".join([f"### {table.title}", "", *lines]))
     return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cosa_dist.whole_file import write_whole
+
 FORMAT = 1
 PREFIX = "step-"
 STATE = "state.json"
@@ -112,9 +114,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def note_best(folder: Path, name: str) -> None:
     """Note that the checkpoint `name` is the best below `folder`."""
-    temporary = folder / f".{BEST}.tmp"
-    temporary.write_text(json.dumps({"checkpoint": name}), encoding="utf-8")
-    temporary.replace(folder / BEST)
+    write_whole(folder / BEST, json.dumps({"checkpoint": name}))
 
 
 def best_checkpoint(folder: Path) -> Path | None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.benchmark.tiny_run import SETTINGS
+from cosa_dist.config.loading import to_yaml
+from tests.benchmark.tiny_run import tiny_config
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "benchmark.py"
 
@@ -21,7 +21,7 @@ def benchmark(monkeypatch, tmp_path, capsys):
     specification = importlib.util.spec_from_file_location("benchmark_job", JOB)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SETTINGS))
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_config()))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])

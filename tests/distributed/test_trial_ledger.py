@@ -29,7 +29,7 @@ LINES = [
 
 
 def test_history_cost_and_status(tmp_path):
-    folder = folder_of(tmp_path, "s-1", LINES, finished=True)
+    folder = folder_of(tmp_path, "s-00000001", LINES, finished=True)
     write_options(folder, {"losses.energy": 0.1}, workers=2)
     trial = read_trial(folder)
     assert trial.history == (Evaluated(4, 10.0), Evaluated(8, 12.5))
@@ -42,11 +42,11 @@ def test_history_cost_and_status(tmp_path):
 
 
 def test_every_status(tmp_path):
-    stopped = folder_of(tmp_path, "s-1", LINES)
+    stopped = folder_of(tmp_path, "s-00000001", LINES)
     mark_stopped(stopped, 4)
-    failed = folder_of(tmp_path, "s-2")
+    failed = folder_of(tmp_path, "s-00000002")
     (failed / "failure.txt").write_text("ValueError: no such thing\n")
-    folders = [stopped, failed, folder_of(tmp_path, "s-3")]
+    folders = [stopped, failed, folder_of(tmp_path, "s-00000003")]
     for folder in folders:
         write_options(folder, {}, 1)
     trials = read_trials(tmp_path, "s")
@@ -60,7 +60,9 @@ def test_every_status(tmp_path):
 
 def test_foreign_folders_are_left_alone(tmp_path):
     folder_of(tmp_path, "s-warmup", LINES)
-    odd = folder_of(tmp_path, "s-odd")
+    odd = folder_of(tmp_path, "s-0000000f")
     (odd / "trial.json").write_text("[1")
+    write_options(folder_of(tmp_path, "s-2-00000001", LINES), {}, 1)
     assert read_trials(tmp_path, "s") == []
+    assert len(read_trials(tmp_path, "s-2")) == 1
     assert read_trials(tmp_path / "none", "s") == []

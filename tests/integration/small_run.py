@@ -8,30 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from cosa_dist.config.loading import build_config, merge
+from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.ingest import ingest
 from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import WorkerTask
 
-SETTINGS: dict[str, Any] = {
-    "recipe": "tiny",
-    "data": {"crop_size": 32, "loader_workers": 0},
-    "model": {
-        "backbone": "vit_tiny_patch16_224",
-        "weights": "none",
-        "aux_layer": -2,
-        "decoder_channels": 16,
-        "decoder_dilation": 1,
-        "backbone_options": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
-        "freeze_position_embedding": False,
-    },
-    "assignment": {"momentum": 0.9},
-    "losses": {"warmup_steps": 0},
-    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
-    "training": {"steps": 10, "global_batch_size": 4, "log_every": 1, "checkpoint_every": 5},
-    "evaluation": {"every": 0, "size": 32, "scales": [1.0], "pictures": 1, "batch_size": 5},
-}
+SETTINGS: dict[str, Any] = read_recipe("tiny")
 
 
 def make_shards(folder: Path) -> Path:

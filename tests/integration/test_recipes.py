@@ -19,7 +19,7 @@ from tests.integration.small_run import curve, task_of
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 # These run whole elsewhere: the demo by `make demo`, the small ones on real photographs.
-SMALL = {"demo", "voc_mini", "coco_mini"}
+SMALL = {"tiny", "demo", "voc_mini", "coco_mini"}
 FULL = [name for name in recipe_names() if name not in SMALL]
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from cosa_dist.reports.leaderboard_page import leaderboard_page, shown_runs
-from cosa_dist.reports.page import write_page
 from cosa_dist.tracking.leaderboard import Row, Table, leaderboard
 from cosa_dist.tracking.leaderboard_views import read_runs
 from cosa_dist.tracking.run_details import read_details
 from cosa_dist.tracking.seed_groups import experiment_digest, group_seeds
+from cosa_dist.whole_file import write_whole
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store
 
@@ -26,7 +26,7 @@ def store(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def page(store, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "board.html"
-    write_page(path, leaderboard_page(store, leaderboard(read_runs(store)), pictures=1))
+    write_whole(path, leaderboard_page(store, leaderboard(read_runs(store)), pictures=1))
     return path
 
 
