@@ -24,21 +24,32 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = None
     if not arguments.resume:
         config = load_config(arguments.recipe, arguments.config, overrides)
-    from cosa_dist.distributed.preparation import prepare_run, reopen
-
-    if config is None:
-        output = str(overrides.get("output", "outputs"))
-        prepared = reopen(arguments.resume, output, overrides)
-    else:
-        prepared = prepare_run(config)
-    logging.info("run folder %s", prepared.folder)
-
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
+    from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
+    from cosa_dist.distributed.stages import (
+        StagedRun,
+        conduct_stages,
+        is_staged,
+        prepare_staged,
+        reopen_staged,
+    )
     from cosa_dist.evaluation.report import as_text
 
+    prepared: PreparedRun | StagedRun
+    if config is None:
+        output = str(overrides.get("output", "outputs"))
+        staged = reopen_staged(arguments.resume, output, overrides)
+        prepared = staged or reopen(arguments.resume, output, overrides)
+    else:
+        prepared = prepare_staged(config) if is_staged(config) else prepare_run(config)
+    logging.info("run folder %s", prepared.folder)
+
     with ray_cluster() as resources:
-        outcome = launch(prepared, resources)
+        if isinstance(prepared, StagedRun):
+            outcome = conduct_stages(prepared, resources)
+        else:
+            outcome = launch(prepared, resources)
     print(as_text(list(outcome.reports.values()), per_class=False))
     print(f"run folder  {outcome.folder}")
     print(f"pictures    {outcome.folder / 'pictures'}")

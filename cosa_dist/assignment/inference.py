@@ -61,7 +61,7 @@ def multi_scale(
     sums). The caller puts the network into eval mode; no gradient is recorded.
 
     Args:
-        network: Maps `[B, 3, H, W]` to a `NetworkOutput`.
+        network: Maps `[B, 3, H, W]` to a `NetworkOutput`; one without CAMs gives maps of no classes.
         images: `[B, 3, H, W]` normalised images.
         scales: Relative sizes; the image is resized to `int(scale * H)` by `int(scale * W)`.
         flip: Whether each scale also sees the mirror image, in one batch of `2 B`.
@@ -134,6 +134,8 @@ def _with_mirror(images: Tensor, flip: bool) -> Tensor:
 def _pair_maximum(cam: Tensor, size: tuple[int, int], flip: bool, present: PresentClasses | None) -> Tensor:
     """Enlarge, maximum over the mirror pair, ReLU: `[2 B, C, h, w]` to `[B, C or P, H, W]`."""
     views = _unmirrored(cam, flip)
+    if not cam.shape[1]:
+        return views[0].new_zeros(len(views[0]), 0, *size)
     if present is not None:
         views = [gather_classes(view, present.index) for view in views]
     # The maximum does not commute with the enlargement, so both views go up; the mirroring does.
@@ -169,5 +171,7 @@ def _add(total: Tensor, part: Tensor) -> Tensor:
 
 def _finish(cam: Tensor, present: PresentClasses | None, classes: int) -> Tensor:
     """Stretch to [0, 1] and put the present classes back among all of them."""
+    if not cam.shape[1]:
+        return cam
     cam = min_max_normalise(cam)
     return cam if present is None else scatter_classes(cam, present, classes)

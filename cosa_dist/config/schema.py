@@ -22,6 +22,7 @@ from cosa_dist.config.method import (
     Section,
     Share,
 )
+from cosa_dist.config.stages import PseudoMaskConfig, SegmenterConfig, StageOneConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -171,8 +172,10 @@ class RunConfig(Section):
     """name of the recipe it came from"""
     name: str = ""
     """run name (empty: recipe, seed and time)"""
-    kind: Literal["cosa", "control"] = "cosa"
-    """`control` marks a classification-only comparison run"""
+    kind: Literal["cosa", "control", "segmenter"] = "cosa"
+    """`control` marks a classification-only comparison run; `segmenter` trains on masks (second stage)"""
+    supervision: Literal["pseudo_masks", "truth"] = "pseudo_masks"
+    """what a segmenter learns from: masks made by a first stage, or the true ones (an upper bound)"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """seed of weights, order and augmentation"""
     output: str = "outputs"
@@ -195,6 +198,12 @@ class RunConfig(Section):
     """tracking"""
     distributed: DistributedConfig = DistributedConfig()
     """workers"""
+    segmenter: SegmenterConfig = SegmenterConfig()
+    """network of the second stage"""
+    pseudo_masks: PseudoMaskConfig = PseudoMaskConfig()
+    """how a first stage labels its training images"""
+    stage_one: StageOneConfig = StageOneConfig()
+    """first stage of a multi-stage run"""
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> RunConfig:

@@ -44,6 +44,7 @@ class SplitDescription:
         fingerprint: hash of ids, pictures, masks and tags in their order, the same wherever it lies.
         class_counts: number of records per class name.
         shards: the Arrow files in record order.
+        pseudo_masks: what made the masks, if a network did: run, checkpoint and settings; None for true ones.
     """
 
     root: str
@@ -53,6 +54,7 @@ class SplitDescription:
     fingerprint: str
     class_counts: dict[str, int]
     shards: tuple[ShardEntry, ...]
+    pseudo_masks: dict[str, Any] | None = None
 
 
 def describe_split(root: str, split: str) -> SplitDescription:
@@ -127,6 +129,7 @@ def _described(root: str, split: str, content: Mapping[str, Any]) -> SplitDescri
         fingerprint=str(entry["fingerprint"]),
         class_counts=dict(entry["class_counts"]),
         shards=shards,
+        pseudo_masks=entry.get("pseudo_masks"),
     )
 
 

@@ -104,12 +104,14 @@ def load(source: Keyed | Streamed, keys: Any, processes: LoaderProcesses) -> Ite
         yield item
 
 
-def mapped_batch(positions: Sequence[int], *, split: MappedSplit, seed: int, make: MakeBatch) -> Batch:
-    """Return the batch of the given positions of a mapped split; masks are not read."""
+def mapped_batch(
+    positions: Sequence[int], *, split: MappedSplit, seed: int, masks: bool, make: MakeBatch
+) -> Batch:
+    """Return the batch of the given positions of a mapped split; without `masks`, they are not read."""
     placed = []
     for position in positions:
         epoch, index = sample_at(position, split.size, seed)
-        placed.append(PlacedRecord(position, epoch, split.record(index, annotations=False)))
+        placed.append(PlacedRecord(position, epoch, split.record(index, annotations=masks)))
     return make(placed)
 
 

@@ -11,19 +11,17 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from datasets import Features
-from datasets.arrow_writer import ArrowWriter
-
 from cosa_dist.data.ingest_check import CheckedRecord, check_entry
+from cosa_dist.data.row_writer import RowWriter, stored
 from cosa_dist.data.shards import FORMAT_VERSION, record_features
 from cosa_dist.data.source_record import Entry, Rejection, entry_identity
+from cosa_dist.whole_file import write_whole
 
-_ROWS_PER_BATCH = 32
 _RULES = 1
 """Raised when records are made in another way, so that no older shard is taken over."""
 
@@ -88,7 +86,7 @@ def write_shard(task: ShardTask) -> ShardSummary:
     """
     key = task.key()
     part = task.shard.with_suffix(f".part-{os.getpid()}")
-    writer = _Writer(part, record_features(task.class_names, task.with_context))
+    writer = RowWriter(part, record_features(task.class_names, task.with_context))
     rejections, traces, classes, without_tags, without_mask = [], [], Counter[int](), 0, 0
     try:
         for entry in task.entries:
@@ -96,8 +94,8 @@ def write_shard(task: ShardTask) -> ShardSummary:
             if isinstance(result, Rejection):
                 rejections.append(result)
                 continue
-            writer.add(result)
-            traces.append(_trace(result))
+            writer.add(_row_of(result))
+            traces.append(record_trace(result.id, result.image, result.mask, result.labels))
             classes.update(result.labels)
             without_tags += not result.labels
             without_mask += result.mask is None
@@ -110,9 +108,7 @@ def write_shard(task: ShardTask) -> ShardSummary:
     summary = ShardSummary(
         task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections)
     )
-    _write_record(
-        task.record, {"key": key, "summary": asdict(summary), "traces": [list(_row(t)) for t in traces]}
-    )
+    write_whole(task.record, json.dumps(shard_record(key, summary, traces)))
     return summary
 
 
@@ -120,86 +116,58 @@ def finished_shard(task: ShardTask) -> ShardSummary | None:
     """Return the summary of a shard that is there already and still right, otherwise None."""
     try:
         content = json.loads(task.record.read_text(encoding="utf-8"))
-        summary = dict(content["summary"])
-        summary["class_counts"] = tuple(summary["class_counts"])
-        summary["rejections"] = tuple(Rejection(**rejection) for rejection in summary["rejections"])
-        found = ShardSummary(**summary)
+        found = summary_of(content)
         whole = not found.count or task.shard.stat().st_size == found.size
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if whole and content["key"] == task.key() else None
 
 
-def shard_traces(task: ShardTask) -> list[Trace]:
+def shard_record(key: str, summary: ShardSummary, traces: Sequence[Trace]) -> dict[str, Any]:
+    """What a finished shard's record holds, as plain values."""
+    return {"key": key, "summary": asdict(summary), "traces": [list(_row(trace)) for trace in traces]}
+
+
+def summary_of(content: Mapping[str, Any]) -> ShardSummary:
+    """The summary in a shard's record.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record is damaged.
+    """
+    summary = dict(content["summary"])
+    summary["class_counts"] = tuple(summary["class_counts"])
+    summary["rejections"] = tuple(Rejection(**rejection) for rejection in summary["rejections"])
+    return ShardSummary(**summary)
+
+
+def shard_traces(record: Path) -> list[Trace]:
     """Return the traces of a finished shard's records, in their order."""
-    content = json.loads(task.record.read_text(encoding="utf-8"))
+    content = json.loads(record.read_text(encoding="utf-8"))
     return [Trace(*row) for row in content["traces"]]
 
 
-class _Writer:
-    """Writes records to one Arrow file, a few rows at a time; without records there is no file."""
-
-    def __init__(self, path: Path, features: Features) -> None:
-        self._path = path
-        self._features = features
-        self._writer: ArrowWriter | None = None
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, record: CheckedRecord) -> None:
-        """Append one record."""
-        row = {
-            "id": record.id,
-            "image": _stored(record.image),
-            "mask": _stored(record.mask),
-            "labels": list(record.labels),
-            "width": record.width,
-            "height": record.height,
-            "context": _stored(record.context),
-        }
-        self._rows.append({name: row[name] for name in self._features})
-        if len(self._rows) >= _ROWS_PER_BATCH:
-            self._flush()
-
-    def finish(self) -> int:
-        """Close the file; returns its size in bytes."""
-        self._flush()
-        if self._writer is None:
-            return 0
-        self._writer.finalize()
-        self._writer.close()
-        return self._path.stat().st_size
-
-    def _flush(self) -> None:
-        """Write the rows held so far as one Arrow batch."""
-        if not self._rows:
-            return
-        if self._writer is None:
-            self._writer = ArrowWriter(path=str(self._path), features=self._features)
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._features.arrow_schema))
-        self._rows = []
-
-
-def _trace(record: CheckedRecord) -> Trace:
+def record_trace(record_id: str, image: bytes, mask: bytes | None, labels: Sequence[int]) -> Trace:
     """Hash id, picture, mask and tags, each on its own, so that no two contents look alike."""
-    picture = hashlib.sha256(record.image).digest()
-    mask = bytes(32) if record.mask is None else hashlib.sha256(record.mask).digest()
-    tags = ",".join(map(str, record.labels)).encode()
-    whole = hashlib.sha256(picture + mask + tags + b"|" + record.id.encode()).hexdigest()
-    return Trace(record.id, whole, picture[:16].hex())
+    picture = hashlib.sha256(image).digest()
+    hashed = bytes(32) if mask is None else hashlib.sha256(mask).digest()
+    tags = ",".join(map(str, labels)).encode()
+    whole = hashlib.sha256(picture + hashed + tags + b"|" + record_id.encode()).hexdigest()
+    return Trace(record_id, whole, picture[:16].hex())
+
+
+def _row_of(record: CheckedRecord) -> dict[str, Any]:
+    """A checked record as a row of a shard."""
+    return {
+        "id": record.id,
+        "image": stored(record.image),
+        "mask": stored(record.mask),
+        "labels": list(record.labels),
+        "width": record.width,
+        "height": record.height,
+        "context": stored(record.context),
+    }
 
 
 def _row(trace: Trace) -> tuple[str, str, str]:
     """Return a trace as a row of the shard's record."""
     return trace.id, trace.content, trace.picture
-
-
-def _stored(data: bytes | None) -> dict[str, Any] | None:
-    """Return bytes in the form of an HF image column."""
-    return None if data is None else {"bytes": data, "path": None}
-
-
-def _write_record(path: Path, content: object) -> None:
-    """Write the shard's record so that it is there whole or not at all."""
-    part = path.with_suffix(f".json-part-{os.getpid()}")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)

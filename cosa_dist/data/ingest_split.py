@@ -114,7 +114,7 @@ class SplitIngest:
     def _traces(self, split: str, tasks: list[ShardTask]) -> Iterator[Trace]:
         """Yield the traces of all records in order, and look for pictures that occur twice."""
         for task in tasks:
-            for trace in shard_traces(task):
+            for trace in shard_traces(task.record):
                 self.repeats.add(split, trace)
                 yield trace
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.feed import (
@@ -70,6 +71,7 @@ class TrainingLoader:
         multiprocessing_context: how workers start ("fork", "spawn", "forkserver"); None: torch's
             way.
         shuffle_window: rows that each reader of a streaming split shuffles at a time.
+        masks: also read the masks; training on tags leaves them unread.
 
     Raises:
         DataError: a setting is out of range or the batch cannot be shared (see `check_batch`); while
@@ -94,6 +96,7 @@ class TrainingLoader:
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
         shuffle_window: int = SHUFFLE_WINDOW,
+        masks: bool = False,
     ) -> None:
         _check_settings(crop_size, scale_range, seed, num_workers, shuffle_window)
         if not 0 <= start_step <= stop_step:
@@ -104,22 +107,21 @@ class TrainingLoader:
         self._steps = range(start_step, stop_step)
         self._batches_per_step = global_batch_size // world_size // micro
         self._processes = LoaderProcesses(num_workers, pin_memory, multiprocessing_context)
-        make = partial(
-            training_batch, source=_named(split), crop_size=crop_size, scale_range=scale_range, seed=seed
-        )
+        views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "seed": seed, "masks": masks}
+        make = partial(training_batch, source=_named(split), **views)
         self._source: Keyed | Streamed
         self._keys: _Positions | None = None
         if isinstance(split, StreamingSplit):
             sizes = (micro, self._batches_per_step, world_size, max(1, num_workers))
             order = StreamOrder(split.shard_counts, seed, shuffle_window, *sizes)
-            rows = split.training_rows(order, rank, start_step, stop_step)
+            rows = split.training_rows(order, rank, start_step, stop_step, masks=masks)
             classes = split.info.num_foreground
             self._source = Streamed(
                 rows, partial(streamed_batches, size=micro, num_foreground=classes, make=make)
             )
         elif isinstance(split, MappedSplit):
             self._keys = _Positions(self._steps, (global_batch_size, rank, world_size, micro))
-            self._source = Keyed(partial(mapped_batch, split=split, seed=seed, make=make))
+            self._source = Keyed(partial(mapped_batch, split=split, seed=seed, masks=masks, make=make))
         else:
             raise TypeError(f"a split is mapped or streaming; got {type(split).__name__}")
 

@@ -6,17 +6,21 @@ which process and when is the loader's business. A record that cannot be decoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.shards import Record
-from cosa_dist.data.views import draw_view, strong_view, to_tensor, weak_view
+from cosa_dist.data.views import ViewDraw, draw_view, mask_view, strong_view, to_plane, to_tensor, weak_view
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Batch:
     strong: Tensor  # [B, 3, S, S] uint8
     labels: Tensor  # [B, C] float32 multi-hot
     boxes: Tensor  # [B, 4] int64 (top, bottom, left, right), half-open
+    masks: Tensor | None = None  # [B, S, S] uint8 classes, 255 ignore; training on masks only
+    reliability: Tensor | None = None  # [B, S, S] uint8, 0..255 for 0..1; pseudo-masks that have it
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -47,6 +53,8 @@ class Batch:
             strong=change(self.strong),
             labels=change(self.labels),
             boxes=change(self.boxes),
+            masks=None if self.masks is None else change(self.masks),
+            reliability=None if self.reliability is None else change(self.reliability),
         )
 
 
@@ -77,10 +85,11 @@ def training_batch(
     crop_size: int,
     scale_range: tuple[float, float],
     seed: int,
+    masks: bool = False,
 ) -> Batch:
     """Return the batch of the given records; each image is decoded once for its two views.
 
-    Masks are not looked at. An image without tags gets a row of zeros.
+    Without `masks`, they are not looked at. An image without tags gets a row of zeros.
 
     Args:
         placed: the records with their positions, which the random views depend on.
@@ -88,21 +97,17 @@ def training_batch(
         crop_size: side S of the square crops.
         scale_range: smallest and largest random scale.
         seed: the run's seed.
+        masks: whether each record's mask, and its reliability if stored, becomes part of the batch.
 
     Raises:
-        RecordError: an image cannot be decoded.
+        RecordError: an image or a mask cannot be decoded, or a mask is missing.
     """
     ids, positions, weak_views, strong_views, labels, boxes = [], [], [], [], [], []
+    planes: list[tuple[Tensor, Tensor | None]] = []
+    numbers = partial(draw_view, seed=seed, crop_size=crop_size, scale_range=scale_range)
     for sample in placed:
         image = _decoded(source, sample.record)
-        draw = draw_view(
-            seed=seed,
-            epoch=sample.epoch,
-            position=sample.position,
-            size=image.size,
-            crop_size=crop_size,
-            scale_range=scale_range,
-        )
+        draw = numbers(epoch=sample.epoch, position=sample.position, size=image.size)
         weak, box = weak_view(image, draw, crop_size)
         ids.append(sample.record.id)
         positions.append(sample.position)
@@ -110,6 +115,8 @@ def training_batch(
         strong_views.append(to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
         labels.append(torch.from_numpy(sample.record.labels))
         boxes.append(box)
+        if masks:
+            planes.append(_supervision(source, sample.record, image.size, draw, crop_size))
     return Batch(
         ids=ids,
         positions=torch.tensor(positions, dtype=torch.int64),
@@ -117,6 +124,8 @@ def training_batch(
         strong=torch.stack(strong_views),
         labels=torch.stack(labels),
         boxes=torch.tensor(boxes, dtype=torch.int64),
+        masks=_stacked([mask for mask, _ in planes]),
+        reliability=_stacked([reliability for _, reliability in planes]),
     )
 
 
@@ -126,14 +135,36 @@ def evaluation_sample(record: Record, *, source: str) -> EvalSample:
     Raises:
         RecordError: image or mask cannot be decoded, or they differ in size.
     """
-    image = to_tensor(_decoded(source, record))
+    image = _decoded(source, record)
+    size = (image.height, image.width)
     return EvalSample(
         id=record.id,
-        image=image,
-        mask=_decoded_mask(source, record, record.mask, image),
+        image=to_tensor(image),
+        mask=_tensor(_decoded_mask(source, record, record.mask, size)),
         labels=torch.from_numpy(record.labels),
-        context=_decoded_mask(source, record, record.context, image),
+        context=_tensor(_decoded_mask(source, record, record.context, size)),
     )
+
+
+def _supervision(
+    source: str, record: Record, size: tuple[int, int], draw: ViewDraw, crop_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """A record's mask and, if stored, its reliability, in the geometry of the views (`[S, S]` each)."""
+    shape = (size[1], size[0])
+    mask = _decoded_mask(source, record, record.mask, shape)
+    if mask is None:
+        raise _named(source, record, "it has no mask to train on")
+    view = to_plane(mask_view(Image.fromarray(mask), draw, crop_size, IGNORE))
+    reliability = _decoded_mask(source, record, record.reliability, shape)
+    if reliability is None:
+        return view, None
+    return view, to_plane(mask_view(Image.fromarray(reliability), draw, crop_size, 0))
+
+
+def _stacked(planes: Sequence[Tensor | None]) -> Tensor | None:
+    """`[B, S, S]` if every sample has the plane."""
+    found = [plane for plane in planes if plane is not None]
+    return torch.stack(found) if found and len(found) == len(planes) else None
 
 
 def _decoded(source: str, record: Record) -> Image.Image:
@@ -144,18 +175,23 @@ def _decoded(source: str, record: Record) -> Image.Image:
         raise _named(source, record, str(error)) from error
 
 
-def _decoded_mask(source: str, record: Record, data: bytes | None, image: Tensor) -> Tensor | None:
-    """Decode a mask `[H, W]` of the image's size; the error names the record."""
+def _decoded_mask(
+    source: str, record: Record, data: bytes | None, size: tuple[int, int]
+) -> NDArray[np.uint8] | None:
+    """Decode a mask `[H, W]` of the image's size (H, W); the error names the record."""
     if data is None:
         return None
     try:
-        mask = torch.from_numpy(decode_mask(data))
+        mask = decode_mask(data)
     except RecordError as error:
         raise _named(source, record, str(error)) from error
-    if mask.shape != image.shape[1:]:
-        sizes = f"mask {list(mask.shape)} and image {list(image.shape[1:])} differ in size"
-        raise _named(source, record, sizes)
+    if mask.shape != size:
+        raise _named(source, record, f"mask {list(mask.shape)} and image {list(size)} differ in size")
     return mask
+
+
+def _tensor(mask: NDArray[np.uint8] | None) -> Tensor | None:
+    return None if mask is None else torch.from_numpy(mask)
 
 
 def _named(source: str, record: Record, reason: str) -> RecordError:

@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
+MASK_COLUMNS = ("mask", "reliability")
+"""read as well by training on masks, as far as they are there"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Record:
     height: int
     mask: bytes | None = None
     context: bytes | None = None
+    reliability: bytes | None = None
+    """of the mask's pixels, 0..255 for 0..1; pseudo-masks only"""
 
 
 def record_features(class_names: tuple[str, ...], with_context: bool) -> Features:
@@ -78,6 +82,7 @@ def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
         height=row["height"],
         mask=_bytes(row.get("mask")),
         context=_bytes(row.get("context")),
+        reliability=_bytes(row.get("reliability")),
     )
 
 

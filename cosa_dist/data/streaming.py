@@ -20,7 +20,7 @@ from datasets.iterable_dataset import ExamplesIterable
 
 from cosa_dist.data.description import describe_split
 from cosa_dist.data.shard_files import ShardFiles
-from cosa_dist.data.shards import TRAINING_COLUMNS, Split
+from cosa_dist.data.shards import MASK_COLUMNS, TRAINING_COLUMNS, Split
 from cosa_dist.data.stream_order import Piece, StreamOrder, contiguous_pieces
 
 Row = dict[str, Any]
@@ -30,17 +30,20 @@ class StreamingSplit(Split):
     """A split that is read shard after shard; make it with `open_stream`."""
 
     def training_rows(
-        self, order: StreamOrder, rank: int, start_step: int, stop_step: int
+        self, order: StreamOrder, rank: int, start_step: int, stop_step: int, *, masks: bool = False
     ) -> IterableDataset:
         """Return a rank's rows from one step to another, one part for each loader process.
 
-        A row has the columns of training and its `position` and `epoch`. Masks are not read.
+        A row has the columns of training and its `position` and `epoch`. Without `masks`, they are not read.
         """
         # A DataLoader asks its processes in turn, beginning with the first one: that is the owner of the
         # first micro-batch to come.
         first = start_step * order.batches_per_step
         readers = [order.reader(rank, (first + n) % order.loaders) for n in range(order.loaders)]
-        return _iterable([_TrainingPart(self.files, order, r, start_step, stop_step) for r in readers])
+        columns = TRAINING_COLUMNS + (MASK_COLUMNS if masks else ())
+        return _iterable(
+            [_TrainingPart(self.files, order, r, start_step, stop_step, columns) for r in readers]
+        )
 
     def evaluation_rows(self, first: int, stop: int, loaders: int) -> IterableDataset:
         """Return the records `first` .. `stop` - 1 with all columns, in `loaders` contiguous parts."""
@@ -72,12 +75,13 @@ class _TrainingPart:
     reader: int
     start_step: int
     stop_step: int
+    columns: tuple[str, ...]
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in the order of their positions."""
         order, steps = self.order, (self.start_step, self.stop_step)
         pieces = chain.from_iterable(order.pieces(share) for share in order.shares(self.reader, *steps))
-        stored = stored_rows(self.files, pieces, TRAINING_COLUMNS)
+        stored = stored_rows(self.files, pieces, self.columns)
         for share in order.shares(self.reader, *steps):
             for window in share.windows:
                 held = list(islice(stored, window.size))
@@ -105,13 +109,14 @@ def stored_rows(files: ShardFiles, pieces: Iterable[Piece], columns: tuple[str, 
     Args:
         files: the split's files.
         pieces: what to read, in order.
-        columns: columns to read; None reads all.
+        columns: columns to read, as far as they are there; None reads all.
 
     Raises:
         DataError: a shard is missing, damaged or cannot be fetched.
     """
     for piece, shard in _opened_ahead(files, iter(pieces)):
-        chosen = shard if columns is None else shard.select_columns(list(columns))
+        there = [name for name in columns or () if name in shard.column_names]
+        chosen = shard.select_columns(there) if columns else shard
         yield from chosen.select(range(piece.first, piece.stop))
 
 

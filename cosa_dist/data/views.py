@@ -96,9 +96,9 @@ def draw_view(
 
 
 def place_and_crop(
-    image: Image.Image, crop_size: int, pad: tuple[int, int], window: tuple[int, int]
+    image: Image.Image, crop_size: int, pad: tuple[int, int], window: tuple[int, int], fill: int = 0
 ) -> tuple[Image.Image, Box]:
-    """Put the image on a black canvas at `pad` and cut the square at `window` (both y, x) out of it.
+    """Put the image on a canvas of `fill` at `pad` and cut the square at `window` (both y, x) out of it.
 
     The canvas has `max(crop_size, side)` pixels per side and is never built: only the part of the
     image inside the window is copied.
@@ -121,7 +121,7 @@ def place_and_crop(
     box = (top, bottom, left, right)
     if content.size == (crop_size, crop_size):
         return content, box
-    crop = Image.new(image.mode, (crop_size, crop_size))
+    crop = Image.new(image.mode, (crop_size, crop_size), fill)
     crop.paste(content, (left, top))
     return crop, box
 
@@ -135,6 +135,14 @@ def weak_view(image: Image.Image, draw: ViewDraw, crop_size: int) -> tuple[Image
     if draw.blur_radius is not None:
         crop = crop.filter(ImageFilter.GaussianBlur(draw.blur_radius))
     return crop, box
+
+
+def mask_view(mask: Image.Image, draw: ViewDraw, crop_size: int, fill: int) -> Image.Image:
+    """Give a map of the image's size the views' geometry: nearest pixels, `fill` where there is no image."""
+    scaled = mask.resize((draw.width, draw.height), Image.Resampling.NEAREST)
+    if draw.flip:
+        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return place_and_crop(scaled, crop_size, draw.pad, draw.window, fill)[0]
 
 
 def strong_view(weak: Image.Image, operation: str, magnitude: int) -> Image.Image:
@@ -173,6 +181,11 @@ COLOUR_OPERATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image's pixels as `[3, H, W]` uint8."""
     return torch.from_numpy(np.array(image, dtype=np.uint8).transpose(2, 0, 1).copy())
+
+
+def to_plane(mask: Image.Image) -> Tensor:
+    """Return a grey-level picture's pixels as `[H, W]` uint8."""
+    return torch.from_numpy(np.array(mask, dtype=np.uint8))
 
 
 def normalise(images: Tensor) -> Tensor:

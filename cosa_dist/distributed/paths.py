@@ -61,6 +61,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             "output": absolute(config.output, "output", True),
             "data": data,
             "model": config.model.model_copy(update={"weights": weights}),
+            "stage_one": config.stage_one.model_copy(
+                update={"run": absolute(config.stage_one.run, "stage_one.run")}
+            ),
         }
     )
 

@@ -20,6 +20,7 @@ from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import SplitDescription
 from cosa_dist.data.reading import check_reading
+from cosa_dist.data.shards import open_split
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.sharing import elastic_numbers
@@ -53,10 +54,39 @@ def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription
             f"{config.data.shards}: splits {config.data.train_split} and {config.data.val_split} "
             "have different classes"
         )
+    if config.kind == "segmenter":
+        _check_masks(config, train)
     return train, val
 
 
-def _refuse_used_name(folder: Path) -> None:
+def _check_masks(config: RunConfig, train: SplitDescription) -> None:
+    """Refuse to train a segmenter on other masks than asked for, or on records without any."""
+    where = f"{config.data.shards}, split {config.data.train_split}"
+    if config.supervision == "truth" and train.pseudo_masks is not None:
+        raise ConfigError(f"supervision truth: {where} holds pseudo-masks; give shards with true masks")
+    if config.supervision == "pseudo_masks" and train.pseudo_masks is None:
+        raise ConfigError(
+            f"supervision pseudo_masks: {where} holds no pseudo-masks; make them with jobs/pseudo_masks.py, "
+            "name a first stage (stage_one.recipe), or set supervision to truth"
+        )
+    if config.data.reading == "mapped":
+        split = open_split(config.data.shards, config.data.train_split, config.data.cache)
+        if split.mask_count < split.size:
+            raise ConfigError(
+                f"{where}: {split.size - split.mask_count} of {split.size} records have no mask; a segmenter "
+                "needs a mask of each"
+            )
+
+
+def supervision_of(config: RunConfig) -> str:
+    """What the run learns from, in words for tables: image tags, pseudo-masks or true masks."""
+    if config.kind != "segmenter":
+        return "image tags"
+    return "true masks" if config.supervision == "truth" else "pseudo-masks"
+
+
+def refuse_used_name(folder: Path) -> None:
+    """Raise `ConfigError` if there is a run in that folder."""
     if folder.exists():
         raise ConfigError(
             f"a run named {folder.name} is already in {folder.parent}: continue it with "
@@ -64,18 +94,18 @@ def _refuse_used_name(folder: Path) -> None:
         )
 
 
-def _create_folder(folder: Path, config: RunConfig, note: dict[str, object]) -> None:
+def create_run_folder(folder: Path, config: RunConfig, note: dict[str, object]) -> None:
     """Create the run folder in one move: it is there with all that `--resume` needs, or not at all."""
     working = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
         working.mkdir(parents=True)
         (working / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        _write_note(working, note)
-        _refuse_used_name(folder)
+        write_note(working, note)
+        refuse_used_name(folder)
         working.rename(folder)
     except OSError as error:
         # Another driver may have created a folder of that name just now.
-        _refuse_used_name(folder)
+        refuse_used_name(folder)
         raise ConfigError(f"cannot write to {folder.parent}: {error.strerror}") from None
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -97,12 +127,12 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    kind = "-control" if config.kind == "control" else ""
+    kind = "" if config.kind == "cosa" else f"-{config.kind}"
     name = config.name or f"{config.recipe}{kind}-s{config.seed}-{stamp}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
     train, val = _check_inputs(config)
     folder = run_folder(config)
-    _refuse_used_name(folder)
+    refuse_used_name(folder)
     uri, run_id = "", ""
     if config.tracking.enabled:
         uri = prepare_store(config.tracking.uri or None, Path(config.output))
@@ -119,6 +149,7 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
                 "seed": str(config.seed),
                 "steps": str(config.training.steps),
                 "kind": config.kind,
+                "supervision": supervision_of(config),
                 **provenance(),
                 "data_fingerprint_train": train.fingerprint,
                 "data_fingerprint_val": val.fingerprint,
@@ -126,7 +157,7 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
             parent_run_id=parent_run_id,
         )
     try:
-        _create_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+        create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
     except ConfigError:
         if run_id:
             finish_run(uri, run_id, "FAILED")
@@ -189,10 +220,11 @@ def read_note(folder: Path) -> dict[str, object]:
     return note
 
 
-def _write_note(folder: Path, note: dict[str, object]) -> None:
+def write_note(folder: Path, note: dict[str, object]) -> None:
+    """Write the run's note; its folder is made if it is missing."""
     write_whole(folder / "run.json", json.dumps(note))
 
 
 def mark_finished(folder: Path) -> None:
     """Note that the run came to its end."""
-    _write_note(folder, {**read_note(folder), "finished": True})
+    write_note(folder, {**read_note(folder), "finished": True})

@@ -58,7 +58,7 @@ def final_artifacts(
         return
     chosen = config.evaluation
     pictures = save_pictures(
-        getattr(state, better_network(reports)),
+        state.networks[better_network(reports)],
         EvaluationLoader(val, 0, 1, chosen.pictures, 0),
         folder / "pictures",
         class_names=val.class_names,

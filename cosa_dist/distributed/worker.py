@@ -80,7 +80,7 @@ class Evaluation:
     def __call__(self, state: TrainState, last: bool) -> dict[str, EvalReport]:
         """Return the reports of the online and the assignment network."""
         return evaluate(
-            {"online": state.online, "assignment": state.assignment},
+            state.networks,
             self.samples(self.val, 0 if last else self.config.evaluation.limit),
             class_names=self.val.class_names,
             settings=self.settings,
@@ -127,6 +127,7 @@ def training_loader(config: RunConfig, split: Split, first_step: int, task: Work
         num_workers=config.data.loader_workers,
         pin_memory=task.use_gpu,
         shuffle_window=config.data.shuffle_window,
+        masks=config.kind == "segmenter",
     )
 
 
@@ -163,6 +164,9 @@ def prepare_state(
     if rank() == 0:
         start = f"continuing from {restored}" if restored else "starting"
         log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
+    if config.kind == "segmenter" and accelerator.device.type == "cuda" and world_size() > 1:
+        # In place: the norms of all GPUs share their statistics; the parameters stay the optimiser's own.
+        nn.SyncBatchNorm.convert_sync_batchnorm(state.online)
     if config.training.compile:
         state.online.compile()
         state.assignment.compile()

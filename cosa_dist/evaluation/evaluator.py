@@ -67,7 +67,10 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     device = torch.device(device)
-    tallies = {name: Tally(class_names, settings, device) for name in networks}
+    tallies = {
+        name: Tally(class_names, settings, device, cams=has_cams(network))
+        for name, network in networks.items()
+    }
     done = 0
     with evaluation_mode(networks.values()), torch.inference_mode():
         for batch in _batches(_with_mask(samples, tallies.values()), settings.batch_size):
@@ -83,6 +86,11 @@ def evaluate(
             if progress is not None:
                 progress(done)
         return {name: tally.report(name) for name, tally in tallies.items()}
+
+
+def has_cams(network: nn.Module) -> bool:
+    """Whether a network has class activation maps; a segmenter trained on masks has none."""
+    return bool(getattr(network, "has_cams", True))
 
 
 def square_image(image: Tensor, size: int) -> Tensor:
@@ -169,6 +177,8 @@ def _count_image(
             prediction = predict_with_crf(segmentation[None], logits[None], labels[None], crf, protocol)[0]
             tally.add_prediction(f"{protocol}_crf", prediction, mask, context)
 
+    if not tally.cams:
+        return
     cam, aux_cam = output.cam[index].float(), output.aux_cam[index].float()
     true_labels = kept_classes(logits, labels, "true_labels")
     for measurement, maps in (("cam_true_labels", cam), ("aux_cam_true_labels", aux_cam)):
@@ -225,7 +235,7 @@ def _check_sample(sample: EvalSample, classes: int) -> None:
 
 
 def _check_output(output: MultiScaleOutput, classes: int, name: str) -> None:
-    planes = (output.segmentation.shape[1], output.cam.shape[1])
+    planes = (output.segmentation.shape[1], output.logits.shape[1])
     if planes != (classes + 1, classes):
         raise ValueError(
             f"the network {name!r} has {planes[1]} classes and {planes[0]} segmentation planes, "

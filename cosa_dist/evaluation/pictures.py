@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.evaluation.evaluator import evaluation_mode, resize_map, see, square_image
+from cosa_dist.evaluation.evaluator import evaluation_mode, has_cams, resize_map, see, square_image
 from cosa_dist.evaluation.labeller import Labeller, label_image
 from cosa_dist.evaluation.protocols import (
     EvaluationSettings,
@@ -73,6 +73,21 @@ def save_pictures(
     Raises:
         ValueError: if the palette has fewer than K colours.
     """
+    settings = settings or EvaluationSettings()
+    with evaluation_mode([network, *([labeller.network] if labeller else [])]), torch.inference_mode():
+        chosen = islice(samples, limit)
+        drawn = ((sample, _panels(network, labeller, sample, settings, device)) for sample in chosen)
+        return save_panels(drawn, folder, class_names=class_names, palette=palette)
+
+
+def save_panels(
+    drawn: Iterable[tuple[EvalSample, Sequence[Panel]]],
+    folder: Path | str,
+    *,
+    class_names: Sequence[str],
+    palette: ArrayLike,
+) -> list[Path]:
+    """Draw samples beside maps of them, one PNG each; see `save_pictures`."""
     names = ("background", *class_names)
     colours = np.asarray(palette, dtype=np.uint8)
     if colours.ndim != 2 or colours.shape[0] < len(names) or colours.shape[1] != 3:
@@ -80,16 +95,14 @@ def save_pictures(
             f"the palette has shape {colours.shape}; {len(names)} classes (background included) "
             f"need at least [{len(names)}, 3]"
         )
-    settings = settings or EvaluationSettings()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    with evaluation_mode([network, *([labeller.network] if labeller else [])]), torch.inference_mode():
-        for number, sample in enumerate(islice(samples, limit)):
-            figure = _draw(sample, _panels(network, labeller, sample, settings, device), names, colours)
-            # The id comes from the data set: as a file name it must not lead out of the folder.
-            files.append(folder / f"{number:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', sample.id)}.png")
-            figure.savefig(files[-1], dpi=110)
+    for number, (sample, panels) in enumerate(drawn):
+        figure = _draw(sample, panels, names, colours)
+        # The id comes from the data set: as a file name it must not lead out of the folder.
+        files.append(folder / f"{number:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', sample.id)}.png")
+        figure.savefig(files[-1], dpi=110)
     return files
 
 
@@ -117,31 +130,34 @@ def _panels(
     logits = output.logits.float()
     segmentation = resize_map(output.segmentation[0], size)[None]
     prediction = predict(segmentation, logits, labels, "unfiltered")[0]
-    if labeller is None:
+    panels: list[Panel] = []
+    if labeller is None and has_cams(network):
         kept = kept_classes(logits, labels, "true_labels")[0]
         heats = [strongest_activation(m[0].float(), kept, size)[0] for m in (output.cam, output.aux_cam)]
-        panels = [_heat("CAM", heats[0]), _heat("auxiliary CAM", heats[1])]
-    else:
+        panels = [heat_panel("CAM", heats[0]), heat_panel("auxiliary CAM", heats[1])]
+    elif labeller is not None:
         given = label_image(labeller, sample, settings.size, torch.device(device))
         used = "" if labeller.settings.weigh else " (not used)"
         panels = [
-            _heat("CAM", given.cam),
-            _heat("auxiliary CAM", given.aux_cam),
-            _classes("CAM pseudo-label", given.cam_label),
-            _classes("segmentation pseudo-label", given.segmentation_label),
-            _heat(f"weight, 0 to 3{used}", given.weight, 3.0),
+            heat_panel("CAM", given.cam),
+            heat_panel("auxiliary CAM", given.aux_cam),
+            class_panel("CAM pseudo-label", given.cam_label),
+            class_panel("segmentation pseudo-label", given.segmentation_label),
+            heat_panel(f"weight, 0 to 3{used}", given.weight, 3.0),
         ]
-    panels.append(_classes("prediction (unfiltered)", prediction))
+    panels.append(class_panel("prediction (unfiltered)", prediction))
     if sample.mask is not None:
-        panels.append(_classes("truth", sample.mask))
+        panels.append(class_panel("truth", sample.mask))
     return panels
 
 
-def _heat(title: str, values: Tensor, up_to: float = 1.0) -> Panel:
+def heat_panel(title: str, values: Tensor, up_to: float = 1.0) -> Panel:
+    """A map `[H, W]` shown as heat up to a value."""
     return Panel(title, values.float().cpu().numpy(), up_to)
 
 
-def _classes(title: str, values: Tensor) -> Panel:
+def class_panel(title: str, values: Tensor) -> Panel:
+    """A map `[H, W]` of classes in their colours."""
     return Panel(title, values.cpu().numpy())
 
 

@@ -40,15 +40,22 @@ class Tally:
     """Running counts of one network; add images, then ask for the report on every rank."""
 
     def __init__(
-        self, class_names: Sequence[str], settings: EvaluationSettings, device: torch.device
+        self,
+        class_names: Sequence[str],
+        settings: EvaluationSettings,
+        device: torch.device,
+        *,
+        cams: bool = True,
     ) -> None:
-        """Start empty for the C foreground classes, counting on `device`."""
+        """Start empty for the C foreground classes, counting on `device`; without `cams`, nothing of them."""
         self.class_names = tuple(class_names)
         self.settings = settings
-        self.grid = tuple(sorted(set(settings.cam_background_grid)))
+        self.cams = cams
+        self.grid = tuple(sorted(set(settings.cam_background_grid))) if cams else ()
         self._classes = len(self.class_names) + 1
         self._device = device
-        self.measurements = MEASUREMENTS + (CRF_MEASUREMENTS if settings.crf else ())
+        measured = MEASUREMENTS + (CRF_MEASUREMENTS if settings.crf else ())
+        self.measurements = tuple(m for m in measured if cams or "cam_" not in m)
         shape = (self._classes, self._classes)
         self._confusion = {m: self._zeros(*shape) for m in self.measurements}
         self._context = {m: self._zeros(self._classes) for m in self.measurements}
@@ -114,7 +121,9 @@ class Tally:
             scores={m: self._score(m) for m in self.measurements},
             map_image=_per_cent(image_average_precision(logits, labels).mean()),
             map_class=_per_cent(class_average_precision(logits, labels).nanmean()),
-            aux_map_class=_per_cent(class_average_precision(aux_logits, labels).nanmean()),
+            aux_map_class=_per_cent(class_average_precision(aux_logits, labels).nanmean())
+            if self.cams
+            else None,
             cam_miou_by_background={
                 threshold: _per_cent(mean_iou(_background_below(by_background, index)))
                 for index, threshold in enumerate(self.grid)

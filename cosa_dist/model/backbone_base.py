@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,12 +19,21 @@ class Backbone(nn.Module):
     """D', channels of the auxiliary map"""
     stride: int
     """pixels of the input per cell of the maps, along each axis"""
+    pyramid_channels: tuple[int, int, int, int]
+    """channels of the maps of `pyramid`"""
     any_size: bool = True
     """whether inputs that the stride does not divide are accepted (see `enlarged`)"""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, 3, H, W] to the main [B, D, h, w] and the auxiliary map [B, D', h, w]."""
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Map images [B, 3, H, W] to four maps [B, D_i, H/s, W/s], s = 4, 8, 16, 32 (rounded up).
+
+        Dense heads such as UPerNet read them; the last one is normed.
+        """
+        raise TypeError(f"{type(self).__name__} defines no pyramid")
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring a file's tensors into this model's form: names, and tables of another size.
@@ -47,6 +58,12 @@ def auxiliary_index(aux_layer: int, layers: int, what: str) -> int:
             f"model.aux_layer {aux_layer} is not in -{layers}..-2 of a backbone of {layers} {what}"
         )
     return layers + aux_layer
+
+
+def four_channels(channels: Sequence[int]) -> tuple[int, int, int, int]:
+    """Channels of the last four stages; 0 stands for a stage that is not there."""
+    first, second, third, fourth = (0, 0, 0, 0, *channels)[-4:]
+    return first, second, third, fourth
 
 
 def enlarged(images: Tensor, stride: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged
+from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged, four_channels
 
 
 class ConvolutionalBackbone(Backbone):
@@ -31,6 +31,7 @@ class ConvolutionalBackbone(Backbone):
         self.channels = channels[-1]
         self.aux_channels = channels[self.aux_index]
         self.stride = model.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
+        self.pyramid_channels = four_channels(channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w].
@@ -40,6 +41,10 @@ class ConvolutionalBackbone(Backbone):
         stages = self.model(enlarged(images, self.stride))
         main = stages[-1]
         return main, F.adaptive_avg_pool2d(stages[self.aux_index], main.shape[-2:])
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The last four stages."""
+        return list(self.model(enlarged(images, self.stride)))[-4:]
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the tensors of a timm file the names of the feature extractor.

@@ -21,7 +21,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged
+from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged, four_channels
 from cosa_dist.model.windows import Pair, Windows, lay_windows
 
 
@@ -42,20 +42,26 @@ class SwinBackbone(Backbone):
         self.channels = model.num_features
         self.aux_channels = model.feature_info[self.aux_index]["num_chs"]
         self.stride = model.feature_info[-1]["reduction"]
+        self.pyramid_channels = four_channels([info["num_chs"] for info in model.feature_info])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w].
 
         h and w are H and W over the stride, rounded up; between two sizes the input is enlarged.
         """
+        stages = self.pyramid(images)
+        main = stages[-1]
+        return main, F.adaptive_avg_pool2d(stages[self.aux_index], (main.shape[-2], main.shape[-1]))
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The output of each stage, the last one after its norm."""
         tokens = self.model.patch_embed(enlarged(images, self.stride))
-        auxiliary = tokens
-        for index, stage in enumerate(self.model.layers):
+        stages = []
+        for stage in self.model.layers:
             tokens = run_stage(cast(SwinTransformerStage, stage), tokens)
-            if index == self.aux_index:
-                auxiliary = tokens
-        main = self.model.norm(tokens).permute(0, 3, 1, 2).contiguous()
-        return main, F.adaptive_avg_pool2d(auxiliary.permute(0, 3, 1, 2), main.shape[-2:])
+            stages.append(tokens)
+        stages[-1] = self.model.norm(tokens)
+        return [stage.permute(0, 3, 1, 2).contiguous() for stage in stages]
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the authors' original files and resize position tables of other windows, as timm does."""

@@ -8,12 +8,14 @@ size that the patch divides works.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index
+from cosa_dist.model.backbone_base import Backbone, auxiliary_index, four_channels
 from cosa_dist.model.position_embedding import resize_position_embedding
 
 
@@ -38,6 +40,7 @@ class TransformerBackbone(Backbone):
         self.aux_index = auxiliary_index(aux_layer, len(model.blocks), "blocks")
         self.model = model
         self.channels = self.aux_channels = model.embed_dim
+        self.pyramid_channels = four_channels([model.embed_dim] * 4)
         self.stride = patch[0]
 
     @property
@@ -51,6 +54,25 @@ class TransformerBackbone(Backbone):
         Raises:
             ValueError: the patch does not divide the image's size.
         """
+        tokens, grid = self._after_blocks(images, [self.aux_index, len(self.model.blocks) - 1])
+        return self._as_map(self.model.norm(tokens[1]), grid), self._as_map(tokens[0], grid)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps after each quarter of the blocks, enlarged and shrunk to the four strides (BEiT's way).
+
+        Raises:
+            ValueError: the patch does not divide the image's size.
+        """
+        blocks = len(self.model.blocks)
+        tokens, grid = self._after_blocks(images, [-(-blocks * part // 4) - 1 for part in (1, 2, 3, 4)])
+        tokens[-1] = self.model.norm(tokens[-1])
+        height, width = images.shape[-2:]
+        sizes = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]
+        maps = [self._as_map(each, grid) for each in tokens]
+        return [_resized(each, size) for each, size in zip(maps, sizes, strict=True)]
+
+    def _after_blocks(self, images: Tensor, wanted: Sequence[int]) -> tuple[list[Tensor], tuple[int, int]]:
+        """Tokens after the wanted blocks (indices from the start), and the grid (h, w) of the patches."""
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
@@ -59,12 +81,12 @@ class TransformerBackbone(Backbone):
             )
         grid = (height // self.stride, width // self.stride)
         tokens = self._embed(images, grid)
-        auxiliary = tokens
+        kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.model.blocks):
             tokens = block(tokens)
-            if index == self.aux_index:
-                auxiliary = tokens
-        return self._as_map(self.model.norm(tokens), grid), self._as_map(auxiliary, grid)
+            if index in wanted:
+                kept[index] = tokens
+        return [kept[index] for index in wanted], grid
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resize a position embedding of another (square) grid to the model's own."""
@@ -100,3 +122,10 @@ class TransformerBackbone(Backbone):
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         patches = tokens[:, self.model.num_prefix_tokens :]
         return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average [B, D, h, w] onto a coarser grid, or enlarge it bilinearly to a finer one."""
+    if size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -86,7 +86,13 @@ def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
         network = CosaNetwork(backbone, classes, config.decoder_channels, config.decoder_dilation)
     if source.file is not None:
         load_weight_file(network, source.file, config.aux_layer)
-    position = getattr(backbone.model, "pos_embed", None)
-    if isinstance(position, nn.Parameter) and config.freeze_position_embedding:
-        position.requires_grad_(False)
+    if config.freeze_position_embedding:
+        freeze_position_embedding(backbone)
     return network
+
+
+def freeze_position_embedding(backbone: Backbone) -> None:
+    """Keep a backbone's position embedding, if it has one, as it is."""
+    position = getattr(backbone.model, "pos_embed", None)
+    if isinstance(position, nn.Parameter):
+        position.requires_grad_(False)

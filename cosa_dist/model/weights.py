@@ -19,6 +19,7 @@ from cosa_dist.model.released_weights import OURS, SavedNetwork, is_whole_networ
 from cosa_dist.model.weight_file import read_file, state_dict_of
 
 if TYPE_CHECKING:
+    from cosa_dist.model.backbone_base import Backbone
     from cosa_dist.model.network import CosaNetwork
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.")
@@ -52,6 +53,33 @@ def parse_weight_source(text: str) -> WeightSource:
     return WeightSource(tag=text)
 
 
+def load_backbone_file(backbone: Backbone, path: Path) -> None:
+    """Load a local file into a backbone; of a whole network's file, only the backbone's part.
+
+    Args:
+        backbone: changed in place; untouched if the file does not fit.
+        path: the file.
+
+    Raises:
+        ValueError: unreadable, or tensors are missing, unknown or of another shape.
+    """
+    try:
+        content = read_file(path)
+        state = state_dict_of(content, path)
+        if is_whole_network(state):
+            state = network_of(content, path).state
+            state = {key.removeprefix(OURS): state[key] for key in state if key.startswith(OURS)}
+        _load_backbone(backbone, state, path)
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}") from None
+
+
+def _load_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> None:
+    own = backbone.adapt({key: value for key, value in state.items() if not key.startswith(HEADS)})
+    _check_fit(backbone.model.state_dict(), own, path)
+    backbone.model.load_state_dict(own)
+
+
 def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
     """Load a local file into the network: the backbone alone or, from a whole network's file, the heads too.
 
@@ -69,10 +97,7 @@ def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
         if is_whole_network(state):
             _load_whole(network, network_of(content, path), path, aux_layer)
             return
-        backbone = {key: value for key, value in state.items() if not key.startswith(HEADS)}
-        backbone = network.backbone.adapt(backbone)
-        _check_fit(network.backbone.model.state_dict(), backbone, path)
-        network.backbone.model.load_state_dict(backbone)
+        _load_backbone(network.backbone, state, path)
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
 

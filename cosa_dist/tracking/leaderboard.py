@@ -13,8 +13,15 @@ from dataclasses import dataclass, field, replace
 
 from cosa_dist.tracking.published import PublishedResult, published_results
 
-NETWORKS = ("online", "assignment")
-PROTOCOLS = ("unfiltered", "predicted_labels", "true_labels", "unfiltered_crf", "true_labels_crf")
+NETWORKS = ("online", "assignment", "average")
+PROTOCOLS = (
+    "unfiltered",
+    "predicted_labels",
+    "true_labels",
+    "unfiltered_crf",
+    "true_labels_crf",
+    "pseudo_masks",
+)
 CAM_CONTROL = "predicted_labels (CAM control)"
 SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
 TRAINING_SECONDS = "final/training_seconds"

@@ -19,7 +19,6 @@ from cosa_dist.collective import world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.assignment_network import copy_network
-from cosa_dist.model.network import build_network
 from cosa_dist.training.checkpoint_files import (
     BrokenCheckpointError,
     CheckpointError,
@@ -34,6 +33,7 @@ from cosa_dist.training.checkpoint_files import (
     read_checkpoint,
     seal,
 )
+from cosa_dist.training.networks import build_trained_network, classes_of, network_names
 from cosa_dist.training.state import TrainState
 
 __all__ = [
@@ -150,7 +150,8 @@ def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfi
     """Load both networks of a run's checkpoint for evaluation or prediction.
 
     Returns:
-        The run's configuration, and the networks `online` and `assignment` in evaluation mode.
+        The run's configuration, and the networks `online` and `assignment` (of a segmenter: `average`) in
+        evaluation mode.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
@@ -159,11 +160,11 @@ def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfi
     content = read_checkpoint(path)
     config = build_config(content["config"], str(path))
     online = load_file(path / "online.safetensors", device=str(device))
-    classes = len(online["classifier.weight"])
     # The checkpoint holds all weights: those that training started from need not be there any more.
     bare = config.model.model_copy(update={"weights": "none"})
-    network = build_network(bare, classes, config.seed).to(device).eval()
+    built = build_trained_network(config.model_copy(update={"model": bare}), classes_of(online))
+    network = built.to(device).eval()
     network.load_state_dict(online)
     assignment = copy_network(network)
     assignment.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
-    return config, {"online": network, "assignment": assignment}
+    return config, dict(zip(network_names(config), (network, assignment), strict=True))

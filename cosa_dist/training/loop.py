@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import rank, sum_over_ranks
@@ -24,6 +24,7 @@ from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.saving import CheckpointWriter
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import training_step
+from cosa_dist.training.supervised_step import supervised_step
 from cosa_dist.training.window import LossWindow, NonFiniteLossError
 
 __all__ = ["NonFiniteLossError", "Surroundings", "TrainingStoppedError", "run_training"]
@@ -79,7 +80,7 @@ def run_training(
     network.train()
     window = LossWindow()
     for batches in steps:
-        terms, _ = training_step(state, network, [batch.to(device) for batch in batches], around.accelerator)
+        terms = _take_step(state, network, [batch.to(device) for batch in batches], around.accelerator)
         window.add(terms, batches)
         last = state.step == settings.steps
         every = state.config.evaluation.every
@@ -102,6 +103,15 @@ def run_training(
     return reports
 
 
+def _take_step(
+    state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """One optimiser step of the run's kind; its loss terms."""
+    if state.config.kind == "segmenter":
+        return supervised_step(state, network, batches, accelerator)
+    return training_step(state, network, batches, accelerator)[0]
+
+
 def _stop_asked(around: Surroundings) -> bool:
     """Whether rank 0 was asked to stop, the same answer on every rank."""
     asked = float(rank() == 0 and around.stop_asked())
@@ -121,7 +131,8 @@ def _log_window(state: TrainState, window: LossWindow, around: Surroundings) -> 
     metrics["train/images_per_second"] = images_per_second
     metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
     thresholds = threshold_values(state.thresholds.current())
-    metrics.update({f"train/{name}": value for name, value in thresholds.items()})
+    if state.config.kind != "segmenter":
+        metrics.update({f"train/{name}": value for name, value in thresholds.items()})
     around.tracker.log_metrics(metrics, state.step)
     for notice in state.thresholds.notices():
         log.warning("step %d: %s", state.step, notice)

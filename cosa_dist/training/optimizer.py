@@ -7,23 +7,31 @@ from torch import nn
 
 from cosa_dist.config.method import OptimizerConfig
 
+NOT_DECAYED = ("norm", "pos_embed", "relative_position_bias_table")
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, *, spare_norms: bool = False
+) -> torch.optim.AdamW:
     """Return AdamW over encoder, encoder norms, classifiers and decoder.
 
-    Classifiers and decoder learn `head_factor` times faster. Weight decay applies to every parameter, as
-    in the released code. Each group keeps its peak rate as `peak`.
+    Classifiers, decoder and head learn `head_factor` times faster. Weight decay applies to every parameter,
+    as in the released code; with `spare_norms`, not to norms and position tables, as is usual for Swin. Each
+    group keeps its peak rate as `peak`.
     """
     members: dict[str, list[nn.Parameter]] = {
         "encoder": [],
         "norm": [],
+        "heads' norm": [],
         "classifiers": [],
         "decoder": [],
     }
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("decoder."):
+        if spare_norms and (parameter.ndim == 1 or any(part in name for part in NOT_DECAYED)):
+            members["heads' norm" if not name.startswith("backbone.") else "norm"].append(parameter)
+        elif name.startswith(("decoder.", "head.")):
             members["decoder"].append(parameter)
         elif name.startswith(("classifier.", "aux_classifier.")):
             members["classifiers"].append(parameter)
@@ -34,7 +42,9 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.
         factor = 1.0 if name in ("encoder", "norm") else config.head_factor
         if parameters:
             rate = config.learning_rate * factor
-            groups.append({"params": parameters, "name": name, "peak": rate, "lr": rate})
+            group = {"params": parameters, "name": name, "peak": rate, "lr": rate}
+            spared = {"weight_decay": 0.0} if spare_norms and "norm" in name else {}
+            groups.append(group | spared)
     return torch.optim.AdamW(
         groups,
         lr=config.learning_rate,

@@ -17,7 +17,7 @@ from cosa_dist.assignment.threshold_search import threshold_source
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.assignment_network import copy_network
 from cosa_dist.model.backbone import check_input_size
-from cosa_dist.model.network import CosaNetwork, build_network
+from cosa_dist.training.networks import TrainedNetwork, build_trained_network, network_names
 from cosa_dist.training.optimizer import build_optimizer
 
 
@@ -26,9 +26,10 @@ class TrainState:
     """Both networks, the optimiser, the thresholds, and how far the run has come."""
 
     config: RunConfig
-    online: CosaNetwork
+    online: TrainedNetwork
     """the network itself, never a wrapper of it"""
     assignment: nn.Module
+    """its moving average"""
     optimizer: torch.optim.Optimizer
     step: int = 0
     """finished optimiser steps; the next sample's position is `step * global_batch_size`"""
@@ -49,6 +50,11 @@ class TrainState:
         return {"step": self.step, "best_score": self.best_score, "seconds": self.seconds}
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Both networks by the names that reports and metrics use."""
+        return dict(zip(network_names(self.config), (self.online, self.assignment), strict=True))
+
+    @property
     def co_training(self) -> bool:
         """Whether the next step uses all losses (not only the classification's)."""
         return self.config.kind == "cosa" and self.step >= self.config.losses.warmup_steps
@@ -61,22 +67,23 @@ def build_state(config: RunConfig, classes: int, device: torch.device) -> TrainS
         ValueError: a backbone, weights or input sizes that do not fit.
         FileNotFoundError: a weight file that is not there.
     """
-    online = build_network(config.model, classes, config.seed).to(device)
+    online = build_trained_network(config, classes).to(device)
     check_sizes(config, online)
     return TrainState(
         config=config,
         online=online,
         assignment=copy_network(online),
-        optimizer=build_optimizer(online, config.optimizer),
+        optimizer=build_optimizer(online, config.optimizer, spare_norms=config.kind == "segmenter"),
     )
 
 
-def check_sizes(config: RunConfig, online: CosaNetwork) -> None:
+def check_sizes(config: RunConfig, online: TrainedNetwork) -> None:
     """Refuse a crop or an evaluation size that the backbone cannot see at all scales.
 
     Raises:
         ValueError: naming the option and the nearest sizes that fit.
     """
     crop, size = config.data.crop_size, config.evaluation.size
-    check_input_size(online.backbone, "data.crop_size", crop, config.assignment.scales, training=True)
+    seen = (1.0,) if config.kind == "segmenter" else config.assignment.scales
+    check_input_size(online.backbone, "data.crop_size", crop, seen, training=True)
     check_input_size(online.backbone, "evaluation.size", size, config.evaluation.scales, training=False)

@@ -62,7 +62,7 @@ def test_a_kill_while_the_folder_is_made_leaves_the_name_free(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_write_note", killed)
+        patch.setattr(preparation, "write_note", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path)
     config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})

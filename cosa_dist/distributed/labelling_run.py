@@ -1,0 +1,199 @@
+"""A labelling as a run: its folder, its tracking run, its pictures and the quality of its masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, read_yaml
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.data.catalog import voc_colour_map
+from cosa_dist.data.description import describe_split
+from cosa_dist.data.loader import EvaluationLoader
+from cosa_dist.data.reading import open_reading
+from cosa_dist.data.samples import EvalSample
+from cosa_dist.distributed.interruption import sole_driver
+from cosa_dist.distributed.labelling import QUALITY, LabellingOutcome, label_split, labelling_task
+from cosa_dist.distributed.launch import read_reports
+from cosa_dist.distributed.preparation import dataset_label, mark_finished, read_note, write_note
+from cosa_dist.distributed.reporting import better_network
+from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
+from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
+from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, open_tracker, reopen_run
+from cosa_dist.tracking.provenance import provenance
+from cosa_dist.training.checkpoint import find_checkpoint
+
+SHARDS = "shards"
+log = logging.getLogger(__name__)
+
+
+def trained_config(run: Path) -> RunConfig:
+    """The configuration of a trained CoSA run.
+
+    Raises:
+        ConfigError: no run folder, or not one of a CoSA run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"no run folder at {run}: it has no config.yaml")
+    config = build_config(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+    if config.kind != "cosa":
+        raise ConfigError(f"{run} is a {config.kind} run; pseudo-masks are made by a CoSA run")
+    return config
+
+
+def chosen_network(run: Path, masks: PseudoMaskConfig) -> str:
+    """Name of the network that labels: the one asked for, or the better one of the run's last evaluation.
+
+    Raises:
+        ConfigError: the run has no final reports to choose by.
+    """
+    if masks.network != "better":
+        return masks.network
+    reports = read_reports(run)
+    if not reports:
+        raise ConfigError(
+            f"{run} has no final reports (is it finished?): set pseudo_masks.network to online or assignment"
+        )
+    return better_network(reports)
+
+
+def run_labelling(
+    run: Path,
+    name: str,
+    masks: PseudoMaskConfig,
+    resources: Mapping[str, float],
+    *,
+    checkpoint: str = "best",
+    parent_run_id: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabellingOutcome:
+    """Label the training split of a finished run, or go on with it; a finished labelling is not repeated.
+
+    Args:
+        run: folder of the trained run; the labelling's folder `name` lies beside it.
+        name: the labelling's name.
+        masks: how masks are made.
+        resources: total resources of the initialised Ray cluster.
+        checkpoint: newest, best or a step number.
+        parent_run_id: tracking run that it belongs to.
+        progress: called with the labelled and all images.
+
+    Raises:
+        ConfigError: no trained run, or the folder belongs to another labelling.
+        DataError, CheckpointError: something cannot be read.
+        RuntimeError: a worker failed.
+    """
+    config = trained_config(run)
+    folder = run.parent / name
+    shards = folder / SHARDS
+    path = find_checkpoint(run, checkpoint)
+    task = labelling_task(run, path, chosen_network(run, masks), config, masks, shards)
+    if (folder / "run.json").is_file():
+        if read_note(folder).get("key") != task.key:
+            raise ConfigError(
+                f"{folder} is of another run, checkpoint or settings: choose another name, or remove it"
+            )
+        if read_note(folder)["finished"]:
+            quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
+            return LabellingOutcome(shards, quality, 0.0)
+    else:
+        run_id = _tracking_run(task, config, name, parent_run_id)
+        uri = str(read_note(run)["tracking_uri"])
+        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+    with sole_driver(folder):
+        return _label(task, config, folder, resources, progress)
+
+
+def _label(
+    task: LabellingTask,
+    config: RunConfig,
+    folder: Path,
+    resources: Mapping[str, float],
+    progress: Callable[[int, int], None],
+) -> LabellingOutcome:
+    """Label, and record the outcome in folder and tracker."""
+    note = read_note(folder)
+    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
+    if run_id:
+        reopen_run(uri, run_id)
+    finished = False
+    try:
+        shards = folder / SHARDS
+        if shards.is_dir():  # killed between the last shard and the note
+            quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
+            outcome = LabellingOutcome(shards, quality, 0.0)
+        else:
+            outcome = label_split(task, config, shards, resources, progress)
+        tracker = open_tracker(folder, uri, run_id)
+        tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
+        for picture in _pictures(task, config, folder / "pictures"):
+            tracker.log_artifact(picture, "pictures")
+        tracker.log_artifact(outcome.shards / QUALITY)
+        tracker.close("FINISHED")
+        mark_finished(folder)
+        finished = True
+        return outcome
+    finally:
+        if run_id and not finished:
+            finish_run(uri, run_id, "FAILED")
+
+
+def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]:
+    quality = outcome.quality
+    values = {
+        f"final/{task.network}/miou_pseudo_masks": quality["miou"],
+        "final/ignored_pixels": quality["ignored"],
+        "final/images_per_second": outcome.images_per_second or None,
+    }
+    values |= {f"final/iou_pseudo_masks/{name}": value for name, value in quality["iou"].items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:
+    """Create the labelling's tracking run where the trained run has one; return its id."""
+    note = read_note(Path(task.run))
+    if not note["run_id"]:
+        return ""
+    train = describe_split(config.data.shards, config.data.train_split)
+    tags = {
+        "dataset": dataset_label(config, train),
+        "split": config.data.train_split,
+        "recipe": config.recipe,
+        "backbone": config.model.backbone,
+        "seed": str(config.seed),
+        "steps": task.checkpoint,
+        "kind": "pseudo_masks",
+        "supervision": "image tags",
+        "labelled_by": Path(task.run).name,
+        **provenance(),
+    }
+    params = {f"pseudo_masks.{key}": str(value) for key, value in task.masks.items()}
+    return create_run(
+        str(note["tracking_uri"]),
+        config.tracking.experiment,
+        name,
+        params=params,
+        tags=tags,
+        parent_run_id=parent_run_id,
+    )
+
+
+def _pictures(task: LabellingTask, config: RunConfig, folder: Path) -> list[Path]:
+    """Draw the first training images with pseudo-mask, reliability and, if known, truth."""
+    if not config.evaluation.pictures:
+        return []
+    labeller = ShardLabeller(replace(task, threads=1, use_gpu=False))
+    train = open_reading(config.data, config.data.train_split)
+
+    def drawn() -> Iterator[tuple[EvalSample, list[Panel]]]:
+        for sample in EvaluationLoader(train, 0, 1, min(config.evaluation.pictures, len(train)), 0):
+            made = labeller.pseudo_masks([sample])[0]
+            panels = [class_panel("pseudo-mask", made.classes), heat_panel("reliability", made.reliability)]
+            yield sample, panels + ([] if sample.mask is None else [class_panel("truth", sample.mask)])
+
+    return save_panels(drawn(), folder, class_names=train.class_names, palette=voc_colour_map())

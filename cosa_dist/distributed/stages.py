@@ -1,0 +1,241 @@
+"""A multi-stage run: CoSA on image tags, pseudo-masks of its training images, a segmenter trained on them.
+
+The run `NAME` owns three others beside it, `NAME-stage-one`, `NAME-pseudo-masks` and `NAME-stage-two`, which
+are ordinary runs that anything else may read. Whatever ends it early, the same name goes on: a finished stage
+is not repeated, an interrupted one is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, load_config, merge, read_yaml, to_yaml
+from cosa_dist.config.options import flatten
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.reading import check_reading
+from cosa_dist.distributed.interruption import sole_driver
+from cosa_dist.distributed.labelling_run import run_labelling
+from cosa_dist.distributed.launch import Outcome, launch, read_reports
+from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
+from cosa_dist.distributed.preparation import (
+    create_run_folder,
+    dataset_label,
+    mark_finished,
+    prepare_run,
+    read_note,
+    refuse_used_name,
+    reopen,
+)
+from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, open_tracker, reopen_run
+from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.store import prepare_store
+from cosa_dist.tracking.tracker import Status
+
+ONE, MASKS, TWO = "stage-one", "pseudo-masks", "stage-two"
+INHERITED_DATA = ("shards", "reading", "cache", "train_split", "val_split", "label")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """A multi-stage run that may start or go on."""
+
+    config: RunConfig
+    folder: Path
+    tracking_uri: str
+    run_id: str
+    workers: dict[str, Any] = field(default_factory=dict)
+    """dotted `distributed.*` options that an interrupted stage is resumed with"""
+
+
+def is_staged(config: RunConfig) -> bool:
+    """Whether the configuration asks for a first stage before its own training."""
+    first = config.stage_one
+    return (
+        config.kind == "segmenter"
+        and config.supervision == "pseudo_masks"
+        and bool(first.recipe or first.run)
+    )
+
+
+def stage_one_config(config: RunConfig, parent: str) -> RunConfig:
+    """The first stage's configuration: its recipe and options, on the data and the place of the whole run.
+
+    Raises:
+        ConfigError: the recipe or the options are wrong, or it is no CoSA run.
+    """
+    first = load_config(config.stage_one.recipe, None, config.stage_one.options)
+    if first.kind != "cosa":
+        raise ConfigError(f"stage_one.recipe {config.stage_one.recipe}: a first stage is a CoSA run")
+    shared = {
+        "name": f"{parent}-{ONE}",
+        "seed": config.seed,
+        "output": config.output,
+        "tracking": config.tracking.model_dump(),
+        "distributed": config.distributed.model_dump(),
+        "data": {name: getattr(config.data, name) for name in INHERITED_DATA},
+    }
+    return build_config(merge(first.model_dump(), shared), f"recipe {config.stage_one.recipe}")
+
+
+def stage_two_config(config: RunConfig, parent: str, shards: Path) -> RunConfig:
+    """The second stage's configuration: the run's own, on the labelled shards."""
+    own = {
+        "name": f"{parent}-{TWO}",
+        "data": {"shards": str(shards), "label": config.data.label},
+        "stage_one": {"recipe": "", "options": {}, "run": ""},
+    }
+    values = {**config.model_dump(), "stage_one": {}}
+    return build_config(merge(values, own), "second stage")
+
+
+def prepare_staged(config: RunConfig) -> StagedRun:
+    """Check what can be checked of all stages, and create the run's folder and tracking run.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
+    """
+    name = config.name or f"{config.recipe}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = with_absolute_paths(config.model_copy(update={"name": name}))
+    val = check_reading(config.data, config.data.val_split)
+    if not config.stage_one.run:
+        with_absolute_paths(stage_one_config(config, name))
+    elif not Path(config.stage_one.run).is_dir():
+        raise ConfigError(f"stage_one.run: no run folder at {config.stage_one.run}")
+    folder = run_folder(config)
+    for path in (folder, *(folder.with_name(f"{name}-{stage}") for stage in (ONE, MASKS, TWO))):
+        refuse_used_name(path)
+    uri, run_id = "", ""
+    if config.tracking.enabled:
+        uri = prepare_store(config.tracking.uri or None, Path(config.output))
+        tags = {"kind": "stages", "recipe": config.recipe, "seed": str(config.seed), **provenance()}
+        tags |= {"dataset": dataset_label(config, val), "backbone": config.model.backbone}
+        run_id = create_run(uri, config.tracking.experiment, name, params=flatten(config), tags=tags)
+    create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    return StagedRun(config, folder, uri, run_id)
+
+
+def reopen_staged(name: str, output: str, overrides: Mapping[str, object]) -> StagedRun | None:
+    """Take up a multi-stage run that was interrupted; None if there is no run of that name and kind.
+
+    Raises:
+        ConfigError: it is finished, or an option may not change.
+    """
+    folder = Path(absolute(output, "output", True)) / "runs" / name
+    if not (folder / "config.yaml").is_file():
+        return None
+    config = build_config(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    if not is_staged(config):
+        return None
+    for key in overrides:
+        if not key.startswith(("distributed.", "output")):
+            raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
+    note = read_note(folder)
+    if note["finished"]:
+        raise ConfigError(f"run {name} is finished; start a new one under another --name")
+    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
+    if run_id:
+        reopen_run(uri, run_id)
+    workers = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
+    return StagedRun(config, folder, uri, run_id, workers)
+
+
+def conduct_stages(
+    run: StagedRun,
+    resources: Mapping[str, float],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Run what is left of the stages on the initialised Ray cluster.
+
+    Args:
+        run: what `prepare_staged` or `reopen_staged` gave.
+        resources: total resources of the cluster.
+        progress: called with the labelled and all images of the labelling.
+
+    Returns:
+        The second stage's outcome.
+
+    Raises:
+        ConfigError, RunFailedError, RuntimeError: a stage could not start or failed.
+        KeyboardInterrupt: it was stopped; the tracking runs are marked KILLED.
+    """
+    status: Status = "FAILED"
+    with sole_driver(run.folder):
+        try:
+            outcome = _stages(run, dict(resources), progress)
+            mark_finished(run.folder)
+            status = "FINISHED"
+            return outcome
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if run.run_id:
+                finish_run(run.tracking_uri, run.run_id, status)
+
+
+def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int, int], None]) -> Outcome:
+    config, name = run.config, run.folder.name
+    if config.stage_one.run:
+        first = Path(config.stage_one.run)
+    else:
+        log.info("stage one: CoSA on image tags (recipe %s)", config.stage_one.recipe)
+        first = _stage(run, ONE, stage_one_config(config, name), resources).folder
+    log.info("pseudo-masks of the training images")
+    labelled = run_labelling(
+        first,
+        f"{name}-{MASKS}",
+        config.pseudo_masks,
+        resources,
+        parent_run_id=run.run_id,
+        progress=progress,
+    )
+    log.info("pseudo-masks: %s", json.dumps({key: labelled.quality[key] for key in ("miou", "ignored")}))
+    log.info("stage two: segmenter on the pseudo-masks")
+    outcome = _stage(run, TWO, stage_two_config(config, name, labelled.shards), resources)
+    _record(run, first, labelled.quality, outcome)
+    return outcome
+
+
+def _stage(run: StagedRun, stage: str, config: RunConfig, resources: dict[str, float]) -> Outcome:
+    """Train one stage: from the start, from where it was, or not at all if it is finished."""
+    folder = run.folder.with_name(f"{run.folder.name}-{stage}")
+    if not folder.is_dir():
+        return launch(prepare_run(config, run.run_id), resources)
+    note = read_note(folder)
+    if note["finished"]:
+        log.info("%s is finished", folder.name)
+        return Outcome(folder, str(note["tracking_uri"]), str(note["run_id"]), read_reports(folder))
+    return launch(reopen(folder.name, config.output, run.workers), resources)
+
+
+def _record(run: StagedRun, first: Path, quality: dict[str, Any], outcome: Outcome) -> None:
+    """Give the parent run the three numbers that belong together."""
+
+    def best(reports: Mapping[str, Any]) -> float | None:
+        return max((report.miou("unfiltered") or 0.0 for report in reports.values()), default=None)
+
+    numbers = {
+        "stage_one/miou_unfiltered": best(read_reports(first)),
+        "pseudo_masks/miou": quality["miou"],
+        "pseudo_masks/ignored": quality["ignored"],
+        "stage_two/miou_unfiltered": best(outcome.reports),
+    }
+    tracker = open_tracker(run.folder, run.tracking_uri, run.run_id)
+    tracker.log_metrics({key: value for key, value in numbers.items() if value is not None}, 0)
+    tracker.close("FINISHED")
+
+
+def stages_yaml(config: RunConfig) -> str:
+    """The resolved configurations of both trained stages as one YAML text with two documents."""
+    name = config.name or config.recipe
+    if config.stage_one.run:
+        return to_yaml(config)
+    return f"{to_yaml(stage_one_config(config, name))}---\n{to_yaml(config)}"

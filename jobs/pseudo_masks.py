@@ -1,0 +1,86 @@
+"""Label a trained run's training images: `python jobs/pseudo_masks.py RUN [--pseudo_masks.a VALUE ...]`.
+
+Makes Arrow shards with pseudo-masks in the training split (`outputs/runs/NAME-pseudo-masks/shards`), and says
+how good the masks are where the true ones are known. Works through Ray on all CPUs or GPUs; the same command
+continues an interrupted labelling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cosa_dist.config.command_line import run_job
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import nested, parse_overrides
+from cosa_dist.config.options import options
+from cosa_dist.config.stages import PseudoMaskConfig
+
+SECTION = "pseudo_masks"
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Label, and print the quality."""
+    overrides = parse_overrides(rest)
+    for key in overrides:
+        if not key.startswith(f"{SECTION}."):
+            raise ConfigError(f"--{key}: a labelling takes options of {SECTION} only")
+    masks = PseudoMaskConfig(**nested(overrides).get(SECTION, {}))
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.labelling_run import run_labelling
+
+    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ray_cluster() as resources, Progress(*columns) as bar:
+        task = bar.add_task("")
+        outcome = run_labelling(
+            arguments.run.resolve(),
+            arguments.name or f"{arguments.run.resolve().name}-pseudo-masks",
+            masks,
+            resources,
+            checkpoint=arguments.checkpoint,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(quality_text(outcome.quality))
+    print(f"shards  {outcome.shards}")
+    if outcome.images_per_second:
+        print(f"speed   {outcome.images_per_second:.2f} images/s")
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """The masks' quality as a few lines for the terminal."""
+    lines = [f"{quality['images']} images, {quality['ignored']:.2f} % of the pixels ignored"]
+    if quality["miou"] is not None:
+        lines += [f"  {name:<16} {iou:6.2f}" for name, iou in quality["iou"].items() if iou is not None]
+        lines.append(
+            f"mIoU {quality['miou']:.2f} over the pixels that are not ignored, tags used (true_labels), "
+            f"{quality['images_with_truth']} images with true masks"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 1 the labelling failed, 2 it could not start."""
+    known = "\n".join(
+        f"  --{option.key} ({option.kind} = {option.default})\n        {option.meaning}"
+        for option in options()
+        if option.key.startswith(f"{SECTION}.")
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"options (YAML values):\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="folder of the trained run")
+    parser.add_argument("--checkpoint", default="best", help="newest, best or a step number")
+    parser.add_argument("--name", default="", help="name of the labelling (default: the run's -pseudo-masks)")
+    return run_job(parser, run, what="labelling", next_step="the same command continues")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
