@@ -64,11 +64,16 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     return {"recipe": path.stem, **read_yaml(path)}
 
 
+VALUES = ("backbone_options", "options")
+"""options that are mappings themselves: a later one replaces an earlier one"""
+
+
 def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `extra` on top, section by section."""
     merged = dict(base)
     for key, value in extra.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+        both_sections = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        if both_sections and key not in VALUES:
             merged[key] = merge(merged[key], value)
         else:
             merged[key] = value

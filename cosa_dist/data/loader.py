@@ -107,8 +107,8 @@ class TrainingLoader:
         self._steps = range(start_step, stop_step)
         self._batches_per_step = global_batch_size // world_size // micro
         self._processes = LoaderProcesses(num_workers, pin_memory, multiprocessing_context)
-        views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "seed": seed, "masks": masks}
-        make = partial(training_batch, source=_named(split), **views)
+        views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "masks": masks}
+        make = partial(training_batch, source=_named(split), seed=seed, **views)
         self._source: Keyed | Streamed
         self._keys: _Positions | None = None
         if isinstance(split, StreamingSplit):

@@ -20,7 +20,7 @@ from cosa_dist.model.backbone_base import Backbone
 from cosa_dist.model.network import NetworkOutput, freeze_position_embedding
 from cosa_dist.model.weights import load_backbone_file, parse_weight_source
 
-GROUPS = 32
+CHANNELS_OF_A_GROUP = 16
 
 
 class Segmenter(nn.Module):
@@ -72,10 +72,14 @@ def image_logits(segmentation: Tensor) -> Tensor:
 
 
 def use_group_norm(module: nn.Module) -> None:
-    """Replace every batch norm inside `module` by a group norm of at most 32 groups."""
+    """Replace every batch norm inside `module` by a group norm.
+
+    Groups have 16 channels (all, if there are fewer): the pooled map of one cell must not be normed away.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            groups = math.gcd(GROUPS, child.num_features)
+            groups = max(1, child.num_features // CHANNELS_OF_A_GROUP)
+            groups = math.gcd(groups, child.num_features)
             setattr(module, name, nn.GroupNorm(groups, child.num_features))
         else:
             use_group_norm(child)

@@ -7,7 +7,8 @@ from torch import nn
 
 from cosa_dist.config.method import OptimizerConfig
 
-NOT_DECAYED = ("norm", "pos_embed", "relative_position_bias_table")
+NOT_DECAYED = ("pos_embed", "relative_position_bias_table")
+"""beside everything of one dimension: norms and biases"""
 
 
 def build_optimizer(
