@@ -19,7 +19,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMMAND_DEADLINE = 60.0
 # Jobs inherit the environment they are submitted from; torch and Ray have left their marks in a test's own.
 KEPT = ("HOME", "USER", "LOGNAME", "LANG", "OMP_NUM_THREADS")
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+TWO_NODES = ("--nodes=2", "--cpus-per-task=2")
 
 
 class CommandError(RuntimeError):
@@ -51,6 +52,8 @@ class JobState:
 
     state: str
     exit_code: int
+    restarts: int = 0
+    """how often SLURM has started it again"""
 
     @property
     def ended(self) -> bool:
@@ -90,13 +93,18 @@ class Cluster:
             raise CommandError(f"{' '.join(words)}: {process.stderr.strip()}")
         return process.stdout.strip()
 
-    def submit(self, *words: str, **variables: str) -> str:
-        """Submit slurm/cosa.sh to both nodes with options for jobs/train.py; returns the job's number."""
-        sizes = ("--nodes=2", "--cpus-per-task=2")
-        script = ("sbatch", "--parsable", *sizes, "slurm/cosa.sh")
+    def submit(
+        self, *words: str, script: str = "cosa.sh", sbatch: tuple[str, ...] = TWO_NODES, **variables: str
+    ) -> str:
+        """Submit a script of slurm/, to both nodes, with options for its program; returns the job's number."""
+        command = ("sbatch", "--parsable", *sbatch, f"slurm/{script}")
         # This checkout, whichever the interpreter has installed; and patience, as the machine may be busy.
         ours = {"COSA_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT), "COSA_WAIT": "900"}
-        return self.command(*script, *words, **ours, **variables)
+        return self.command(*command, *words, **ours, **variables)
+
+    def number(self, task: str) -> str:
+        """Number of an array's task (ARRAY_TASK) as a job of its own."""
+        return re.findall(r"JobId=(\d+)", self.command("scontrol", "show", "job", task, "-o"))[0]
 
     def log(self, job: str) -> str:
         """What a job has said so far."""
@@ -113,7 +121,7 @@ class Cluster:
         """How a job stands."""
         text = self.command("scontrol", "show", "job", job, "-o")
         fields = dict(re.findall(r"(\w+)=(\S+)", text))
-        return JobState(fields["JobState"], int(fields["ExitCode"].split(":")[0]))
+        return JobState(fields["JobState"], int(fields["ExitCode"].split(":")[0]), int(fields["Restarts"]))
 
     def await_end(self, job: str, seconds: float) -> JobState:
         """Wait until a job has ended and SLURM has cleaned up behind it.

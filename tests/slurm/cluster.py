@@ -61,8 +61,8 @@ def _start_munge(record: Record) -> None:
     wait_until(places["socket"].exists, DEADLINE, lambda: f"munged did not start: {log.read_text()}")
 
 
-def _start_node(record: Record, network: str, k: int) -> None:
-    """Node k: a network namespace with a cable to the bridge, and the node's process 1 inside."""
+def _connect_node(record: Record, network: str, k: int) -> None:
+    """Give node k a network namespace with a cable to the bridge, and a folder for its /tmp."""
     name, node = record.name, record.nodes[k - 1]
     _do("ip", "netns", "add", node)
     _do("ip", "link", "add", f"{name}v{k}", "type", "veth", "peer", "name", "eth0", "netns", node)
@@ -71,11 +71,26 @@ def _start_node(record: Record, network: str, k: int) -> None:
     _do("ip", "-n", node, "link", "set", "eth0", "up")
     (record.base / "tmp" / node).mkdir(parents=True)
     (record.base / "tmp" / node).chmod(0o1777)
+
+
+def _boot_node(record: Record, k: int) -> None:
+    """Start node k's process 1 in its namespaces."""
+    node = record.nodes[k - 1]
     own = ("-m", "-u", "-i", "-p", "-f", "--mount-proc", "--propagation", "private", "--kill-child=KILL")
     script = ("bash", str(Path(__file__).with_name("node.sh")), str(record.base), node, *shared_folders())
     pid = record.start(f"{node}.out", "nsenter", f"--net=/run/netns/{node}", "unshare", *own, *script)
-    record.holders.append(pid)
+    record.holders[k - 1 : k] = [pid]
     record.write()
+
+
+def lose_node(name: str, k: int) -> None:
+    """Let node k of a cluster go down at once, with all that runs on it; its /tmp stays, as on a disk."""
+    Process.of(Record.read(name).holders[k - 1]).kill()
+
+
+def return_node(name: str, k: int) -> None:
+    """Start node k again."""
+    _boot_node(Record.read(name), k)
 
 
 def up(name: str, nodes: int = 2, cpus: int = 4, kill_wait: int = 30) -> Cluster:
@@ -112,7 +127,8 @@ def up(name: str, nodes: int = 2, cpus: int = 4, kill_wait: int = 30) -> Cluster
         _start_munge(record)
         record.start("slurmctld.out", "slurmctld", "-D", "-c")
         for k in range(1, nodes + 1):
-            _start_node(record, network, k)
+            _connect_node(record, network, k)
+            _boot_node(record, k)
         _await_nodes(Cluster(name), names)
     except BaseException:
         down(name)

@@ -30,7 +30,7 @@ def cluster() -> Iterator[Cluster]:
     name = f"t{os.getpid()}"
     cluster = up(name, nodes=2)
     try:
-        for part in ("slurm", "jobs", "cosa_dist", "pyproject.toml"):
+        for part in ("slurm", "jobs", "sweeps", "cosa_dist", "pyproject.toml"):
             (cluster.work / part).symlink_to(PROJECT / part)
         yield cluster
     finally:

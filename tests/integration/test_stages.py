@@ -1,0 +1,125 @@
+"""Both stages in one run: killed inside and between them and resumed, it equals its undisturbed twin."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cosa_dist.config.loading import build_config, merge, read_recipe, to_yaml
+from cosa_dist.data.shards import open_split
+from cosa_dist.distributed.preparation import read_note
+from cosa_dist.distributed.stages import stage_one_config
+from cosa_dist.tracking.leaderboard import leaderboard
+from cosa_dist.tracking.leaderboard_views import read_runs
+from cosa_dist.tracking.mlflow_client import connect
+from tests.integration.small_run import make_shards
+from tests.integration.test_streaming_run import PROJECT, running
+
+STEPS = 200
+PATIENCE = 400.0
+
+
+def chain(shards: Path, output: Path, name: str, **sections):
+    place = {
+        "output": str(output),
+        "name": name,
+        "data": {"shards": str(shards)},
+        "stage_one": {
+            "recipe": "tiny",
+            "options": {"training.steps": STEPS, "training.checkpoint_every": 50},
+        },
+        "training": {"steps": STEPS, "checkpoint_every": 50},
+        "distributed": {"workers": 2, "cpus_per_worker": 1},
+    }
+    return build_config(merge(merge(read_recipe("tiny_ms"), place), sections))
+
+
+def test_the_first_stage_works_on_the_data_and_with_the_seed_of_the_whole(tmp_path):
+    config = chain(tmp_path / "s", tmp_path, "whole", seed=5, data={"label": "mine", "crop_size": 64})
+    first = stage_one_config(config, "whole")
+    assert (first.kind, first.seed, first.name) == ("cosa", 5, "whole-stage-one")
+    assert (first.data.shards, first.data.label) == (config.data.shards, "mine")
+    assert first.data.crop_size == 32, "its own recipe's crop"
+    assert first.training.steps == STEPS
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(PROJECT / "jobs" / "train.py"), *words]
+
+
+def finish(arguments: list[str]) -> None:
+    done = subprocess.run(arguments, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout.decode()[-2000:] + done.stderr.decode()[-2000:]
+
+
+def kill_when(there: Callable[[], bool], arguments: list[str], log: Path) -> None:
+    """Run a command and kill it as soon as something is there."""
+    with running(arguments, log) as driver:
+        deadline = time.monotonic() + PATIENCE
+        while not there():
+            assert driver.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_run_killed_in_and_between_its_stages_equals_its_twin(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    for name in ("twin", "broken"):
+        (tmp_path / f"{name}.yaml").write_text(to_yaml(chain(shards, tmp_path, name)), encoding="utf-8")
+    runs = tmp_path / "runs"
+    finish(command("--config", str(tmp_path / "twin.yaml")))
+
+    start = command("--config", str(tmp_path / "broken.yaml"))
+    resume = command("--resume", "broken", "--output", str(tmp_path))
+    one, two = (runs / f"broken-{stage}" / "checkpoints" for stage in ("stage-one", "stage-two"))
+    masks = runs / "broken-pseudo-masks"
+    log = tmp_path / "broken.log"
+    kill_when((one / "step-00000050").is_dir, start, log)
+    assert not (one / f"step-{STEPS:08d}").exists()
+    kill_when(lambda: any(masks.glob(".shards.partial/*/*.json")), resume, log)
+    assert not (masks / "shards").exists()
+    kill_when((two / "step-00000050").is_dir, resume, log)
+    assert not (two / f"step-{STEPS:08d}").exists()
+    finish(resume)
+
+    for stage in ("stage-one", "stage-two"):
+        for network in ("online", "assignment"):
+            place = Path("checkpoints", f"step-{STEPS:08d}", f"{network}.safetensors")
+            expected = load_file(runs / f"twin-{stage}" / place)
+            for key, value in load_file(runs / f"broken-{stage}" / place).items():
+                assert torch.equal(value, expected[key]), (stage, key)
+    made = [open_split(runs / f"{name}-pseudo-masks" / "shards", "train") for name in ("twin", "broken")]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[0].mask_count == made[0].size == 24
+    assert open_split(masks / "shards", "val").fingerprint == open_split(shards, "val").fingerprint
+    quality = json.loads((masks / "shards" / "quality.json").read_text(encoding="utf-8"))
+    assert quality["images"] == quality["images_with_truth"] == 24
+
+    note = read_note(runs / "broken")
+    assert note["finished"]
+    client = connect(str(note["tracking_uri"]))
+    parent = client.get_run(str(note["run_id"]))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["pseudo_masks/miou"] == pytest.approx(quality["miou"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert sorted(run.data.tags["kind"] for run in children) == ["cosa", "pseudo_masks", "segmenter"]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    tables = leaderboard(read_runs(str(note["tracking_uri"])), with_published=False)
+    titles = {table.title for table in tables}
+    assert {"synthetic val, unfiltered", "synthetic train, pseudo_masks"} <= titles
+
+    refused = subprocess.run(resume, capture_output=True, timeout=PATIENCE, check=False)
+    assert refused.returncode == 2
+    assert b"is finished" in refused.stderr

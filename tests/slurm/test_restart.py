@@ -1,0 +1,169 @@
+"""Jobs that SLURM ends early and starts again: the same run goes on, and its record has no seam."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from cosa_dist.distributed.chaos_run import last_step, tracked
+from tests.slurm.client import Cluster, JobState, wait_until
+from tests.slurm.cluster import lose_node, return_node
+from tests.slurm.test_cosa_job import DEADLINE, assert_nothing_is_left
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+STEPS = 400
+LONG = ("--training.steps", str(STEPS), "--training.checkpoint_every", "10")
+
+
+def await_step(cluster: Cluster, job: str, folder: Path, step: int) -> None:
+    """Wait until a run's own record shows a step, or the job has ended."""
+
+    def reached() -> bool:
+        return (folder.is_dir() and last_step(folder) >= step) or cluster.state(job).ended
+
+    wait_until(reached, DEADLINE, lambda: cluster.story(job))
+    assert not cluster.state(job).ended, cluster.story(job)
+
+
+def recovery(cluster: Cluster, job: str, folder: Path, what: str) -> Callable[[], None]:
+    """Start a watch; what is returned waits for the next step after now and prints the time."""
+    started, step = time.monotonic(), last_step(folder)
+
+    def watch() -> None:
+        await_step(cluster, job, folder, step + 1)
+        print(f"\n{what}: {time.monotonic() - started:.0f} s to the next step")
+
+    return watch
+
+
+def tracking_run(folder: Path) -> Run:
+    """A run's record in the tracking store."""
+    note = json.loads((folder / "run.json").read_text())
+    return MlflowClient(note["tracking_uri"]).get_run(note["run_id"])
+
+
+def assert_one_whole_run(folder: Path, steps: int) -> None:
+    """The run has ended well; the store has it once, and every step of it once."""
+    note = json.loads((folder / "run.json").read_text())
+    run = tracking_run(folder)
+    assert note["finished"]
+    assert run.info.status == "FINISHED"
+    history = tracked(note["tracking_uri"], note["run_id"])["train/total"]
+    assert [step for step, _ in history] == list(range(1, steps + 1))
+    client = MlflowClient(note["tracking_uri"])
+    same = client.search_runs([run.info.experiment_id], f"attributes.run_name = '{folder.name}'")
+    assert len(same) == 1
+
+
+def test_a_warned_job_saves_and_goes_on_when_slurm_starts_it_again(
+    cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No name is given: it comes from the job's number."""
+    job = cluster.submit("--recipe", "demo", *options, *LONG)
+    folder = cluster.work / "outputs" / "runs" / f"slurm-{job}"
+    await_step(cluster, job, folder, 20)
+    watch = recovery(cluster, job, folder, "warning and requeue")
+    cluster.command("scancel", "--batch", "--signal=USR1", job)
+    with capsys.disabled():
+        watch()
+    assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
+    log = cluster.log(job)
+    assert "warned by SLURM" in log
+    (saved,) = re.findall(r"stopped as asked after step (\d+)", log) or [""]
+    assert f"continuing from step-{int(saved):08d} on 2 worker(s)" in log
+    assert f"run slurm-{job}, start 2 of job {job}" in log
+    assert_one_whole_run(folder, STEPS)
+    assert_nothing_is_left(cluster)
+
+
+def test_a_job_that_lost_a_node_is_started_again_and_goes_on(
+    cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = cluster.submit("--recipe", "demo", *options, *LONG, "--name", "robbed")
+    folder = cluster.work / "outputs" / "runs" / "robbed"
+    await_step(cluster, job, folder, 20)
+    watch = recovery(cluster, job, folder, "lost node and requeue")
+    lose_node(cluster.name, 2)
+    wait_until(
+        lambda: cluster.state(job).restarts == 1 or cluster.state(job).ended,
+        DEADLINE,
+        lambda: cluster.story(job),
+    )
+    return_node(cluster.name, 2)
+    with capsys.disabled():
+        watch()
+    assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
+    assert re.search(r"continuing from step-\d+0 on 2 worker", cluster.log(job))
+    assert_one_whole_run(folder, STEPS)
+    assert_nothing_is_left(cluster)
+
+
+def test_an_elastic_job_outlives_a_lost_node(
+    cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    elastic = ("--distributed.workers", "[1, 2]", "--distributed.max_failures", "9")
+    sbatch = ("--nodes=2", "--cpus-per-task=2", "--no-kill")
+    job = cluster.submit("--recipe", "demo", *options, *LONG, *elastic, "--name", "smaller", sbatch=sbatch)
+    folder = cluster.work / "outputs" / "runs" / "smaller"
+    await_step(cluster, job, folder, 20)
+    watch = recovery(cluster, job, folder, "lost node, elastic workers")
+    lose_node(cluster.name, 2)
+    try:
+        with capsys.disabled():
+            watch()
+        assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 0), cluster.story(job)
+    finally:
+        return_node(cluster.name, 2)
+    assert re.search(r"continuing from step-\d+0 on 1 worker", cluster.log(job))
+    assert_one_whole_run(folder, STEPS)
+
+
+def test_an_array_trains_a_seed_a_task_side_by_side(cluster: Cluster, options: tuple[str, ...]) -> None:
+    sbatch = ("--array=0-1", "--nodes=1", "--cpus-per-task=2")
+    array = cluster.submit("--recipe", "demo", *options, "--name", "seeds", sbatch=sbatch)
+    jobs = [cluster.number(f"{array}_{task}") for task in (0, 1)]
+    together = False
+
+    def ended() -> bool:
+        nonlocal together
+        states = [cluster.state(job) for job in jobs]
+        together = together or all(state.state == "RUNNING" for state in states)
+        return all(state.ended for state in states)
+
+    wait_until(ended, DEADLINE, lambda: "".join(map(cluster.story, jobs)))
+    assert together
+    for task, job in enumerate(jobs):
+        assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0), cluster.story(job)
+        folder = cluster.work / "outputs" / "runs" / f"seeds-s{task}"
+        assert_one_whole_run(folder, 3)
+        assert tracking_run(folder).data.params["seed"] == str(task)
+
+
+def test_a_warned_sweep_goes_on_when_slurm_starts_it_again(
+    cluster: Cluster, options: tuple[str, ...]
+) -> None:
+    """Its two trials run at once, one on each node, and both go on."""
+    (cluster.work / "space.yaml").write_text("losses.cam_to_seg: {grid: [0.1, 0.5]}\n")
+    words = ("--space", "space.yaml", "--scheduler", "none", "--name", "sweep")
+    job = cluster.submit(*words, "--recipe", "demo", *options, *LONG, script="sweep.sh")
+    runs = cluster.work / "outputs" / "runs"
+
+    def trials() -> list[Path]:
+        return [path for path in runs.glob("sweep-*") if last_step(path) >= 10]
+
+    wait_until(lambda: len(trials()) == 2 or cluster.state(job).ended, DEADLINE, lambda: cluster.story(job))
+    cluster.command("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
+    assert len(trials()) == 2
+    assert cluster.log(job).count("continuing from step-") == 2
+    for folder in trials():
+        assert_one_whole_run(folder, STEPS)
+    assert (cluster.work / "outputs" / "sweeps" / "sweep" / "best.yaml").is_file()
+    assert_nothing_is_left(cluster)
