@@ -73,7 +73,12 @@ def configuration(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
         overrides.setdefault("training.precision", "fp32")
     if not arguments.recipe and not arguments.config:
         raise ConfigError("name a run: --recipe voc_released, or --config FILE")
-    return load_config(arguments.recipe, arguments.config, overrides)
+    config = load_config(arguments.recipe, arguments.config, overrides)
+    if config.kind == "segmenter":
+        raise ConfigError(
+            "kind segmenter: a benchmark measures CoSA's steps; name the recipe of a first stage"
+        )
+    return config
 
 
 def measure(arguments: argparse.Namespace, config: RunConfig) -> Report:

@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if arguments.device == "auto" else arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
+    if arguments.control and config.kind == "segmenter":
+        raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
     data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})
     split = open_reading(data, arguments.split or config.data.val_split)
     how: dict[str, Any] = {

@@ -14,9 +14,8 @@ from typing import Any
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import nested, parse_overrides
+from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.config.options import options
-from cosa_dist.config.stages import PseudoMaskConfig
 
 SECTION = "pseudo_masks"
 
@@ -27,13 +26,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     for key in overrides:
         if not key.startswith(f"{SECTION}."):
             raise ConfigError(f"--{key}: a labelling takes options of {SECTION} only")
-    masks = PseudoMaskConfig(**nested(overrides).get(SECTION, {}))
+    masks = load_config(overrides=overrides).pseudo_masks
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.labelling_run import run_labelling
+    from cosa_dist.distributed.labelling_run import run_labelling, trained_config
 
+    trained_config(arguments.run)
     columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ray_cluster() as resources, Progress(*columns) as bar:
         task = bar.add_task("")

@@ -22,6 +22,8 @@ PROTOCOLS = (
     "true_labels_crf",
     "pseudo_masks",
 )
+PARENTS = ("sweep", "stages")
+"""kinds of runs that hold others and have no result of their own"""
 CAM_CONTROL = "predicted_labels (CAM control)"
 SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
 TRAINING_SECONDS = "final/training_seconds"
@@ -73,6 +75,15 @@ class Row:
     source: str = ""
     hardware: str = ""
     digest: str = ""
+    supervision: str = ""
+    """what it learned from: image tags, pseudo-masks or true masks"""
+
+    @property
+    def note(self) -> str:
+        """What sets a run apart from CoSA on image tags; empty for that."""
+        if self.kind == "control":
+            return "control"
+        return "" if self.supervision in ("", "image tags") else self.supervision
 
     @property
     def published(self) -> bool:
@@ -159,7 +170,7 @@ def rows_of(run: RunRecord) -> list[Row]:
 
 def without_result(runs: Iterable[RunRecord]) -> list[RunRecord]:
     """Runs that are in no table because they have no final metrics (yet)."""
-    return [run for run in runs if not rows_of(run)]
+    return [run for run in runs if not rows_of(run) and run.tags.get("kind") not in PARENTS]
 
 
 def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
@@ -186,6 +197,7 @@ def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
         source=run.experiment,
         hardware=_hardware(tags),
         digest=run.digest,
+        supervision=tags.get("supervision", ""),
     )
 
 

@@ -33,7 +33,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "time": lambda row: duration(row.seconds),
     "hardware": lambda row: row.hardware,
     "commit": lambda row: row.commit,
-    "status": lambda row: f"{row.status} ({row.kind})" if row.kind == "control" else row.status,
+    "status": lambda row: f"{row.status} ({row.note})" if row.note else row.status,
 }
 
 
