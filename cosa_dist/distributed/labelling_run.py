@@ -17,7 +17,7 @@ from cosa_dist.data.description import describe_split
 from cosa_dist.data.loader import EvaluationLoader
 from cosa_dist.data.reading import open_reading
 from cosa_dist.data.samples import EvalSample
-from cosa_dist.distributed.interruption import sole_driver
+from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.labelling import QUALITY, LabellingOutcome, label_split, labelling_task
 from cosa_dist.distributed.launch import read_reports
 from cosa_dist.distributed.preparation import dataset_label, mark_finished, read_note, write_note
@@ -26,6 +26,7 @@ from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
 from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, open_tracker, reopen_run
 from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.tracker import Status
 from cosa_dist.training.checkpoint import find_checkpoint
 
 SHARDS = "shards"
@@ -87,6 +88,7 @@ def run_labelling(
         ConfigError: no trained run, or the folder belongs to another labelling.
         DataError, CheckpointError: something cannot be read.
         RuntimeError: a worker failed.
+        KeyboardInterrupt: it was stopped; the shards that are finished stay.
     """
     config = trained_config(run)
     folder = run.parent / name
@@ -105,7 +107,8 @@ def run_labelling(
         run_id = _tracking_run(task, config, name, parent_run_id)
         uri = str(read_note(run)["tracking_uri"])
         write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
-    with sole_driver(folder):
+    with sole_driver(folder), listening_to_signals(folder):
+        (folder / STOP).unlink(missing_ok=True)
         return _label(task, config, folder, resources, progress)
 
 
@@ -121,14 +124,20 @@ def _label(
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     if run_id:
         reopen_run(uri, run_id)
-    finished = False
+    status: Status = "FAILED"
+
+    def labelled(done: int, total: int) -> None:
+        progress(done, total)
+        if (folder / STOP).exists():
+            raise RunStoppedError(f"stopped as asked after {done} of {total} images")
+
     try:
         shards = folder / SHARDS
         if shards.is_dir():  # killed between the last shard and the note
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
             outcome = LabellingOutcome(shards, quality, 0.0)
         else:
-            outcome = label_split(task, config, shards, resources, progress)
+            outcome = label_split(task, config, shards, resources, labelled)
         tracker = open_tracker(folder, uri, run_id)
         tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
         for picture in _pictures(task, config, folder / "pictures"):
@@ -136,11 +145,14 @@ def _label(
         tracker.log_artifact(outcome.shards / QUALITY)
         tracker.close("FINISHED")
         mark_finished(folder)
-        finished = True
+        status = "FINISHED"
         return outcome
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
-        if run_id and not finished:
-            finish_run(uri, run_id, "FAILED")
+        if run_id and status != "FINISHED":
+            finish_run(uri, run_id, status)
 
 
 def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]:

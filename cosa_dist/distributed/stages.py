@@ -20,7 +20,7 @@ from cosa_dist.config.loading import build_config, load_config, merge, read_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading import check_reading
-from cosa_dist.distributed.interruption import sole_driver
+from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.labelling_run import run_labelling
 from cosa_dist.distributed.launch import Outcome, launch, read_reports
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
@@ -167,7 +167,8 @@ def conduct_stages(
         KeyboardInterrupt: it was stopped; the tracking runs are marked KILLED.
     """
     status: Status = "FAILED"
-    with sole_driver(run.folder):
+    with sole_driver(run.folder), listening_to_signals(run.folder):
+        (run.folder / STOP).unlink(missing_ok=True)
         try:
             outcome = _stages(run, dict(resources), progress)
             mark_finished(run.folder)
@@ -188,6 +189,7 @@ def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int
     else:
         log.info("stage one: CoSA on image tags (recipe %s)", config.stage_one.recipe)
         first = _stage(run, ONE, stage_one_config(config, name), resources).folder
+    _heed_stop(run)
     log.info("pseudo-masks of the training images")
     labelled = run_labelling(
         first,
@@ -198,10 +200,17 @@ def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int
         progress=progress,
     )
     log.info("pseudo-masks: %s", json.dumps({key: labelled.quality[key] for key in ("miou", "ignored")}))
+    _heed_stop(run)
     log.info("stage two: segmenter on the pseudo-masks")
     outcome = _stage(run, TWO, stage_two_config(config, name, labelled.shards), resources)
     _record(run, first, labelled.quality, outcome)
     return outcome
+
+
+def _heed_stop(run: StagedRun) -> None:
+    """Stop between two stages if a signal asked for it."""
+    if (run.folder / STOP).exists():
+        raise RunStoppedError("stopped as asked between two stages")
 
 
 def _stage(run: StagedRun, stage: str, config: RunConfig, resources: dict[str, float]) -> Outcome:

@@ -27,7 +27,6 @@ def move_towards(assignment: nn.Module, online: nn.Module, momentum: float) -> N
     """
     own = [parameter.data for parameter in assignment.parameters()]
     other = [parameter.data for parameter in online.parameters()]
-    torch._foreach_mul_(own, momentum)
-    torch._foreach_add_(own, other, alpha=1.0 - momentum)
+    torch._foreach_lerp_(own, other, 1.0 - momentum)
     for buffer, source in zip(assignment.buffers(), online.buffers(), strict=True):
         buffer.copy_(source)

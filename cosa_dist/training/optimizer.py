@@ -51,7 +51,7 @@ def build_optimizer(
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=True,
     )
 
 

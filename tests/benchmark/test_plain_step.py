@@ -38,7 +38,7 @@ def test_the_plain_step_leaves_the_switches_as_they_were():
     work = prepare(tiny_config(), CPU)
     plain_step(work.state, generated_batch(4, 32, 20))
     assert all(block.attn.fused_attn for block in work.state.online.backbone.model.blocks)
-    assert all(group["foreach"] for group in work.state.optimizer.param_groups)
+    assert all(group["fused"] for group in work.state.optimizer.param_groups)
     assert work.state.step == 1
 
 
