@@ -33,13 +33,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.labelling_run import run_labelling, trained_config
 
-    trained_config(arguments.run)
+    trained = arguments.run.resolve()
+    trained_config(trained)
     columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ray_cluster() as resources, Progress(*columns) as bar:
         task = bar.add_task("")
         outcome = run_labelling(
-            arguments.run.resolve(),
-            arguments.name or f"{arguments.run.resolve().name}-pseudo-masks",
+            trained,
+            trained.with_name(arguments.name or f"{trained.name}-pseudo-masks"),
             masks,
             resources,
             checkpoint=arguments.checkpoint,

@@ -1,8 +1,9 @@
 """Train one CoSA run: `python jobs/train.py --recipe voc_mini --data.shards SHARDS [--a.b VALUE ...]`.
 
 The same command runs on a laptop, as `ray job submit --working-dir . -- python jobs/train.py ...` on a Ray
-cluster, and inside `slurm/cosa.sh`. `--resume NAME` continues an interrupted run, `--print-config` shows
-the resolved configuration and stops.
+cluster, and inside `slurm/cosa.sh`. `--resume NAME` continues an interrupted run, and `--restarted` the one
+that an earlier start of the same command has begun, if any; `--print-config` shows the resolved configuration
+and stops.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.print_config:
         print(to_yaml(load_config(arguments.recipe, arguments.config, overrides)), end="")
         return
-    config = None
-    if not arguments.resume:
+    name, config = arguments.resume, None
+    if not name:
         config = load_config(arguments.recipe, arguments.config, overrides)
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
+    from cosa_dist.distributed.paths import run_folder, with_absolute_paths
+    from cosa_dist.distributed.preparation import PreparedRun, begun, prepare_run, read_note, reopen
     from cosa_dist.distributed.stages import (
         StagedRun,
         conduct_stages,
@@ -36,11 +38,16 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
     from cosa_dist.evaluation.report import as_text
 
+    if config is not None and arguments.restarted and begun(config):
+        if read_note(run_folder(with_absolute_paths(config)))["finished"]:
+            print(f"run {config.name} is finished already")
+            return
+        kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
+        name, overrides, config = config.name, {**kept, "output": config.output}, None
     prepared: PreparedRun | StagedRun
     if config is None:
         output = str(overrides.get("output", "outputs"))
-        staged = reopen_staged(arguments.resume, output, overrides)
-        prepared = staged or reopen(arguments.resume, output, overrides)
+        prepared = reopen_staged(name, output, overrides) or reopen(name, output, overrides)
     else:
         prepared = prepare_staged(config) if is_staged(config) else prepare_run(config)
     logging.info("run folder %s", prepared.folder)
@@ -60,6 +67,11 @@ def main() -> int:
     """Return the exit code: 0 done, 1 the run failed, 2 it could not start."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--resume", metavar="NAME", help="continue the interrupted run NAME")
+    parser.add_argument(
+        "--restarted",
+        action="store_true",
+        help="a scheduler starts the same command again: continue the run of this name if there is one",
+    )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )

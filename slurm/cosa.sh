@@ -2,8 +2,10 @@
 # One training run on N nodes. From the project's folder, which every node must see:
 #   sbatch slurm/cosa.sh --recipe voc_released --data.shards SHARDS
 #   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 slurm/cosa.sh --recipe coco_released --data.shards SHARDS
-# Everything after the script's name goes to jobs/train.py. The job ends with that program's exit code, or with 75
-# if the Ray cluster could not be started or was lost. More in docs/slurm.md.
+#   sbatch --array=0-2 slurm/cosa.sh --recipe voc_released --data.shards SHARDS    # the same with seeds 0, 1, 2
+# Everything after the script's name goes to jobs/train.py. Before its time limit and at a preemption the run saves,
+# and SLURM starts the job again, which goes on with the same run; the same after a lost node. The job ends with the
+# program's exit code, or with 75 if the Ray cluster could not be started or was lost. More in docs/slurm.md.
 #
 # ---- Settings a site must change: here, or on sbatch's command line, which wins -------------------
 #SBATCH --job-name=cosa
@@ -15,8 +17,12 @@
 # Most sites want a partition and an account as well:
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-# ---- Leave these: one Ray node per machine; a job that SLURM starts again appends to its log -------
+# With elastic workers (--distributed.workers "[4, 16]") a job may go on without a lost node:
+##SBATCH --no-kill
+# ---- Leave these: one Ray node per machine, a warning in time, and a job that may be started again and appends to its log
 #SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
 
@@ -28,43 +34,22 @@ set -euo pipefail
 # COSA_PYTHON     interpreter of the environment, on a file system every node sees; or a script that runs it in a container
 # COSA_INTERFACE  network interface between the nodes, such as ib0 (default: each node's first address)
 # COSA_TMP        node-local folder for Ray's sockets and logs and for temporary files (default: /tmp)
-# COSA_WAIT       seconds that all nodes have for joining
-if [ -n "${COSA_SETUP:-}" ]; then
-    [ -r "$COSA_SETUP" ] || { echo "cosa.sh: cannot read COSA_SETUP=$COSA_SETUP" >&2; exit 2; }
-    set +eu # sites' files are seldom written for these
-    source "$COSA_SETUP"
-    set -eu
-fi
+# COSA_WAIT       seconds that all nodes have for joining (default: 300)
+# COSA_GRACE      seconds after SLURM's warning in which the program has to save (default: 75, with a warning of 120)
+# COSA_RESTARTS   starts after which a job that lost its Ray cluster is given up (default: 10)
 export COSA_PROJECT=${COSA_PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}
-export COSA_PYTHON=${COSA_PYTHON:-$COSA_PROJECT/.venv/bin/python}
-export COSA_INTERFACE=${COSA_INTERFACE:-}
-export COSA_TMP=${COSA_TMP:-/tmp}
-export COSA_WAIT=${COSA_WAIT:-300}
-
-[ -f "$COSA_PROJECT/slurm/ray_cluster.sh" ] || {
-    echo "cosa.sh: no slurm/ray_cluster.sh in $COSA_PROJECT: submit from the project's folder, or set COSA_PROJECT" >&2
+[ -f "$COSA_PROJECT/slurm/job.sh" ] || {
+    echo "cosa.sh: no slurm/job.sh in $COSA_PROJECT: submit from the project's folder, or set COSA_PROJECT" >&2
     exit 2
 }
 cd "$COSA_PROJECT"
-source slurm/ray_cluster.sh
-
-prepare_job
-# A wrong option or recipe should not cost the start of a cluster.
-"$COSA_PYTHON" jobs/train.py "$@" --print-config >/dev/null || {
-    code=$?
-    echo "cosa.sh: jobs/train.py ended with $code"
-    exit "$code"
-}
-start_cluster
+source slurm/job.sh
 
 # One worker a GPU, or one a node on the CPU, unless the command line says otherwise.
-workers=(--distributed.workers "$cluster_gpus")
-[ "$cluster_gpus" -gt 0 ] || workers=(--distributed.workers "$SLURM_JOB_NUM_NODES")
-for word; do
-    case $word in --distributed.workers | --distributed.workers=*) workers=() ;; esac
-done
+choose_workers() {
+    local workers=$cluster_gpus
+    [ "$workers" -gt 0 ] || workers=$SLURM_JOB_NUM_NODES
+    given --distributed.workers "${options[@]}" || options+=(--distributed.workers "$workers")
+}
 
-code=0
-while_cluster_lives "$COSA_PYTHON" -u jobs/train.py "$@" "${workers[@]}" || code=$?
-echo "cosa.sh: jobs/train.py ended with $code"
-exit "$code"
+run_job jobs/train.py "$@"

@@ -64,7 +64,8 @@ start_cluster() {
     ulimit -n "$(ulimit -Hn)"
 
     say "starting Ray on $SLURM_JOB_NUM_NODES node(s), head at $RAY_ADDRESS, logs in $cluster_logs"
-    env -u TMPDIR srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
+    # --no-kill: whether the job outlives a lost node is sbatch's to say, not the step's.
+    env -u TMPDIR srun --overlap --no-kill --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
         --kill-on-bad-exit=0 --output="$cluster_logs/node-%n.log" --open-mode=append bash "$COSA_PROJECT/slurm/ray_cluster.sh" &
     cluster_step=$!
     local deadline=$((SECONDS + COSA_WAIT))
@@ -94,7 +95,7 @@ for setting in ENVIRONMENT.items(): print(*setting)')
     done <<<"$settings"
 }
 
-# Runs a command beside the cluster and returns its exit code, or 75 if the cluster ended first.
+# Runs a command beside the cluster and returns its exit code, or 75 if the cluster ended first; calls `every_second`.
 while_cluster_lives() {
     "$@" &
     cluster_driver=$!
@@ -107,6 +108,7 @@ while_cluster_lives() {
             cluster_driver=
             return 75
         fi
+        "${every_second:-:}"
         sleep 1
     done
     wait "$cluster_driver" || code=$?

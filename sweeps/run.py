@@ -5,8 +5,8 @@ whole Ray Train run; trials are child runs of the sweep in MLflow. `--search ran
 space (grids in full), `optuna` lets a tree-structured Parzen estimator choose them. `--scheduler asha`
 stops weak trials at their evaluations. `--warm-start` trains the loss warm-up once for all trials.
 `--resume NAME` goes on with a sweep that was interrupted at any moment; what is finished is not trained
-again. Ends with the table of trials, a page of plots and the best configuration as a YAML that
-`jobs/train.py --config` takes.
+again; `--restarted` does the same if an earlier start of the same command has begun one. Ends with the table
+of trials, a page of plots and the best configuration as a YAML that `jobs/train.py --config` takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from cosa_dist.config.ablation import is_ablation, read_ablation
 from cosa_dist.config.command_line import make_parser, run_job
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import load_config
+from cosa_dist.config.loading import load_config, to_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.paths import with_absolute_paths
 
@@ -88,14 +88,20 @@ def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Plan a sweep or read its plan, run it, print its outcome."""
-    from cosa_dist.distributed.sweep_plan import read_plan, sweep_folder, write_plan
+    from cosa_dist.distributed.sweep_plan import PLAN_FILE, read_plan, sweep_folder, write_plan
 
+    if arguments.print_config:
+        config = load_config(arguments.recipe, arguments.config, rest)
+        new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
+        print(to_yaml(config), end="")
+        return
     if arguments.resume:
         base = with_absolute_paths(
             load_config(None, None, rest).model_copy(update={"name": arguments.resume})
         )
-        plan = read_plan(sweep_folder(base))
-        fresh = False
+        plan, fresh = read_plan(sweep_folder(base)), False
+    elif arguments.restarted and (sweep_folder(named(arguments, rest)) / PLAN_FILE).is_file():
+        plan, fresh = read_plan(sweep_folder(named(arguments, rest))), False
     else:
         plan, fresh = new_plan(arguments, named(arguments, rest)), True
 
@@ -136,6 +142,14 @@ def main() -> int:
         "--warm-start", action="store_true", help="train the loss warm-up once for all trials"
     )
     parser.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
+    parser.add_argument(
+        "--restarted",
+        action="store_true",
+        help="a scheduler starts the same command again: go on with the sweep of this name if there is one",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="check the plan, show its base configuration and stop"
+    )
     return run_job(parser, run, what="sweep")
 
 

@@ -65,7 +65,7 @@ def chosen_network(run: Path, masks: PseudoMaskConfig) -> str:
 
 def run_labelling(
     run: Path,
-    name: str,
+    folder: Path,
     masks: PseudoMaskConfig,
     resources: Mapping[str, float],
     *,
@@ -76,8 +76,8 @@ def run_labelling(
     """Label the training split of a finished run, or go on with it; a finished labelling is not repeated.
 
     Args:
-        run: folder of the trained run; the labelling's folder `name` lies beside it.
-        name: the labelling's name.
+        run: folder of the trained run.
+        folder: folder of the labelling, whose name becomes that of its tracking run.
         masks: how masks are made.
         resources: total resources of the initialised Ray cluster.
         checkpoint: newest, best or a step number.
@@ -91,7 +91,6 @@ def run_labelling(
         KeyboardInterrupt: it was stopped; the shards that are finished stay.
     """
     config = trained_config(run)
-    folder = run.parent / name
     shards = folder / SHARDS
     path = find_checkpoint(run, checkpoint)
     task = labelling_task(run, path, chosen_network(run, masks), config, masks, shards)
@@ -104,7 +103,7 @@ def run_labelling(
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
             return LabellingOutcome(shards, quality, 0.0)
     else:
-        run_id = _tracking_run(task, config, name, parent_run_id)
+        run_id = _tracking_run(task, config, folder.name, parent_run_id)
         uri = str(read_note(run)["tracking_uri"])
         write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
     with sole_driver(folder), listening_to_signals(folder):

@@ -203,6 +203,28 @@ def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
     return PreparedRun(config, folder, uri, run_id)
 
 
+def begun(config: RunConfig) -> bool:
+    """Whether an earlier start of the same command has begun this run, which a scheduler now starts again.
+
+    Raises:
+        ConfigError: the run has no name to be found by, or another run has it.
+    """
+    if not config.name:
+        raise ConfigError("--restarted: without --name the run of the earlier start cannot be found")
+    config = with_absolute_paths(config)
+    path = run_folder(config) / "config.yaml"
+    if not path.is_file():
+        return False
+    asked, found = flatten(config), flatten(build_config(read_yaml(path), str(path)))
+    others = [key for key in asked if asked[key] != found.get(key) and not key.startswith("distributed.")]
+    if others:
+        raise ConfigError(
+            f"run {config.name} in {path.parent.parent} has another {', '.join(others)} than asked for: it "
+            "was not begun by this command; choose another --name"
+        )
+    return True
+
+
 def _reopen_tracking(uri: str, run_id: str, output: Path) -> str:
     """Mark the tracking run as running; a server that is away does not keep a run from going on."""
     try:

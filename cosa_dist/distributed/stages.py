@@ -193,7 +193,7 @@ def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int
     log.info("pseudo-masks of the training images")
     labelled = run_labelling(
         first,
-        f"{name}-{MASKS}",
+        run.folder.with_name(f"{name}-{MASKS}"),
         config.pseudo_masks,
         resources,
         parent_run_id=run.run_id,

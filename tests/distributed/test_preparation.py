@@ -7,7 +7,7 @@ import pytest
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.distributed import preparation
 from cosa_dist.distributed.interruption import sole_driver
-from cosa_dist.distributed.preparation import mark_finished, prepare_run, reopen
+from cosa_dist.distributed.preparation import begun, mark_finished, prepare_run, reopen
 from tests.integration.small_run import make_shards, small_config
 
 
@@ -67,3 +67,17 @@ def test_a_kill_while_the_folder_is_made_leaves_the_name_free(tmp_path, monkeypa
             prepared(tmp_path)
     config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
     assert prepare_run(config).folder.is_dir()
+
+
+def test_another_start_of_the_same_command_finds_its_run_and_no_other(tmp_path):
+    config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
+    assert not begun(config)
+    make_shards(tmp_path / "shards")
+    prepare_run(config)
+    assert begun(config)
+    workers = config.distributed.model_copy(update={"workers": 2})
+    assert begun(config.model_copy(update={"distributed": workers}))
+    with pytest.raises(ConfigError, match="another seed than asked for"):
+        begun(config.model_copy(update={"seed": 1}))
+    with pytest.raises(ConfigError, match="without --name"):
+        begun(config.model_copy(update={"name": ""}))

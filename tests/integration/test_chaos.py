@@ -29,7 +29,6 @@ def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
 
 
 @pytest.mark.slow
-@pytest.mark.unproven
 @pytest.mark.integration
 def test_ten_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
     make_shards(tmp_path / "shards")

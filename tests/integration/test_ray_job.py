@@ -24,7 +24,7 @@ from cosa_dist.tracking.mlflow_client import connect
 from tests.integration.small_run import SETTINGS, curve, make_shards
 from tests.integration.test_streaming_run import PROJECT
 
-pytestmark = [pytest.mark.unproven, pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 BIN = Path(sys.executable).parent
 STEPS = 150

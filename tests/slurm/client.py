@@ -96,7 +96,7 @@ class Cluster:
     def submit(
         self, *words: str, script: str = "cosa.sh", sbatch: tuple[str, ...] = TWO_NODES, **variables: str
     ) -> str:
-        """Submit a script of slurm/, to both nodes, with options for its program; returns the job's number."""
+        """Submit a script of slurm/ with options for its program; returns the job's number."""
         command = ("sbatch", "--parsable", *sbatch, f"slurm/{script}")
         # This checkout, whichever the interpreter has installed; and patience, as the machine may be busy.
         ours = {"COSA_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT), "COSA_WAIT": "900"}
