@@ -79,7 +79,7 @@ class Asha(ASHAScheduler):  # type: ignore[misc]  # Ray comes without this class
 
 
 class KeepBooks(tune.Callback):
-    """Notes which trials the scheduler has stopped, and completes their tracking runs.
+    """Logs how trials do, notes which the scheduler has stopped, and completes their tracking runs.
 
     A stopped trial's processes are killed, so its last metrics may not have reached the tracking store; they
     are in its run folder and are sent from there.
@@ -89,6 +89,21 @@ class KeepBooks(tune.Callback):
         """Keep the books of a plan's trials."""
         self.plan = plan
         self.keys = keys
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune with each evaluation of a trial."""
+        options = trial_options(trial.config, self.keys)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in options.items() if isinstance(value, float))
+        log.info(
+            "trial %d of %d, step %d: unfiltered mIoU %.2f  (%s)",
+            1 + [one.trial_id for one in trials].index(trial.trial_id),
+            max(len(trials), self.plan.trials),
+            result.get("step", 0),
+            result.get("miou_unfiltered", float("nan")),
+            shown,
+        )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has ended or was stopped."""
@@ -139,7 +154,7 @@ def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder
         run_config=tune.RunConfig(
             name=f"tune-{time.time_ns():x}",
             storage_path=str(sweep_folder(config) / "tune"),
-            verbose=1,
+            verbose=0,
             callbacks=[KeepBooks(plan, task.keys)],
         ),
     )

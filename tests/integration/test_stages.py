@@ -37,6 +37,7 @@ def chain(shards: Path, output: Path, name: str, **sections):
             "options": {"training.steps": STEPS, "training.checkpoint_every": 50},
         },
         "training": {"steps": STEPS, "checkpoint_every": 50},
+        "segmenter": {"weigh": True},
         "distributed": {"workers": 2, "cpus_per_worker": 1},
     }
     return build_config(merge(merge(read_recipe("tiny_ms"), place), sections))
