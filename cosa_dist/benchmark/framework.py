@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cosa_dist.benchmark.report import Row, Table
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.tracking.mlflow_tracker import create_run, open_tracker
+from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.store import prepare_store
 
 METRICS_OF_A_LINE = 14

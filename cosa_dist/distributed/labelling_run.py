@@ -24,9 +24,9 @@ from cosa_dist.distributed.preparation import dataset_label, mark_finished, read
 from cosa_dist.distributed.reporting import better_network
 from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, open_tracker, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
-from cosa_dist.tracking.tracker import Status
 from cosa_dist.training.checkpoint import find_checkpoint
 
 SHARDS = "shards"
@@ -123,14 +123,13 @@ def _label(
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     if run_id:
         reopen_run(uri, run_id)
-    status: Status = "FAILED"
 
     def labelled(done: int, total: int) -> None:
         progress(done, total)
         if (folder / STOP).exists():
             raise RunStoppedError(f"stopped as asked after {done} of {total} images")
 
-    try:
+    with ending(uri, run_id):
         shards = folder / SHARDS
         if shards.is_dir():  # killed between the last shard and the note
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
@@ -144,14 +143,7 @@ def _label(
         tracker.log_artifact(outcome.shards / QUALITY)
         tracker.close("FINISHED")
         mark_finished(folder)
-        status = "FINISHED"
         return outcome
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if run_id and status != "FINISHED":
-            finish_run(uri, run_id, status)
 
 
 def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]:

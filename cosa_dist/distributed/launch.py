@@ -26,7 +26,7 @@ from cosa_dist.distributed.preparation import PreparedRun, mark_finished
 from cosa_dist.distributed.scaling import PlannedTrainer
 from cosa_dist.distributed.worker import FAILURE, WorkerTask, ray_worker
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.tracking.mlflow_tracker import finish_run
+from cosa_dist.tracking.mlflow_runs import finish_run
 from cosa_dist.tracking.tracker import Status
 
 RESIZE_SECONDS = 20.0

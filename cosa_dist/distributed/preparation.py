@@ -26,7 +26,7 @@ from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_path
 from cosa_dist.distributed.sharing import elastic_numbers
 from cosa_dist.distributed.worker import FAILURE
 from cosa_dist.model.weights import parse_weight_source
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import StoreError, prepare_store
 from cosa_dist.whole_file import write_whole

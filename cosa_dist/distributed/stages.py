@@ -33,10 +33,10 @@ from cosa_dist.distributed.preparation import (
     refuse_used_name,
     reopen,
 )
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, open_tracker, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
-from cosa_dist.tracking.tracker import Status
 
 ONE, MASKS, TWO = "stage-one", "pseudo-masks", "stage-two"
 INHERITED_DATA = ("shards", "reading", "cache", "train_split", "val_split", "label")
@@ -166,20 +166,12 @@ def conduct_stages(
         ConfigError, RunFailedError, RuntimeError: a stage could not start or failed.
         KeyboardInterrupt: it was stopped; the tracking runs are marked KILLED.
     """
-    status: Status = "FAILED"
-    with sole_driver(run.folder), listening_to_signals(run.folder):
-        (run.folder / STOP).unlink(missing_ok=True)
-        try:
-            outcome = _stages(run, dict(resources), progress)
-            mark_finished(run.folder)
-            status = "FINISHED"
-            return outcome
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            if run.run_id:
-                finish_run(run.tracking_uri, run.run_id, status)
+    folder = run.folder
+    with sole_driver(folder), listening_to_signals(folder), ending(run.tracking_uri, run.run_id):
+        (folder / STOP).unlink(missing_ok=True)
+        outcome = _stages(run, dict(resources), progress)
+        mark_finished(folder)
+        return outcome
 
 
 def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int, int], None]) -> Outcome:

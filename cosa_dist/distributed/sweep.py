@@ -27,7 +27,8 @@ from cosa_dist.distributed.search_space import tune_space
 from cosa_dist.distributed.sweep_plan import SweepPlan, first_comparison, sweep_folder
 from cosa_dist.distributed.trial import TrialTask, run_trial, trial_config, trial_options
 from cosa_dist.distributed.trial_ledger import METRIC, Trial, mark_stopped, read_trial, read_trials
-from cosa_dist.tracking.mlflow_tracker import finish_run, replay
+from cosa_dist.tracking.mlflow_runs import finish_run
+from cosa_dist.tracking.mlflow_tracker import replay
 
 log = logging.getLogger(__name__)
 

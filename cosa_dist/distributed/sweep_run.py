@@ -10,10 +10,9 @@ from pathlib import Path
 from cosa_dist.distributed.sweep import SweepResult, run_sweep
 from cosa_dist.distributed.sweep_plan import SweepPlan
 from cosa_dist.distributed.warm_start import warm_up
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
-from cosa_dist.tracking.tracker import Status
 
 
 def share_cpus(plan: SweepPlan) -> SweepPlan:
@@ -56,17 +55,8 @@ def conduct(plan: SweepPlan, resources: Mapping[str, float], fresh: bool) -> Swe
         RuntimeError: no trial has finished.
         KeyboardInterrupt: it was stopped; the tracking run is marked KILLED.
     """
-    status: Status = "FAILED"
     if plan.parent_run_id and not fresh:
         reopen_run(plan.tracking_uri, plan.parent_run_id)
-    try:
+    with ending(plan.tracking_uri, plan.parent_run_id):
         shared = str(warm_up(plan.config, resources)) if plan.warm_start else ""
-        result = run_sweep(plan, resources, shared)
-        status = "FINISHED"
-        return result
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if plan.parent_run_id:
-            finish_run(plan.tracking_uri, plan.parent_run_id, status)
+        return run_sweep(plan, resources, shared)

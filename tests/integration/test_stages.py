@@ -71,6 +71,45 @@ def kill_when(there: Callable[[], bool], arguments: list[str], log: Path) -> Non
             time.sleep(0.02)
 
 
+def assert_same_networks(runs: Path) -> None:
+    for stage in ("stage-one", "stage-two"):
+        for network in ("online", "assignment"):
+            place = Path("checkpoints", f"step-{STEPS:08d}", f"{network}.safetensors")
+            expected = load_file(runs / f"twin-{stage}" / place)
+            for key, value in load_file(runs / f"broken-{stage}" / place).items():
+                assert torch.equal(value, expected[key]), (stage, key)
+
+
+def assert_same_masks(runs: Path, shards: Path) -> None:
+    masks = runs / "broken-pseudo-masks"
+    made = [open_split(runs / f"{name}-pseudo-masks" / "shards", "train") for name in ("twin", "broken")]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[0].mask_count == made[0].size == 24
+    assert open_split(masks / "shards", "val").fingerprint == open_split(shards, "val").fingerprint
+    quality = json.loads((masks / "shards" / "quality.json").read_text(encoding="utf-8"))
+    assert quality["images"] == quality["images_with_truth"] == 24
+
+
+def assert_tracked(runs: Path) -> None:
+    quality = json.loads(
+        (runs / "broken-pseudo-masks" / "shards" / "quality.json").read_text(encoding="utf-8")
+    )
+    note = read_note(runs / "broken")
+    assert note["finished"]
+    client = connect(str(note["tracking_uri"]))
+    parent = client.get_run(str(note["run_id"]))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["pseudo_masks/miou"] == pytest.approx(quality["miou"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert sorted(run.data.tags["kind"] for run in children) == ["cosa", "pseudo_masks", "segmenter"]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    tables = leaderboard(read_runs(str(note["tracking_uri"])), with_published=False)
+    titles = {table.title for table in tables}
+    assert {"synthetic val, unfiltered", "synthetic train, pseudo_masks"} <= titles
+
+
 @pytest.mark.slow
 @pytest.mark.integration
 def test_a_run_killed_in_and_between_its_stages_equals_its_twin(tmp_path):
@@ -93,34 +132,9 @@ def test_a_run_killed_in_and_between_its_stages_equals_its_twin(tmp_path):
     assert not (two / f"step-{STEPS:08d}").exists()
     finish(resume)
 
-    for stage in ("stage-one", "stage-two"):
-        for network in ("online", "assignment"):
-            place = Path("checkpoints", f"step-{STEPS:08d}", f"{network}.safetensors")
-            expected = load_file(runs / f"twin-{stage}" / place)
-            for key, value in load_file(runs / f"broken-{stage}" / place).items():
-                assert torch.equal(value, expected[key]), (stage, key)
-    made = [open_split(runs / f"{name}-pseudo-masks" / "shards", "train") for name in ("twin", "broken")]
-    assert made[0].fingerprint == made[1].fingerprint
-    assert made[0].mask_count == made[0].size == 24
-    assert open_split(masks / "shards", "val").fingerprint == open_split(shards, "val").fingerprint
-    quality = json.loads((masks / "shards" / "quality.json").read_text(encoding="utf-8"))
-    assert quality["images"] == quality["images_with_truth"] == 24
-
-    note = read_note(runs / "broken")
-    assert note["finished"]
-    client = connect(str(note["tracking_uri"]))
-    parent = client.get_run(str(note["run_id"]))
-    assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["pseudo_masks/miou"] == pytest.approx(quality["miou"])
-    children = client.search_runs(
-        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    )
-    assert sorted(run.data.tags["kind"] for run in children) == ["cosa", "pseudo_masks", "segmenter"]
-    assert {run.info.status for run in children} == {"FINISHED"}
-    tables = leaderboard(read_runs(str(note["tracking_uri"])), with_published=False)
-    titles = {table.title for table in tables}
-    assert {"synthetic val, unfiltered", "synthetic train, pseudo_masks"} <= titles
-
+    assert_same_networks(runs)
+    assert_same_masks(runs, shards)
+    assert_tracked(runs)
     refused = subprocess.run(resume, capture_output=True, timeout=PATIENCE, check=False)
     assert refused.returncode == 2
     assert b"is finished" in refused.stderr

@@ -9,7 +9,7 @@ from PIL import Image
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.tracking.delivery import Point
 from cosa_dist.tracking.mlflow_client import connect, send_points
-from cosa_dist.tracking.mlflow_tracker import create_run, finish_run
+from cosa_dist.tracking.mlflow_runs import create_run, finish_run
 from cosa_dist.tracking.store import prepare_store
 
 RUNS = (

@@ -14,7 +14,8 @@ import pytest
 FIRST_START = """
 import sys
 from pathlib import Path
-from cosa_dist.tracking.mlflow_tracker import MlflowTracker, create_run
+from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_tracker import MlflowTracker
 from cosa_dist.tracking.store import prepare_store
 
 uri = prepare_store(None, Path(sys.argv[1]))

@@ -26,7 +26,7 @@ from cosa_dist.tracking.leaderboard_views import (
     to_markdown,
 )
 from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_tracker import create_run
+from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import StoreError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

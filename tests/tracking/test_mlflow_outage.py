@@ -14,7 +14,8 @@ import pytest
 
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_tracker import MlflowTracker, create_run, replay
+from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_tracker import MlflowTracker, replay
 from cosa_dist.tracking.store import StoreError, check_server, prepare_store
 from cosa_dist.tracking.tracker import CombinedTracker
 

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect, entity_name, is_permanent
-from cosa_dist.tracking.mlflow_tracker import (
-    MlflowTracker,
-    create_run,
-    finish_run,
-    open_tracker,
-    reopen_run,
-    replay,
-)
+from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_tracker import MlflowTracker, open_tracker, replay
 from cosa_dist.tracking.store import StoreError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_tracker import create_run
+from cosa_dist.tracking.mlflow_runs import create_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 
