@@ -1,0 +1,174 @@
+"""Takes a trained network elsewhere: a folder for the Hugging Face hub, PyTorch, onnxruntime or MLflow.
+
+    OUT/model.safetensors  config.yaml     weights, for jobs/predict.py and --model.weights
+    OUT/model.pt2                          torch.export
+    OUT/model.onnx                         ONNX
+    OUT/mlflow/                            an MLflow model, for `mlflow models serve`
+    OUT/config.json  class_names.txt  README.md      always: classes, sizes, model card
+
+The folder appears whole or not at all. Paths of the machine are left out of the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from uuid import uuid4
+
+import yaml
+from safetensors.torch import save_file
+
+from cosa_dist.config.loading import to_yaml
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.errors import DataError
+from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.inference.export_graph import ONNX_FILE, TORCH_FILE, write_onnx, write_torch_export
+from cosa_dist.inference.model_card import model_card
+from cosa_dist.inference.trained import CLASSES, CONFIG, WEIGHTS, TrainedModel
+
+SERVED = Path(__file__).with_name("served_model.py")
+MLFLOW_FOLDER, NETWORK = "mlflow", "network"
+PACKAGE = Path(__file__).parents[1]
+REQUIREMENTS = (
+    *("torch", "torchvision", "timm", "segmentation-models-pytorch", "datasets", "pydantic", "pyyaml"),
+    *("safetensors", "scikit-learn", "scipy", "pycocotools", "pillow", "pandas", "rich"),
+)
+
+
+def export(
+    model: TrainedModel,
+    out: Path,
+    formats: Sequence[str],
+    reports: Sequence[EvalReport] = (),
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the export and return one line on each format.
+
+    Args:
+        model: the trained network.
+        out: folder to make.
+        formats: some of `FORMATS`.
+        reports: evaluations of the run, for the model card.
+        overwrite: whether a folder that is there is replaced.
+
+    Raises:
+        DataError: `out` is there already.
+        ExportError: a format does not work for this network; nothing is left behind.
+        OSError: the disk refused.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} is there already; give another --out, or --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    working = out.parent / f".{out.name}.{uuid4().hex}.part"
+    working.mkdir()
+    try:
+        _describe(model, working, formats, reports)
+        lines = [f"{name}: {FORMATS[name](model, working)}" for name in formats]
+        if out.is_dir() and not out.is_symlink():
+            shutil.rmtree(out)
+        else:
+            out.unlink(missing_ok=True)
+        working.rename(out)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    return lines
+
+
+def portable_config(config: RunConfig) -> RunConfig:
+    """The configuration without the folders and addresses of the machine that trained."""
+    data = config.data.model_copy(update={"shards": Path(config.data.shards).name, "cache": ""})
+    network = config.model.model_copy(update={"weights": Path(config.model.weights).name})
+    tracking = config.tracking.model_copy(update={"uri": ""})
+    changes = {"data": data, "model": network, "tracking": tracking, "output": "outputs"}
+    return config.model_copy(update=changes)
+
+
+def _describe(
+    model: TrainedModel, folder: Path, formats: Sequence[str], reports: Sequence[EvalReport]
+) -> None:
+    """Write what every export has."""
+    labels = dict(enumerate(("background", *model.class_names)))
+    content = {
+        "model_type": "cosa_dist",
+        "architectures": [type(model.network).__name__],
+        "cosa_dist_version": metadata.version("cosa_dist"),
+        "backbone": model.config.model.backbone,
+        "image_size": model.config.evaluation.size,
+        "run": model.name,
+        "checkpoint": model.checkpoint,
+        "network": model.which,
+        "id2label": {str(index): name for index, name in labels.items()},
+        "label2id": {name: index for index, name in labels.items()},
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    (folder / CLASSES).write_text("".join(f"{name}\n" for name in model.class_names), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(model, formats, reports), encoding="utf-8")
+
+
+def _write_weights(model: TrainedModel, folder: Path) -> str:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that nobody else can read
+    (folder / CONFIG).write_text(to_yaml(portable_config(model.config)), encoding="utf-8")
+    return f"{WEIGHTS}, {sum(value.numel() for value in state.values()) / 1e6:.1f} million numbers"
+
+
+def _write_torch(model: TrainedModel, folder: Path) -> str:
+    difference = write_torch_export(model, folder / TORCH_FILE)
+    return f"{TORCH_FILE}, differs from the network by at most {difference:.1e}"
+
+
+def _write_onnx(model: TrainedModel, folder: Path) -> str:
+    difference = write_onnx(model, folder / ONNX_FILE)
+    return f"{ONNX_FILE}, in onnxruntime it differs from the network by at most {difference:.1e}"
+
+
+def _write_mlflow(model: TrainedModel, folder: Path) -> str:
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    network = folder / NETWORK
+    network.mkdir()
+    try:
+        _describe(model, network, ["weights"], ())
+        _write_weights(model, network)
+        answer = Schema([ColSpec(DataType.string, name) for name in ("mask", "classes", "error")])
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # It would rather see an example of a picture; the signature says it all.
+        warnings.filterwarnings("ignore", module="mlflow.pyfunc")
+        mlflow.pyfunc.save_model(
+            str(folder / MLFLOW_FOLDER),
+            python_model=str(SERVED),
+            artifacts={NETWORK: str(network)},
+            code_paths=[str(PACKAGE)],
+            signature=ModelSignature(Schema([ColSpec(DataType.string, "image")]), answer),
+            pip_requirements=[f"mlflow=={mlflow.__version__}", *REQUIREMENTS],
+        )
+        _forget_this_machine(folder / MLFLOW_FOLDER / "MLmodel")
+    finally:
+        shutil.rmtree(network, ignore_errors=True)
+    return f"{MLFLOW_FOLDER}/, serve with: mlflow models serve -m FOLDER/mlflow --env-manager local"
+
+
+def _forget_this_machine(path: Path) -> None:
+    """Make the folders in MLflow's description relative; it looks for both beside itself."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    flavor = content["flavors"]["python_function"]
+    flavor["model_code_path"] = SERVED.name
+    flavor["artifacts"][NETWORK]["uri"] = flavor["artifacts"][NETWORK]["path"]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[TrainedModel, Path], str]] = {
+    "weights": _write_weights,
+    "torch_export": _write_torch,
+    "onnx": _write_onnx,
+    "mlflow": _write_mlflow,
+}
+"""What an export can hold, and what writes it."""

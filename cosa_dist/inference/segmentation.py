@@ -1,0 +1,119 @@
+"""From pictures of any size to the class of each pixel: what the evaluator does, without a truth.
+
+Each picture is resized to the evaluation's square, seen at all scales and mirrored, and the summed logits are
+brought back to its size. Large pictures are done band by band, so that memory does not grow with
+classes x pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cosa_dist.evaluation.evaluator import resize_map, see, square_image
+from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol, kept_classes
+
+BAND_VALUES = 2**26
+"""Most values (classes x pixels) that are enlarged at a time: 256 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One picture's classes and how sure they are."""
+
+    classes: NDArray[np.uint8]
+    """`[H, W]`: 0 background, 1..C"""
+    confidence: dict[int, float]
+    """of each class that occurs: mean probability over its pixels"""
+    probabilities: NDArray[np.float16] | None
+    """`[C + 1, H, W]`, background first, if asked for"""
+
+
+class Segmenting:
+    """A network with the settings by which it sees pictures."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: EvaluationSettings,
+        device: torch.device,
+        *,
+        labels_from_classifier: bool = False,
+        probabilities: bool = False,
+        band_values: int = BAND_VALUES,
+    ) -> None:
+        """Keep what is given.
+
+        Args:
+            network: on `device`, in evaluation mode.
+            settings: size, scales, flip.
+            device: where the work is done.
+            labels_from_classifier: protocol `predicted_labels` instead of `unfiltered`.
+            probabilities: whether each picture's probabilities are handed out.
+            band_values: most values that are enlarged at a time.
+        """
+        self.network, self.settings, self.device = network, settings, device
+        self.protocol: Protocol = "predicted_labels" if labels_from_classifier else "unfiltered"
+        self.probabilities = probabilities
+        self.band_values = band_values
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Tensor]) -> list[Segmentation]:
+        """Segment pictures `[3, H, W]` uint8, each of its own size."""
+        squares = [square_image(image.to(self.device), self.settings.size) for image in images]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            output = see(self.network, torch.stack(squares), self.settings)
+        passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
+        logits = output.logits.float()
+        kept = kept_classes(logits, torch.zeros_like(logits), self.protocol)
+        return [
+            self._one(output.segmentation[i].float() / passes, kept[i], (image.shape[-2], image.shape[-1]))
+            for i, image in enumerate(images)
+        ]
+
+    def _one(self, logits: Tensor, kept: Tensor, size: tuple[int, int]) -> Segmentation:
+        """One picture's segmentation from its logits `[C + 1, h, w]`, averaged over the passes."""
+        planes = functional.pad(kept, (1, 0), value=True).nonzero().flatten()
+        classes = np.empty(size, dtype=np.uint8)
+        whole = np.zeros((len(logits), *size), dtype=np.float16) if self.probabilities else None
+        total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+        count = torch.zeros_like(total)
+        for rows, band in enlarged_bands(logits[planes], size, self.band_values):
+            likely, place = band.softmax(0).max(0)
+            found = planes[place]
+            classes[rows] = found.to(torch.uint8).cpu().numpy()
+            total.index_add_(0, found.flatten(), likely.flatten().double())
+            count += found.flatten().bincount(minlength=len(count))
+            if whole is not None:
+                whole[planes.cpu().numpy(), rows] = band.softmax(0).half().cpu().numpy()
+        sure = (total / count.clamp(min=1)).tolist()
+        confidence = {index: sure[index] for index in range(len(sure)) if count[index]}
+        return Segmentation(classes, confidence, whole)
+
+
+def enlarged_bands(maps: Tensor, size: tuple[int, int], most: int) -> Iterator[tuple[slice, Tensor]]:
+    """Resize maps `[P, h, w]` to `size` (H, W), bilinear, and yield them band by band: (rows, `[P, n, W]`).
+
+    Up to `most` values it is one band and exactly `resize_map`; otherwise the rows are mixed first and the
+    columns then, which is the same but for rounding.
+    """
+    height, width = size
+    rows = max(1, most // (len(maps) * width))
+    if rows >= height:
+        yield slice(0, height), resize_map(maps, size)
+        return
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        target = torch.arange(start, stop, device=maps.device, dtype=torch.float64) + 0.5
+        place = (target * maps.shape[-2] / height - 0.5).clamp(min=0)
+        above = place.long()
+        below = (above + 1).clamp(max=maps.shape[-2] - 1)
+        share = (place - above).to(maps.dtype)[:, None]
+        mixed = maps[:, above] * (1 - share) + maps[:, below] * share
+        yield slice(start, stop), resize_map(mixed, (stop - start, width))

@@ -1,0 +1,148 @@
+"""jobs/predict.py as a user meets it: every output, bad pictures, exit codes, Ray."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cosa_dist.data.decode import decode_mask
+from cosa_dist.evaluation.report import EvalReport
+from jobs import predict
+from tests.inference.conftest import photos, trained_run  # noqa: F401
+
+
+@pytest.fixture
+def call(monkeypatch, trained_run, capsys):  # noqa: F811
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), *map(str, words)])
+        code = predict.main()
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def test_every_output_of_a_tree(call, photos, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    code, shown, _ = call(photos, "--out", out, "--outputs", "all", "--scales", "1,0.5", "--batch-size", 2)
+    assert code == 0
+    assert "5 pictures predicted, 0 skipped, 1 other files passed by" in shown
+    assert "pictures/s" in shown
+    masks = sorted(path.relative_to(out / "masks").as_posix() for path in (out / "masks").rglob("*.png"))
+    assert masks == [
+        "four.png",
+        "one.png",
+        "street/far/drei mit Wörtern.png",
+        "street/far/three.png",
+        "street/two.png",
+    ]
+    assert len(list((out / "overlays").rglob("*.jpg"))) == 5
+    mask = decode_mask((out / "masks/street/two.png").read_bytes())
+    assert mask.shape == (50, 33)
+    with np.load(out / "probabilities/street/two.npz") as archive:
+        assert (archive["probabilities"].argmax(0) == mask).mean() > 0.99
+    manifest = json.loads((out / "predictions.json").read_text())
+    assert len(manifest["pictures"]) == 5
+    assert manifest["protocol"] == "unfiltered"
+    coco = json.loads((out / "segmentations.json").read_text())
+    assert {image["file_name"] for image in coco["images"]} == {p["name"] for p in manifest["pictures"]}
+    assert not list(out.rglob(".*"))
+
+
+def test_predictions_on_shards_are_those_of_the_evaluation(call, trained_run, tmp_path):  # noqa: F811
+    from cosa_dist.data.shards import open_split
+
+    shards = trained_run.parent / "shards"
+    for words, protocol in (((), "unfiltered"), (("--labels-from-classifier",), "predicted_labels")):
+        assert call(shards, "--out", tmp_path / protocol, *words)[0] == 0
+        split = open_split(shards, "val")
+        right = total = 0
+        for index in range(len(split)):
+            record = split.record(index)
+            truth = decode_mask(record.mask)
+            mask = decode_mask((tmp_path / protocol / "masks" / f"{record.id}.png").read_bytes())
+            right += int((mask == truth)[truth != 255].sum())
+            total += int((truth != 255).sum())
+        report = EvalReport.from_json((trained_run / "report_online.json").read_text())
+        assert 100 * right / total == pytest.approx(report.scores[protocol].pixel_accuracy, abs=0.01)
+
+
+def test_bad_pictures_are_listed_and_the_others_done(call, photos, tmp_path):  # noqa: F811
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "empty.png").touch()
+    code, shown, errors = call(photos, "--out", tmp_path / "out")
+    assert code == 3
+    assert "5 pictures predicted, 2 skipped" in shown
+    lines = [line for line in errors.splitlines() if line.startswith("skipped ")]
+    assert [line.rpartition("/")[2] for line in lines] == [
+        "broken.jpg: image cannot be decoded: not a known picture format",
+        "empty.png: file is empty (0 bytes); copy it again",
+    ]
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())["skipped"]) == 2
+    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 5
+
+
+def test_rotation_by_exif_is_not_applied_as_in_training(call, tmp_path):
+    picture = Image.new("RGB", (40, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "rotated.jpg", exif=exif)
+    assert call(tmp_path / "rotated.jpg", "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out/masks/rotated.png") as mask:
+        assert mask.size == (40, 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--outputs", "mask"], "--outputs mask: choose some of masks, overlays"),
+        (["--scales", "1,x"], "--scales 1,x: give numbers"),
+        (["--scales", "-1"], "at most 4"),
+        (["--batch-size", "-2"], "--batch-size -2: must be"),
+        (["--device", "tpu9"], "--device tpu9: give auto"),
+        (["--device", "cuda:7"], "this machine has"),
+        (["--checkpoint", "99"], "there are: step-00000003"),
+        (["--network", "onlin"], "did you mean online?"),
+        (["--voc-server"], "VOC's 20 classes"),
+        (["--colour", "red"], "unknown option --colour"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_makes_nothing(call, photos, tmp_path, words, part):  # noqa: F811
+    code, _, errors = call(photos, "--out", tmp_path / "out", *words)
+    assert code == 2
+    assert part in errors
+    assert len([line for line in errors.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_network_says_what_is_wanted(monkeypatch, photos, tmp_path, capsys):  # noqa: F811
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(photos), str(photos), "--out", str(tmp_path / "out")])
+    assert predict.main() == 2
+    assert "holds no trained network; give a run folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_ends_it(call, photos, tmp_path):  # noqa: F811
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "masks").write_text("a file in the way")
+    code, _, errors = call(photos, "--out", tmp_path / "out")
+    assert code == 1
+    assert "prediction failed: cannot write" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_workers_over_ray_write_the_same_files(call, photos, tmp_path):  # noqa: F811
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    assert call(photos, "--out", tmp_path / "here", "--outputs", "masks,rle")[0] == 3
+    words = ("--outputs", "masks,rle", "--workers", 2, "--batch-size", 2)
+    assert call(photos, "--out", tmp_path / "ray", *words)[0] == 3
+    here, over_ray = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        for name in ("here", "ray")
+    )
+    assert here == over_ray
