@@ -27,6 +27,8 @@ from cosa_dist.tracking.store import StoreError, check_server, prepare_store
 
 PATIENCE = 300.0
 """Seconds after which something that should happen is given up."""
+LEAN_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""keeps an MLflow server from starting half a dozen processes for jobs that nobody submits"""
 
 
 class StageError(RuntimeError):
@@ -118,7 +120,9 @@ class Stage:
         command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "tracker.log").open("ab") as log:
-            self._server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._server = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=os.environ | LEAN_SERVER
+            )
 
     def await_tracker(self) -> None:
         """Wait until the MLflow server answers."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cosa_dist.distributed.chaos_stage import LEAN_SERVER
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.tracking.mlflow_runs import create_run
@@ -53,7 +54,14 @@ def server(store: str, tmp_path: Path) -> Iterator[tuple[str, Start]]:
 
     def start() -> subprocess.Popen:
         with (tmp_path / "server.log").open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path)
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=tmp_path,
+                env=os.environ | LEAN_SERVER,
+            )
         started.append(process)
         wait_for(uri, process)
         return process
