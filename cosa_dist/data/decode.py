@@ -54,9 +54,23 @@ def _one_line(error: Exception) -> str:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode a photograph to a PIL image in RGB mode; raises `RecordError` if it is damaged."""
+    """Decode a photograph to a PIL image in RGB mode; raises `RecordError` if it is damaged.
+
+    Grey values of 16 bits keep their upper 8; PIL alone would turn almost all of them white.
+    """
     picture = _open(data, "image")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise RecordError(
+            f"image holds values of 32 bits (mode {picture.mode}), whose range is unknown; save it with 8 or "
+            "16 bits a channel"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return picture.convert("RGB")
 
 
 def decode_mask(data: bytes) -> NDArray[np.uint8]:

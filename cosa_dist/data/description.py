@@ -99,7 +99,7 @@ def read_description(root: str) -> dict[str, Any]:
         ) from error
     except DataError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON; ingest again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} does not describe a shard folder; make one with jobs/ingest.py")

@@ -77,7 +77,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
         rows = csv.DictReader(opened, delimiter=separator, skipinitialspace=True)
         try:
             for row in rows:
-                yield rows.line_num, {(key or "").strip(): value for key, value in row.items()}
+                # Cells of columns without a name, and those beyond the header, belong to nothing.
+                yield rows.line_num, {name: row[key] for key in row if key and (name := key.strip())}
         except csv.Error as error:
             raise DataError(f"table {path}, line {rows.line_num}: {error}; mend the line") from error
 
@@ -88,6 +89,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"table {path} is not JSON: {error}; JSON lines end in .jsonl") from error
+    except RecursionError as error:
+        raise DataError(f"table {path} is nested too deeply to be a list of objects") from error
     if not isinstance(content, list):
         raise DataError(f"table {path} is not a list of objects; write [{{...}}, {{...}}]")
     for number, row in enumerate(content, start=1):
@@ -104,6 +107,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"table {path}, line {number} is not JSON: {error.msg}; mend it") from error
+            except RecursionError as error:
+                raise DataError(f"table {path}, line {number} is nested too deeply; mend it") from error
             yield number, _object(path, number, row)
 
 

@@ -10,6 +10,7 @@ Tags are a list, or text separated by `;`, `|` or `,`; a cell that is itself the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
 from cosa_dist.data.source_folder import optional_mask, refuse_without_masks
 from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord, id_of, unsafe_id, unsafe_name
-from cosa_dist.data.source_rows import column_names, read_rows
+from cosa_dist.data.source_rows import Row, column_names, read_rows
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
@@ -109,7 +110,10 @@ def tags_of_cell(cell: Any, classes: Iterable[str] = ()) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or any(isinstance(part, dict | list) for part in parts):
         raise RecordError(f"tags are neither text nor a list of names: {cell!r:.60}; mend the row")
     words = (str(int(part)) if isinstance(part, float) and part == int(part) else str(part) for part in parts)
-    return tuple(dict.fromkeys(word for part in words if (word := plain(part))))
+    tags = tuple(dict.fromkeys(word for part in words if (word := plain(part))))
+    if any(unicodedata.category(character) == "Cc" for tag in tags for character in tag):
+        raise RecordError(f"tags hold control characters: {cell!r:.60}; mend the row")
+    return tags
 
 
 def _lines(table: Path, columns: Columns, classes: tuple[str, ...] | None) -> Iterator[_Line]:
@@ -121,6 +125,7 @@ def _lines(table: Path, columns: Columns, classes: tuple[str, ...] | None) -> It
     names = frozenset(map(plain, classes or ()))
     used = frozenset(filter(None, (found.image, found.tags, found.split, found.mask)))
     for number, row in read_rows(table, used):
+        _refuse_open_quote(table, number, row, used)
         tags: tuple[str, ...] | str
         try:
             tags = tags_of_cell(row.get(found.tags or ""), names)
@@ -128,6 +133,16 @@ def _lines(table: Path, columns: Columns, classes: tuple[str, ...] | None) -> It
             tags = str(error)
         image, mask, split = (_text(row.get(name or "")) for name in (found.image, found.mask, found.split))
         yield _Line(number, image, mask, tags, split)
+
+
+def _refuse_open_quote(table: Path, number: int, row: Row, columns: Iterable[str]) -> None:
+    """Raise `DataError` for a cell over several lines: it may have swallowed many rows."""
+    for name in columns:
+        if isinstance(cell := row.get(name), str) and "\n" in cell.strip():
+            raise DataError(
+                f"table {table}, line {number}: the cell of column '{name}' goes over several lines; "
+                "close its quotation mark"
+            )
 
 
 def _columns_of(table: Path, there: tuple[str, ...], asked: Columns) -> Columns:

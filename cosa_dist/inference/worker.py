@@ -6,6 +6,7 @@ others of its batch go on; a disk that cannot be written to ends the prediction.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -91,6 +92,8 @@ class PredictionWorker:
 
     def __init__(self, task: PredictionTask) -> None:
         """Load the network; raises what `load_trained` and `prediction_settings` raise."""
+        # PIL warns of oddities (transparent palettes, strange EXIF) that its result does not suffer from.
+        warnings.filterwarnings("ignore", module="PIL")
         if task.threads:
             torch.set_num_threads(task.threads)
         self.task = task

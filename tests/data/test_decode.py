@@ -90,3 +90,16 @@ def test_grey_and_transparent_photographs_become_rgb() -> None:
         buffer = io.BytesIO()
         Image.new(mode, (5, 4)).save(buffer, format="TIFF")
         assert decode_image(buffer.getvalue()).mode == "RGB"
+
+
+def test_grey_of_16_bits_keeps_its_upper_half_and_32_bits_are_refused() -> None:
+    deep = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        buffer = io.BytesIO()
+        Image.fromarray(deep).save(buffer, format=kind)
+        assert np.asarray(decode_image(buffer.getvalue()))[0, :, 0].tolist() == [0, 1, 128, 255]
+    for values in (deep.astype(np.int32), deep.astype(np.float32)):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, format="TIFF")
+        with pytest.raises(RecordError, match="32 bits"):
+            decode_image(buffer.getvalue())

@@ -1,0 +1,85 @@
+"""docs/tutorial.md by its own commands, in an empty folder, as somebody with tagged photographs meets it.
+
+Only what costs time or a download is lowered: steps, sizes, and random weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cosa_dist.data.decode import decode_image, decode_mask
+from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGE = PROJECT / "docs" / "tutorial.md"
+QUICK = (
+    "--recipe own --model.weights none --training.steps 4 --losses.warmup_steps 2 --optimizer.warmup_steps 1 "
+    "--training.global_batch_size 2 --data.crop_size 64 --evaluation.size 64 --evaluation.scales [1.0] "
+    "--evaluation.pictures 2 --data.loader_workers 0 --distributed.workers 1"
+)
+
+
+def commands() -> list[str]:
+    """The lines of the page's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def make_photographs(folder: Path) -> list[str]:
+    """Write generated photographs with the table that the page describes; one file is broken."""
+    names = synthetic_info().class_names
+    rows = []
+    for number, record in enumerate(synthetic_records("train", 40, seed=1, image_size=72)):
+        name = f"holiday/{number:02d}.jpg" if number % 2 else f"{number:02d}.jpg"
+        path = folder / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = decode_image(record.image if isinstance(record.image, bytes) else record.image.read())
+        image.save(path, quality=95)
+        rows.append((name, ";".join(names[tag] for tag in record.tags or ())))
+    with (folder / "tags.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "tags"), *rows])
+    return [name for name, _ in rows]
+
+
+def test_the_page_has_the_four_commands_in_their_order():
+    jobs = [re.search(r"jobs/(\w+)\.py", line).group(1) for line in commands()]
+    assert jobs == ["ingest", "inspect_data", "train", "report", "predict", "export"]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_tutorial_leads_from_photographs_to_masks(tmp_path):
+    names = make_photographs(tmp_path)
+    (tmp_path / "jobs").symlink_to(PROJECT / "jobs")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for line in commands():
+        quick = line.replace("--recipe own", QUICK).replace("--crop-size 192", "--crop-size 64")
+        done = subprocess.run(
+            ["bash", "-c", quick],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "COSA_ROOT": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    for name in names:
+        photo = decode_image((tmp_path / "photos" / name).read_bytes())
+        mask = decode_mask((tmp_path / "masks/masks" / name).with_suffix(".png").read_bytes())
+        assert mask.shape == (photo.height, photo.width)
+        assert (tmp_path / "masks/overlays" / name).is_file()
+    assert json.loads((tmp_path / "masks/predictions.json").read_text())["skipped"] == []
+    page = (tmp_path / "outputs/runs/own/report.html").read_text()
+    assert "train/cam_to_seg" in page
+    assert "Pictures of the last evaluation" in page
+    assert page.count("<figure>") == 2
+    assert (tmp_path / "own_model/model.safetensors").is_file()
