@@ -63,8 +63,11 @@ heed_warning() {
 watch_warning() {
     if [ -z "$warned" ]; then return; fi
     local late=$((SECONDS - warned - COSA_GRACE))
-    if [ "$late" -eq 0 ]; then say "no checkpoint within $COSA_GRACE s of the warning: going on from an older one"; fi
-    if [ "$late" -ge 0 ]; then kill -TERM "$cluster_driver" 2>/dev/null || true; fi
+    if [ "$late" -ge 0 ] && [ -z "$pressed" ]; then
+        pressed=yes
+        say "no checkpoint within $COSA_GRACE s of the warning: going on from an older one"
+        kill -TERM "$cluster_driver" 2>/dev/null || true
+    fi
     if [ "$late" -ge 10 ]; then kill -KILL "$cluster_driver" 2>/dev/null || true; fi
 }
 
@@ -76,7 +79,7 @@ start_again() {
     stop_cluster
     # scontrol ends this script; without the right to requeue it goes on.
     say "asking SLURM to start this job again"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    scontrol requeue "$this_job" && sleep 60
     say "SLURM did not; go on with --resume $(cat "$COSA_PROJECT/outputs/slurm/$SLURM_JOB_ID/name" 2>/dev/null)"
     exit "$code"
 }
@@ -84,7 +87,7 @@ start_again() {
 # The whole job.
 run_job() {
     local code=0
-    program=$1 options=("${@:2}") warned="" running=""
+    program=$1 options=("${@:2}") warned="" pressed="" running="" every_second=watch_warning
     prepare_job
     trap heed_warning USR1
     choose_name
@@ -94,7 +97,9 @@ run_job() {
     while_cluster_lives "$COSA_PYTHON" -u "$program" "${options[@]}" || code=$?
     running=""
     say "$program ended with $code"
-    # 75: the Ray cluster is gone, for example since SLURM has told a node's processes of a preemption.
-    if [ "$code" -eq 75 ] || { [ "$code" -gt 2 ] && [ -n "$warned" ]; }; then start_again "$code"; fi
+    if [ "$code" -eq 0 ]; then exit 0; fi
+    if [ "$code" -gt 2 ] && [ -n "$warned" ]; then start_again "$code"; fi
+    # At a preemption SLURM tells the nodes' processes only, and the program fails with its cluster.
+    if [ "$code" -eq 75 ] || [ -e "$CLUSTER_TOLD" ]; then start_again 75; fi
     exit "$code"
 }

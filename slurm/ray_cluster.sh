@@ -26,6 +26,10 @@ make_node_folder() {
     export TMPDIR=$node_folder/tmp
 }
 
+# This job for SLURM's commands: the plain number of an array's last task is that of the whole array.
+this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+this_job=${this_job:-${SLURM_JOB_ID:-}}
+
 answers() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
 
 # ---- The batch script's part, on the job's first node --------------------------------------------
@@ -50,6 +54,8 @@ start_cluster() {
     cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
     # Three ports a job, below those the system gives out by itself: the head, Ray's client server, the dashboard.
     export RAY_ADDRESS=$ip:$((20000 + SLURM_JOB_ID % 4000 * 3))
+    # What frees a lost run's resources asks the dashboard; without the address it may find another job's.
+    export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$((${RAY_ADDRESS##*:} + 2))
     # Mode and token both: a token alone, or one left in the user's folder, would be used by half of Ray's processes.
     RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_COLOR_PREFIX=0
@@ -60,7 +66,8 @@ start_cluster() {
     cluster_logs=$COSA_PROJECT/outputs/slurm/$SLURM_JOB_ID
     mkdir -p "$cluster_logs"
     export CLUSTER_COMPLETE=$cluster_logs/gpus # written when all nodes have joined
-    rm -f "$CLUSTER_COMPLETE"
+    export CLUSTER_TOLD=$cluster_logs/told # written by a node that was told to end
+    rm -f "$CLUSTER_COMPLETE" "$CLUSTER_TOLD"
     ulimit -n "$(ulimit -Hn)"
 
     say "starting Ray on $SLURM_JOB_NUM_NODES node(s), head at $RAY_ADDRESS, logs in $cluster_logs"
@@ -123,7 +130,7 @@ stop_cluster() {
     if [ -n "$cluster_driver" ]; then kill -TERM "$cluster_driver" 2>/dev/null || true; fi
     if [ -n "$cluster_step" ]; then
         # To the step, not to srun: srun would pass on a KILL, and the nodes could not clean up behind themselves.
-        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true
+        scancel --signal=TERM "$this_job" 2>/dev/null || true
         await_end "$cluster_step" "$deadline" || kill -TERM "$cluster_step" 2>/dev/null || true
         wait "$cluster_step" 2>/dev/null || true
     fi
@@ -170,7 +177,7 @@ ray_until_its_end() {
         --min-worker-port=0 --max-worker-port=0 --disable-usage-stats --log-color=false --block &
     ray=$!
     ray_code=0
-    trap 'ray_stopped=yes; kill -TERM "$ray" 2>/dev/null || true' TERM
+    trap 'ray_stopped=yes; touch "$CLUSTER_TOLD"; kill -TERM "$ray" 2>/dev/null || true' TERM
     while kill -0 "$ray" 2>/dev/null; do wait "$ray" && ray_code=0 || ray_code=$?; done
 }
 
@@ -198,7 +205,7 @@ run_node() {
     say "node $SLURM_NODEID: Ray ended with $ray_code; its own logs: $node_folder/ray"
     if [ "$SLURM_NODEID" -eq 0 ]; then # no other node is of use without the head
         trap '' TERM
-        scancel --signal=TERM "$SLURM_JOB_ID.$SLURM_STEP_ID" || true
+        scancel --signal=TERM "$this_job.$SLURM_STEP_ID" || true
     fi
     exit "$ray_code"
 }

@@ -88,9 +88,13 @@ def lose_node(name: str, k: int) -> None:
     Process.of(Record.read(name).holders[k - 1]).kill()
 
 
-def return_node(name: str, k: int) -> None:
-    """Start node k again."""
-    _boot_node(Record.read(name), k)
+def return_node(name: str, k: int, empty_tmp: bool) -> None:
+    """Start node k again; many machines empty their /tmp then."""
+    record = Record.read(name)
+    if empty_tmp:
+        for left in (record.base / "tmp" / record.nodes[k - 1]).iterdir():
+            shutil.rmtree(left)
+    _boot_node(record, k)
 
 
 def up(name: str, nodes: int = 2, cpus: int = 4, kill_wait: int = 30) -> Cluster:
@@ -142,7 +146,7 @@ def _await_nodes(cluster: Cluster, names: list[str]) -> None:
     def idle() -> bool:
         nonlocal states
         try:
-            states = cluster.command("sinfo", "-h", "-N", "-o", "%N %t")
+            states = cluster.command("sinfo", "-h", "-N", "-p", "debug", "-o", "%N %t")
         except CommandError as error:
             states = str(error)
         return states.split() == [word for name in names for word in (name, "idle")]

@@ -40,8 +40,11 @@ KillWait={kill_wait}
 MinJobAge=3600
 JobRequeue=1
 SchedulerParameters=batch_sched_delay=1,sched_interval=5,sched_min_interval=200000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=120
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
 CGROUP_CONF = """\

@@ -86,7 +86,7 @@ def test_a_job_on_two_nodes_trains_with_a_worker_on_each(cluster: Cluster, pair:
     log = cluster.log(pair.training)
     assert pair.states[pair.training] == JobState("COMPLETED", 0), cluster.story(pair.training)
     assert "all 2 node(s) joined" in log
-    assert log.endswith("cosa.sh: jobs/train.py ended with 0\n")
+    assert log.endswith(" jobs/train.py ended with 0\n")
     assert list(pair.workers.values()) == [1, 1]
 
     folder = cluster.work / "outputs" / "runs" / "trained"
@@ -106,7 +106,7 @@ def test_a_job_ends_with_the_failing_programs_code_and_line(cluster: Cluster, pa
     assert "all 2 node(s) joined" in log
     assert len(errors(log)) == 1
     assert str(cluster.work / "no_such_shards") in errors(log)[0]
-    assert log.endswith("cosa.sh: jobs/train.py ended with 2\n")
+    assert log.endswith(" jobs/train.py ended with 2\n")
 
 
 def test_two_jobs_on_the_same_nodes_have_a_cluster_each_and_leave_nothing(

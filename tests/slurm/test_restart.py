@@ -91,7 +91,7 @@ def test_a_job_that_lost_a_node_is_started_again_and_goes_on(
         DEADLINE,
         lambda: cluster.story(job),
     )
-    return_node(cluster.name, 2)
+    return_node(cluster.name, 2, empty_tmp=False)
     assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
     assert re.search(r"continuing from step-\d+0 on 2 worker", cluster.log(job))
     assert_one_whole_run(folder, STEPS)
@@ -111,7 +111,7 @@ def test_an_elastic_job_outlives_a_lost_node(
     try:
         assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 0), cluster.story(job)
     finally:
-        return_node(cluster.name, 2)
+        return_node(cluster.name, 2, empty_tmp=True)
     assert re.search(r"continuing from step-\d+0 on 1 worker", cluster.log(job))
     assert_one_whole_run(folder, STEPS)
     print_pause(folder, "lost node, elastic workers", capsys)
@@ -138,24 +138,29 @@ def test_an_array_trains_a_seed_a_task_side_by_side(cluster: Cluster, options: t
         assert tracking_run(folder).data.params["seed"] == str(task)
 
 
-def test_a_warned_sweep_goes_on_when_slurm_starts_it_again(
+def test_a_preempted_sweep_goes_on_when_slurm_starts_it_again(
     cluster: Cluster, options: tuple[str, ...]
 ) -> None:
     """Its two trials run at once, one on each node, and both go on."""
+    steps = 600  # one worker is quick
     (cluster.work / "space.yaml").write_text("losses.cam_to_seg: {grid: [0.1, 0.5]}\n")
     words = ("--space", "space.yaml", "--scheduler", "none", "--name", "sweep")
-    job = cluster.submit(*words, "--recipe", "demo", *options, *LONG, script="sweep.sh")
+    long = ("--training.steps", str(steps), "--training.checkpoint_every", "10")
+    job = cluster.submit(*words, "--recipe", "demo", *options, *long, script="sweep.sh")
     runs = cluster.work / "outputs" / "runs"
 
     def trials() -> list[Path]:
         return [path for path in runs.glob("sweep-*") if last_step(path) >= 10]
 
     wait_until(lambda: len(trials()) == 2 or cluster.state(job).ended, DEADLINE, lambda: cluster.story(job))
-    cluster.command("scancel", "--batch", "--signal=USR1", job)
+    urgent = cluster.command(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true"
+    )
+    assert cluster.await_end(urgent, DEADLINE) == JobState("COMPLETED", 0), cluster.story(job)
     assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
     assert len(trials()) == 2
     assert cluster.log(job).count("continuing from step-") == 2
     for folder in trials():
-        assert_one_whole_run(folder, STEPS)
+        assert_one_whole_run(folder, steps)
     assert (cluster.work / "outputs" / "sweeps" / "sweep" / "best.yaml").is_file()
     assert_nothing_is_left(cluster)
