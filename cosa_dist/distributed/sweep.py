@@ -100,7 +100,7 @@ class KeepBooks(tune.Callback):
         log.info(
             "trial %d of %d, step %d: unfiltered mIoU %.2f  (%s)",
             1 + [one.trial_id for one in trials].index(trial.trial_id),
-            max(len(trials), self.plan.trials),
+            len(self.plan.points) or self.plan.trials,
             result.get("step", 0),
             result.get("miou_unfiltered", float("nan")),
             shown,
