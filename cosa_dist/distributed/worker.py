@@ -86,6 +86,7 @@ class Evaluation:
             settings=self.settings,
             device=self.accelerator.device,
             precision=self.accelerator.autocast,
+            masks_needed=False,
         )
 
     def control(self, state: TrainState) -> dict[str, float]:

@@ -46,6 +46,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int], None] | None = None,
+    masks_needed: bool = True,
 ) -> dict[str, EvalReport]:
     """Evaluate some networks on the same images; each image is read once for all of them.
 
@@ -58,12 +59,13 @@ def evaluate(
         device: where the networks are and the counting is done.
         precision: makes the context (such as autocast) in which the networks run.
         progress: called after every batch with the number of images this rank has counted.
+        masks_needed: refuse images of which none has a mask; otherwise their reports have no scores.
 
     Returns:
         A report per network, the same on every rank.
 
     Raises:
-        ValueError: if no image has a mask, an image was counted twice, or sizes do not fit.
+        ValueError: if no image has a mask (and `masks_needed`), one was counted twice, or sizes do not fit.
     """
     settings = settings or EvaluationSettings()
     device = torch.device(device)
@@ -85,7 +87,7 @@ def evaluate(
             done += len(batch)
             if progress is not None:
                 progress(done)
-        return {name: tally.report(name) for name, tally in tallies.items()}
+        return {name: tally.report(name, masks_needed=masks_needed) for name, tally in tallies.items()}
 
 
 def has_cams(network: nn.Module) -> bool:

@@ -104,13 +104,18 @@ class Tally:
         counts = torch.bincount(places[counted], minlength=self._by_background.numel())
         self._by_background += counts.reshape(self._by_background.shape)
 
-    def report(self, network: str) -> EvalReport:
+    def report(self, network: str, *, masks_needed: bool = True) -> EvalReport:
         """Sum the counts over the ranks and read the scores from them; every rank must call this.
 
         Raises:
-            ValueError: if no rank counted an image, or an image was counted more than once.
+            ValueError: if no rank counted an image and `masks_needed`, or one was counted more than once.
         """
         rows, images = self._rows_of_all_ranks(network)
+        if images == 0 and masks_needed:
+            raise ValueError(
+                f"the evaluation of the network {network!r} found no image with a mask: "
+                "choose a split that has masks"
+            )
         logits, aux_logits, labels = rows.unbind(1)
         by_background = sum_over_ranks(self._by_background)
         return EvalReport(
@@ -138,11 +143,6 @@ class Tally:
         rows = torch.stack(self._rows) if self._rows else torch.zeros(shape, device=self._device)
         fingerprints, rows = concatenate_over_ranks(local), concatenate_over_ranks(rows)
         images, distinct = len(fingerprints), len(fingerprints.unique())
-        if images == 0:
-            raise ValueError(
-                f"the evaluation of the network {network!r} found no image with a mask: "
-                "choose a split that has masks"
-            )
         if distinct != images:
             raise ValueError(
                 f"the evaluation of the network {network!r} counted {images} images of which only "

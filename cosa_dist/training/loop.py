@@ -160,18 +160,24 @@ def _evaluate(
     metrics: dict[str, float] = {}
     for report in reports.values():
         metrics.update({f"{prefix}/{key}": value for key, value in report.metrics().items()})
-    score = max(report.miou("unfiltered") or 0.0 for report in reports.values())
-    metrics[f"{prefix}/miou_unfiltered"] = score
+    # None where no validation image has a mask, as with pictures and tags of one's own.
+    found = [score for report in reports.values() if (score := report.miou("unfiltered")) is not None]
+    score = max(found, default=None)
+    if score is not None:
+        metrics[f"{prefix}/miou_unfiltered"] = score
     metrics[f"{prefix}/evaluation_seconds"] = time.perf_counter() - started
     if last:
         metrics["final/training_seconds"] = state.seconds
         total = state.step * state.config.training.global_batch_size
         metrics["final/images_per_second"] = total / state.seconds if state.seconds else 0.0
     if rank() == 0:
-        best = max(score, state.best_score)
         around.tracker.log_metrics(metrics, state.step)
         around.tracker.flush()
-        log.info("step %d  unfiltered mIoU %.2f (best %.2f)", state.step, score, best)
+        if score is None:
+            log.warning("step %d  no validation image has a mask: there are no scores", state.step)
+        else:
+            best = max(score, state.best_score)
+            log.info("step %d  unfiltered mIoU %.2f (best %.2f)", state.step, score, best)
     writer.save(state, must=last, score=score)
-    around.report({"step": float(state.step), "miou_unfiltered": score, **metrics})
+    around.report({"step": float(state.step), "miou_unfiltered": score or 0.0, **metrics})
     return reports

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -231,13 +230,12 @@ def test_a_mask_is_taken_or_listed(name, images, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_table_of_a_million_rows_takes_little_memory_and_finds_its_bad_row(images, tmp_path, capsys):
+def test_a_table_of_a_hundred_thousand_missing_pictures_ends_in_one_line(images, tmp_path, capsys):
     path = tmp_path / "huge.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "tags"])
-        writer.writerows([f"gone/{number}.jpg", "cat"] for number in range(1_000_000))
+        writer.writerows([f"gone/{number}.jpg", "cat"] for number in range(100_000))
     done = call(capsys, "ingest", "table", images, path, "--out", tmp_path / "out", *OPTIONS, count="ingest")
     assert done.code == 2
     assert "bad" in done.the_line()
-    assert io.StringIO(done.out).readline() is not None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from rich.console import Console
 from safetensors.torch import load_file
 
+from cosa_dist.data.ingest import ingest
+from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training.loop import NonFiniteLossError
 from tests.integration.small_run import curve, make_shards, small_config, task_of
@@ -179,3 +183,24 @@ def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path
     found = torch.tensor(curve(folder, "train/total"))
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
+def test_a_run_on_pictures_without_masks_ends_without_scores(tmp_path):
+    bare = tmp_path / "bare"
+    counts = {"train": 8, "val": 3}
+    sources = {
+        name: [
+            replace(record, mask=None, context=None)
+            for record in synthetic_records(name, n, seed=3, image_size=48)
+        ]
+        for name, n in counts.items()
+    }
+    ingest(sources, synthetic_info(), bare, console=Console(quiet=True))
+    folder = tmp_path / "run"
+    reports = run_worker(task_of(small_config(bare, tmp_path, "run", training={"steps": 2}), folder, 4))
+    assert reports["online"].miou("unfiltered") is None
+    assert reports["online"].images == 0
+    assert reports["online"].images_without_mask == 3
+    assert curve(folder, "final/miou_unfiltered") == []
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+    assert len(list((folder / "pictures").glob("*.png"))) == 1

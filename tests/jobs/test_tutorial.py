@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cosa_dist.data.decode import decode_image, decode_mask
@@ -33,17 +34,22 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def bytes_of(content) -> bytes:
+    return content if isinstance(content, bytes) else content.read()
+
+
 def make_photographs(folder: Path) -> list[str]:
-    """Write generated photographs with the table that the page describes; one file is broken."""
+    """Write generated photographs with the table that the page describes."""
     names = synthetic_info().class_names
     rows = []
     for number, record in enumerate(synthetic_records("train", 40, seed=1, image_size=72)):
         name = f"holiday/{number:02d}.jpg" if number % 2 else f"{number:02d}.jpg"
         path = folder / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = decode_image(record.image if isinstance(record.image, bytes) else record.image.read())
-        image.save(path, quality=95)
-        rows.append((name, ";".join(names[tag] for tag in record.tags or ())))
+        decode_image(bytes_of(record.image)).save(path, quality=95)
+        values = np.unique(decode_mask(bytes_of(record.mask)))
+        tags = [names[value - 1] for value in values.tolist() if 0 < value <= len(names)]
+        rows.append((name, ";".join(tags)))
     with (folder / "tags.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "tags"), *rows])
     return [name for name, _ in rows]
