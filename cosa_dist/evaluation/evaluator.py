@@ -52,8 +52,7 @@ def evaluate(
 
     Args:
         networks: networks on `device`, by the name that their report and metrics carry.
-        samples: this rank's images, each image of the data set on one rank. Images without a mask
-            are left out and counted as such.
+        samples: this rank's images, each of them on one rank; those without a mask are only counted.
         class_names: the C foreground classes.
         settings: scales, sizes and thresholds; the released code's if left out.
         device: where the networks are and the counting is done.
@@ -73,8 +72,8 @@ def evaluate(
         name: Tally(class_names, settings, device, cams=has_cams(network))
         for name, network in networks.items()
     }
-    done = 0
     with evaluation_mode(networks.values()), torch.inference_mode():
+        done = 0
         for batch in _batches(_with_mask(samples, tallies.values()), settings.batch_size):
             images, labels = _stacked(batch, settings, len(class_names), device)
             crfs = [_crf_of(sample, settings, device) for sample in batch]
