@@ -44,7 +44,6 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, evaluate, print and store."""
-    import torch
     from rich.progress import Progress
 
     from cosa_dist.data.loader import EvaluationLoader
@@ -53,10 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.evaluator import evaluate
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.evaluation.settings import evaluation_settings
+    from cosa_dist.inference.device import device_named
     from cosa_dist.training.checkpoint import load_networks
 
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(automatic if arguments.device == "auto" else arguments.device)
+    device = device_named(arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
     if arguments.control and config.kind == "segmenter":
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")

@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosa_dist.tracking.leaderboard import PROTOCOLS
+
 if TYPE_CHECKING:
     from cosa_dist.tracking.leaderboard import Table
 
@@ -30,7 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         default="",
-        choices=["unfiltered", "predicted_labels", "true_labels", "unfiltered_crf", "true_labels_crf"],
+        choices=PROTOCOLS,
         help="only this protocol",
     )
     parser.add_argument("--recipe", default="", help="only runs of this recipe")

@@ -36,6 +36,7 @@ from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.pseudo_mask import PseudoMask, pseudo_mask
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.training.checkpoint import load_networks
+from cosa_dist.training.precision import autocast
 from cosa_dist.whole_file import write_whole
 
 
@@ -155,7 +156,7 @@ class ShardLabeller:
         """The pseudo-masks of some images, each of its image's size."""
         images = torch.stack([square_image(s.image.to(self.device), self.settings.size) for s in samples])
         labels: Tensor = torch.stack([sample.labels for sample in samples]).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with autocast(self.config.training.precision, self.device):
             output = see(self.network, images, self.settings, labels)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         return [

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cosa_dist.evaluation.evaluator import resize_map, see, square_image
 from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol, kept_classes
+from cosa_dist.training.precision import autocast
 
 BAND_VALUES = 2**26
 """Most values (classes x pixels) that are enlarged at a time: 256 MiB of float32."""
@@ -44,6 +45,7 @@ class Segmenting:
         settings: EvaluationSettings,
         device: torch.device,
         *,
+        precision: str = "auto",
         labels_from_classifier: bool = False,
         probabilities: bool = False,
         band_values: int = BAND_VALUES,
@@ -54,11 +56,13 @@ class Segmenting:
             network: on `device`, in evaluation mode.
             settings: size, scales, flip.
             device: where the work is done.
+            precision: number format of the network, `training.precision` of its run.
             labels_from_classifier: protocol `predicted_labels` instead of `unfiltered`.
             probabilities: whether each picture's probabilities are handed out.
             band_values: most values that are enlarged at a time.
         """
         self.network, self.settings, self.device = network, settings, device
+        self.precision = precision
         self.protocol: Protocol = "predicted_labels" if labels_from_classifier else "unfiltered"
         self.probabilities = probabilities
         self.band_values = band_values
@@ -67,7 +71,7 @@ class Segmenting:
     def __call__(self, images: Sequence[Tensor]) -> list[Segmentation]:
         """Segment pictures `[3, H, W]` uint8, each of its own size."""
         squares = [square_image(image.to(self.device), self.settings.size) for image in images]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with autocast(self.precision, self.device):
             output = see(self.network, torch.stack(squares), self.settings)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         logits = output.logits.float()

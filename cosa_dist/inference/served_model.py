@@ -37,7 +37,9 @@ class ServedModel(PythonModel):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_trained(Path(context.artifacts["network"]), "", "", device)
         self.names = ("background", *model.class_names)
-        self.segmenting = Segmenting(model.network, evaluation_settings(model.config), device)
+        config = model.config
+        precision = config.training.precision
+        self.segmenting = Segmenting(model.network, evaluation_settings(config), device, precision=precision)
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
         """Answer a table with a column `image` by one with `mask`, `classes` and `error`."""

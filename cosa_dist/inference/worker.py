@@ -104,6 +104,7 @@ class PredictionWorker:
             self.model.network,
             self.settings,
             device,
+            precision=self.model.config.training.precision,
             labels_from_classifier=task.labels_from_classifier,
             probabilities=PROBABILITIES in task.outputs,
         )

@@ -22,6 +22,16 @@ def resolve_precision(setting: str, device_type: str) -> str:
     return "bf16" if setting == "bf16" or (setting == "auto" and gpu and has_bf16) else "no"
 
 
+def autocast(setting: str, device: torch.device) -> torch.autocast:
+    """The context in which a trained network runs outside training, in the format of its run's setting.
+
+    Raises:
+        ValueError: bf16 asked for on a GPU without it.
+    """
+    enabled = resolve_precision(setting, device.type) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
 def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
     """Return an Accelerator that has seen all ranks.
 

@@ -96,13 +96,16 @@ def test_a_cosa_run_never_reads_masks(shards, tmp_path, monkeypatch):
     def forbidden(data):
         raise AssertionError("a mask was decoded")
 
-    from cosa_dist.data.loader import TrainingLoader
     from cosa_dist.data.shards import open_split
+    from cosa_dist.distributed.worker import training_loader
 
+    def steps(config):
+        task = task_of(config, tmp_path / config.name, 4)
+        return list(training_loader(config, open_split(shards, "train"), 0, task))
+
+    two = {"training": {"steps": 2}}
     monkeypatch.setattr(samples, "decode_mask", forbidden)
-    config = small_config(shards, tmp_path, "tags")
-    loader = TrainingLoader(
-        open_split(shards, "train"), crop_size=32, seed=0, global_batch_size=4, stop_step=2
-    )
-    assert config.kind == "cosa"
-    assert all(batch.masks is None for step in loader for batch in step)
+    tags = steps(small_config(shards, tmp_path, "tags", **two))
+    assert [batch.masks for step in tags for batch in step] == [None, None]
+    with pytest.raises(AssertionError, match="a mask was decoded"):
+        steps(segmenter_config(shards, tmp_path, "masks", **two))
