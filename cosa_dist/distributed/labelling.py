@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def label_split(
     with partial_folder(out, overwrite=False) as partial:
         folder = partial / train.name
         folder.mkdir(exist_ok=True)
-        task = LabellingTask(**{**asdict(task), "folder": str(folder)})
+        task = replace(task, folder=str(folder))
         numbers = range(len(train.shards))
         done = {number: shard for number in numbers if (shard := finished_labels(task, number))}
         if done:
@@ -143,7 +143,7 @@ def _labelled_shards(
     smallest_node = int(min(node.get("CPU", 1) for node in node_resources()))
     share = max(1, min(CPUS_PER_WORKER, smallest_node, cpus // gpus if gpus else cpus))
     workers = min(len(missing), gpus or max(1, cpus // share))
-    task = LabellingTask(**{**asdict(task), "use_gpu": gpus > 0, "threads": share})
+    task = replace(task, use_gpu=gpus > 0, threads=share)
     labeller = ray.remote(num_cpus=share, num_gpus=int(gpus > 0), max_restarts=3, max_task_retries=3)(
         ShardLabeller
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import build_config, load_config, merge, read_yaml, to_yaml
+from cosa_dist.config.loading import build_config, load_config, merge, read_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading import check_reading
@@ -89,11 +89,10 @@ def stage_two_config(config: RunConfig, parent: str, shards: Path) -> RunConfig:
     """The second stage's configuration: the run's own, on the labelled shards."""
     own = {
         "name": f"{parent}-{TWO}",
-        "data": {"shards": str(shards), "label": config.data.label},
+        "data": {"shards": str(shards)},
         "stage_one": {"recipe": "", "options": {}, "run": ""},
     }
-    values = {**config.model_dump(), "stage_one": {}}
-    return build_config(merge(values, own), "second stage")
+    return build_config(merge(config.model_dump(), own), "second stage")
 
 
 def prepare_staged(config: RunConfig) -> StagedRun:
@@ -232,11 +231,3 @@ def _record(run: StagedRun, first: Path, quality: dict[str, Any], outcome: Outco
     tracker = open_tracker(run.folder, run.tracking_uri, run.run_id)
     tracker.log_metrics({key: value for key, value in numbers.items() if value is not None}, 0)
     tracker.close("FINISHED")
-
-
-def stages_yaml(config: RunConfig) -> str:
-    """The resolved configurations of both trained stages as one YAML text with two documents."""
-    name = config.name or config.recipe
-    if config.stage_one.run:
-        return to_yaml(config)
-    return f"{to_yaml(stage_one_config(config, name))}---\n{to_yaml(config)}"
