@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import load_config, recipe_names
+from cosa_dist.config.loading import recipe_names
 from cosa_dist.config.options import options
-from cosa_dist.config.schema import RunConfig
 
 
 def options_help() -> str:
@@ -38,18 +37,6 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--recipe", help="name of a recipe, or the path of one")
     parser.add_argument("--config", metavar="F.yaml", help="options on top of the recipe")
     return parser
-
-
-def parse_run(
-    parser: argparse.ArgumentParser, words: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, RunConfig]:
-    """Parse the command line to the job's own arguments and the resolved configuration.
-
-    Raises:
-        ConfigError: one line per problem.
-    """
-    arguments, rest = parser.parse_known_args(words)
-    return arguments, load_config(arguments.recipe, arguments.config, rest)
 
 
 def run_job(
