@@ -101,7 +101,7 @@ def assignment_pass(given: Inputs) -> Comparison:
 
     def plain() -> object:
         with explicit_attention(network), torch.inference_mode(), work.accelerator.autocast():
-            return plain_multi_scale(network, images, settings.scales, last_only)
+            return plain_multi_scale(network, images, settings.scales, last_only, settings.flip)
 
     def ours() -> object:
         with torch.inference_mode(), work.accelerator.autocast():
@@ -109,6 +109,7 @@ def assignment_pass(given: Inputs) -> Comparison:
                 network,
                 images,
                 settings.scales,
+                flip=settings.flip,
                 aux_cam_last_scale_only=last_only,
                 labels=given.batch.labels,
             )

@@ -144,10 +144,11 @@ def step_flops(config: RunConfig, classes: int, images: int) -> StepFlops:
     """
     side = config.data.crop_size
     scaled = [int(scale * side) for scale in config.assignment.scales]
+    views = 2 if config.assignment.flip else 1
     forward, backward = _forward_and_backward(_fake_network(config, classes), side, True)
     warmup_forward, warmup_backward = _forward_and_backward(_fake_network(config, classes), side, False)
     return StepFlops(
-        assignment_pass=2 * images * image_flops(config, classes, scaled),
+        assignment_pass=views * images * image_flops(config, classes, scaled),
         forward=images * forward,
         backward=images * backward,
         warmup_forward=images * warmup_forward,

@@ -23,6 +23,15 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def _views(maps: Tensor, size: tuple[int, int], flip: bool) -> Tensor:
+    """Enlarged maps of the image and of its mirror image, turned back: `[1 or 2, B, C, H, W]`."""
+    maps = _resized(maps.float(), size)
+    if not flip:
+        return maps[None]
+    plain, mirrored = maps.chunk(2)
+    return torch.stack([plain, mirrored.flip(-1)])
+
+
 def _stretched(cams: list[Tensor]) -> Tensor:
     """Sum over the scales, stretched to [0, 1] per image and class."""
     total = torch.stack(cams).sum(0)
@@ -36,14 +45,16 @@ def plain_multi_scale(
     images: Tensor,
     scales: Sequence[float],
     aux_cam_last_scale_only: bool = False,
+    flip: bool = True,
 ) -> MultiScaleOutput:
-    """The multi-scale pass with mirror images (released code); all classes, no label filter.
+    """The multi-scale pass (released code, where it always mirrors); all classes, no label filter.
 
     Args:
         network: maps `[B, 3, H, W]` to a `NetworkOutput`.
         images: `[B, 3, H, W]` normalised.
         scales: relative sizes.
         aux_cam_last_scale_only: keep the last scale's auxiliary CAM only.
+        flip: whether each scale also sees the mirror image.
     """
     size = (images.shape[-2], images.shape[-1])
     cams: list[Tensor] = []
@@ -53,14 +64,12 @@ def plain_multi_scale(
     aux_logits: list[Tensor] = []
     for scale in scales:
         scaled = _resized(images, (int(scale * size[0]), int(scale * size[1])))
-        output = network(torch.cat([scaled, scaled.flip(-1)]))
-        for maps, kept in ((output.cam, cams), (output.aux_cam, aux_cams)):
-            plain, mirrored = _resized(maps.float(), size).chunk(2)
-            kept.append(torch.maximum(plain, mirrored.flip(-1)).relu())
-        plain, mirrored = _resized(output.segmentation.float(), size).chunk(2)
-        segmentations.append(plain + mirrored.flip(-1))
-        logits.append(output.logits.float().unflatten(0, (2, -1)).mean(0))
-        aux_logits.append(output.aux_logits.float().unflatten(0, (2, -1)).mean(0))
+        output = network(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
+        cams.append(_views(output.cam, size, flip).amax(0).relu())
+        aux_cams.append(_views(output.aux_cam, size, flip).amax(0).relu())
+        segmentations.append(_views(output.segmentation, size, flip).sum(0))
+        logits.append(output.logits.float().unflatten(0, (-1, len(images))).mean(0))
+        aux_logits.append(output.aux_logits.float().unflatten(0, (-1, len(images))).mean(0))
     return MultiScaleOutput(
         cam=_stretched(cams),
         aux_cam=_stretched(aux_cams[-1:] if aux_cam_last_scale_only else aux_cams),

@@ -69,7 +69,11 @@ def plain_labels(state: TrainState, batch: Batch) -> PlainLabels:
     """Let the assignment network label the weak views of a batch."""
     settings = state.config.assignment
     seen = plain_multi_scale(
-        state.assignment, normalise(batch.weak), settings.scales, settings.aux_cam_last_scale_only
+        state.assignment,
+        normalise(batch.weak),
+        settings.scales,
+        settings.aux_cam_last_scale_only,
+        settings.flip,
     )
     stride = state.online.backbone.stride
     grid = (batch.weak.shape[-2] // stride, batch.weak.shape[-1] // stride)

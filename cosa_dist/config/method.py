@@ -76,7 +76,9 @@ class AssignmentConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9994
     """share of itself that the assignment network keeps at each step (0: the online network itself)"""
     scales: Scales = (1.0, 0.5, 1.5)
-    """scales of its pass over the weak view; each with its mirror image"""
+    """scales of its pass over the weak view"""
+    flip: bool = True
+    """whether each scale of its pass also sees the mirror image"""
     aux_cam_last_scale_only: bool = False
     """the auxiliary CAM from the last scale alone, as the released code does by an oversight"""
     temperature: Positive = 0.01

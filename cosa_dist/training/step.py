@@ -74,6 +74,7 @@ def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignm
             network,
             normalise(batch.weak),
             settings.scales,
+            flip=settings.flip,
             aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
             labels=batch.labels,
         )

@@ -29,9 +29,9 @@ def test_fused_attention_counts_as_its_two_products():
     assert found == 2 * 2 * (2 * 10 * 10 * 8)
 
 
-@pytest.mark.parametrize("phase", ["warmup", "co_training"])
-def test_a_step_counts_what_the_real_one_does(phase):
-    config = tiny_config(losses={"warmup_steps": 2 if phase == "warmup" else 0})
+@pytest.mark.parametrize(("phase", "flip"), [("warmup", True), ("co_training", True), ("co_training", False)])
+def test_a_step_counts_what_the_real_one_does(phase, flip):
+    config = tiny_config(losses={"warmup_steps": 2 if phase == "warmup" else 0}, assignment={"flip": flip})
     work = prepare(config, CPU)
     batch = generated_batch(4, 32, 20)
     real = counted(lambda: training_step(work.state, work.network, [batch], work.accelerator))

@@ -15,8 +15,10 @@ CPU = torch.device("cpu")
 TERMS = ("cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy")
 
 
-def test_both_steps_lead_to_the_same_networks():
-    ours, plain = (prepare(tiny_config(), CPU) for _ in range(2))
+@pytest.mark.parametrize("views", [{}, {"flip": False, "scales": [1.0]}], ids=["every view", "one view"])
+def test_both_steps_lead_to_the_same_networks(views):
+    config = tiny_config(assignment=views)
+    ours, plain = (prepare(config, CPU) for _ in range(2))
     start = ours.state.online.decoder.conv8.weight.detach().clone()
     for step in range(5):
         batch = generated_batch(4, 32, 20, seed=step)
