@@ -60,7 +60,9 @@ def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> N
             started = time.monotonic()
             run = prepare_run(named)
             outcome = launch(run, resources)
-            best = max(outcome.reports.values(), key=lambda report: report.miou("unfiltered") or 0.0)
+            trained = config.kind == "cosa"
+            judged = "unfiltered" if trained else "cam_true_labels"
+            best = max(outcome.reports.values(), key=lambda report: report.scores[judged].miou or 0.0)
             row = make_row(
                 name,
                 parts,
@@ -70,6 +72,7 @@ def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> N
                 dataset=config.data.label or Path(config.data.shards).name,
                 commit=commit,
                 seconds=time.monotonic() - started,
+                segments=trained,
             )
             append_row(path, row)
 

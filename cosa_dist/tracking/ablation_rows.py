@@ -29,9 +29,9 @@ class AblationRow:
     commit: str
     network: str
     miou: dict[str, float | None]
-    """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...)"""
+    """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...); CAMs' alone without a trained segmentation"""
     iou: dict[str, float | None]
-    """unfiltered IoU by class, background included"""
+    """unfiltered IoU by class, background included; empty without a trained segmentation"""
     context: dict[str, float]
     """unfiltered share of the coexisting context's background pixels by predicted class; empty without one"""
     seconds: float
@@ -48,10 +48,16 @@ def make_row(
     dataset: str,
     commit: str,
     seconds: float,
+    segments: bool = True,
 ) -> AblationRow:
-    """The row of a finished run from the report of its better network."""
+    """The row of a finished run from the report of its better network.
+
+    `segments` is false for a run that trained classifiers only: the scores of its segmentation mean nothing
+    and stay out.
+    """
     names = ("background", *report.class_names)
     score = report.scores["unfiltered"]
+    context = segments and score.context_as_class
     return AblationRow(
         combination=combination,
         parts=tuple(parts),
@@ -60,9 +66,9 @@ def make_row(
         dataset=dataset,
         commit=commit,
         network=report.network,
-        miou={key: score.miou for key, score in report.scores.items()},
-        iou=dict(zip(names, score.iou, strict=True)),
-        context=dict(zip(names, score.context_as_class, strict=True)) if score.context_as_class else {},
+        miou={key: score.miou for key, score in report.scores.items() if segments or "cam" in key},
+        iou=dict(zip(names, score.iou, strict=True)) if segments else {},
+        context=dict(zip(names, context, strict=True)) if context else {},
         seconds=seconds,
     )
 
@@ -109,14 +115,14 @@ def as_markdown(rows: Sequence[AblationRow], parts: Sequence[str], context_class
         Markdown; figures are the mean over the seeds, with smallest to largest in brackets.
     """
     measures = {
-        "unfiltered": lambda row: row.miou["unfiltered"],
+        "unfiltered": lambda row: row.miou.get("unfiltered"),
         "unfiltered, CRF": lambda row: row.miou.get("unfiltered_crf"),
-        "CAM (true_labels)": lambda row: row.miou["cam_true_labels"],
-        "auxiliary CAM (true_labels)": lambda row: row.miou["aux_cam_true_labels"],
+        "CAM (true_labels)": lambda row: row.miou.get("cam_true_labels"),
+        "auxiliary CAM (true_labels)": lambda row: row.miou.get("aux_cam_true_labels"),
     }
     if context_class:
         measures[f"context as {context_class}"] = lambda row: row.context.get(context_class)
-        measures[f"IoU {context_class}"] = lambda row: row.iou[context_class]
+        measures[f"IoU {context_class}"] = lambda row: row.iou.get(context_class)
     grouped: dict[str, list[AblationRow]] = {}
     for row in rows:
         grouped.setdefault(row.combination, []).append(row)

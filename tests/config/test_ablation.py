@@ -49,6 +49,8 @@ def test_combinations_are_chosen_by_name(tmp_path):
 def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
     ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
     configs = {c.name: load_config(recipe, None, c.options) for c in ablation.combinations}
+    assert {name for name, config in configs.items() if config.kind != "cosa"} == {"classification"}
+    assert configs["classification"].kind == "control"
     assert configs["base"].losses.seg_to_cam == 0
     assert configs["base"].assignment.momentum == 0
     assert configs["whole"].assignment.reliability

@@ -46,6 +46,12 @@ def test_a_row_holds_the_scores_of_the_report_by_class_name():
     assert made.iou == {"background": 90.0, "train": None}
     assert made.context == {"background": 75.0, "train": 25.0}
     assert (made.parts, made.network, made.seed) == (("separation",), "assignment", 2)
+    classifiers = make_row(
+        "none", [], report, seed=2, recipe="demo", dataset="d", commit="c", seconds=1.5, segments=False
+    )
+    assert (classifiers.miou, classifiers.iou, classifiers.context) == ({"cam_true_labels": None}, {}, {})
+    table = as_markdown([classifiers], ["separation"], "train").splitlines()
+    assert table[2].split("|")[3:-1] == [" - "] * 6 + [" 2 "]
 
 
 def test_rows_come_back_as_they_were_appended(tmp_path):
