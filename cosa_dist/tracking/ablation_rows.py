@@ -29,7 +29,7 @@ class AblationRow:
     commit: str
     network: str
     miou: dict[str, float | None]
-    """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...); CAMs' alone without a trained segmentation"""
+    """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...); only CAMs' without a segmentation"""
     iou: dict[str, float | None]
     """unfiltered IoU by class, background included; empty without a trained segmentation"""
     context: dict[str, float]
