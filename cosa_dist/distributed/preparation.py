@@ -85,6 +85,16 @@ def supervision_of(config: RunConfig) -> str:
     return "true masks" if config.supervision == "truth" else "pseudo-masks"
 
 
+def description(config: RunConfig, dataset: str) -> str:
+    """What MLflow's page says of the run: what was trained on what, and which number is the headline."""
+    return (
+        f"Recipe `{config.recipe}`, {config.training.steps} steps on {dataset}, learning from "
+        f"{supervision_of(config)}, seed {config.seed}. Headline: `final/miou_unfiltered` on split "
+        f"`{config.data.val_split}`, in per cent; published figures of the field are often `true_labels`, "
+        "which uses the test images' tags: never compare across protocols."
+    )
+
+
 def refuse_used_name(folder: Path) -> None:
     """Raise `ConfigError` if there is a run in that folder."""
     if folder.exists():
@@ -151,6 +161,7 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
                 "kind": config.kind,
                 "supervision": supervision_of(config),
                 **provenance(),
+                "mlflow.note.content": description(config, dataset_label(config, val)),
                 "data_fingerprint_train": train.fingerprint,
                 "data_fingerprint_val": val.fingerprint,
             },

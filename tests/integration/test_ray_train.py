@@ -45,6 +45,7 @@ def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
     assert run.info.status == "FINISHED"
     assert run.data.params["training.steps"] == "10"
     assert run.data.tags["dataset"] == "synthetic"
+    assert "learning from image tags" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["final/online/miou_unfiltered"] == pytest.approx(
         outcome.reports["online"].miou("unfiltered")
     )
