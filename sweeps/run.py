@@ -61,7 +61,9 @@ def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
         warm_start=arguments.warm_start,
     )
     if is_ablation(path):
-        points = [dict(combination.options) for combination in read_ablation(path).combinations]
+        # A sweep ranks segmentations, which a run of classifiers alone does not have.
+        combinations = read_ablation(path).combinations
+        points = [dict(c.options) for c in combinations if c.options.get("kind") != "control"]
         plan = replace(plan, points=points, search="grid")
     else:
         space = read_space(path)
