@@ -12,6 +12,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
     from cosa_dist.training.checkpoint import load_networks
+    from cosa_dist.training.precision import autocast
 
     device = device_named(arguments.device)
     config, networks = load_networks(arguments.run, arguments.checkpoint, device)
@@ -65,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         "class_names": split.class_names,
         "settings": evaluation_settings(config, arguments.crf),
         "device": device,
+        "precision": partial(autocast, config.training.precision, device),
     }
 
     def samples(chosen: str) -> EvaluationLoader:

@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
         plan, fresh = new_plan(arguments, named(arguments, rest)), True
 
     from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.plan import node_resources
     from cosa_dist.distributed.sweep import concurrent_trials
     from cosa_dist.distributed.sweep_run import conduct, open_tracking, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
@@ -115,8 +116,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
     with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
         if fresh:
-            if "RAY_ADDRESS" not in os.environ:
-                plan = share_cpus(plan)
+            plan = share_cpus(plan, resources, node_resources())
             concurrent_trials(plan.config, resources)
             plan = open_tracking(plan)
             write_plan(plan)

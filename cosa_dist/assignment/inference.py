@@ -165,8 +165,8 @@ def _unmirrored(maps: Tensor, flip: bool) -> list[Tensor]:
 
 
 def _add(total: Tensor, part: Tensor) -> Tensor:
-    """Running sum that starts from a 0-dimensional nothing, without a copy of the first part."""
-    return part if total.ndim == 0 else total + part
+    """Running sum in place that starts from a 0-dimensional nothing, without a copy of the first part."""
+    return part if total.ndim == 0 else total.add_(part)
 
 
 def _finish(cam: Tensor, present: PresentClasses | None, classes: int) -> Tensor:

@@ -201,9 +201,14 @@ def denormalise(images: Tensor) -> Tensor:
 
 
 def _channel_constants(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation as float32 `[3, 1, 1]` on the images' device."""
+    """Return mean and standard deviation as float32 `[3, 1, 1]`, made on the images' device.
+
+    A list copied to a GPU would make every step wait for the device.
+    """
     if images.dim() < 3 or images.shape[-3] != 3:
         raise DataError(f"images are [..., 3, H, W]; got {list(images.shape)}")
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=images.device)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=images.device)
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return mean, std

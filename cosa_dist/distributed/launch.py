@@ -21,7 +21,7 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from cosa_dist.distributed.interruption import STOPPED, RunStoppedError, listening_to_signals, sole_driver
-from cosa_dist.distributed.plan import WorkerPlan, await_resources, plan_workers
+from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
 from cosa_dist.distributed.preparation import PreparedRun, mark_finished
 from cosa_dist.distributed.scaling import PlannedTrainer
 from cosa_dist.distributed.worker import FAILURE, WorkerTask, ray_worker
@@ -114,7 +114,7 @@ def launch(run: PreparedRun, resources: dict[str, float], callbacks: Sequence[An
         status: Status = "FAILED"
         trainer: PlannedTrainer | None = None
         try:
-            plan = plan_workers(run.config, resources)
+            plan = plan_workers(run.config, resources, node_resources())
             await_resources(plan, run.config.distributed.placement_deadline)
             trainer = _trainer(run, plan, callbacks)
             trainer.fit()

@@ -43,12 +43,15 @@ class WorkerPlan:
         return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
-def plan_workers(config: RunConfig, resources: dict[str, float]) -> WorkerPlan:
+def plan_workers(
+    config: RunConfig, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]] = ()
+) -> WorkerPlan:
     """Decide on workers and their resources from what the cluster has.
 
     Args:
         config: the run.
         resources: total resources of the cluster (`CPU`, `GPU`).
+        nodes: those of each node, if known: workers with a GPU then share the CPUs of nodes with GPUs alone.
 
     Raises:
         ConfigError: GPUs asked for where there are none, or a batch that cannot be shared.
@@ -60,13 +63,17 @@ def plan_workers(config: RunConfig, resources: dict[str, float]) -> WorkerPlan:
         raise ConfigError("distributed.device gpu: the Ray cluster has no GPU")
     numbers = elastic_numbers(config)
     workers = numbers[-1] if numbers else settings.workers or (gpus if use_gpu else 1)
-    cpus = settings.cpus_per_worker or max(
-        1.0, resources.get("CPU", 1) // max(workers, gpus if use_gpu else 1)
-    )
+    share = cpus_per_gpu(nodes or [resources]) if use_gpu else resources.get("CPU", 1) // workers
+    cpus = settings.cpus_per_worker or max(1.0, share)
     micro = 0
     if not numbers:
         micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
     return WorkerPlan(workers, use_gpu, cpus, micro, numbers)
+
+
+def cpus_per_gpu(nodes: Sequence[Mapping[str, float]], spare: int = 0) -> float:
+    """CPUs for each GPU on the node where these are fewest, `spare` of them left out; 0 without GPUs."""
+    return min((n.get("CPU", 0) // n["GPU"] - spare for n in nodes if n.get("GPU")), default=0.0)
 
 
 def workers_that_fit(need: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:

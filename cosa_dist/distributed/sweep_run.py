@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cosa_dist.distributed.sweep import SweepResult, run_sweep
+from cosa_dist.distributed.plan import cpus_per_gpu, plan_workers
+from cosa_dist.distributed.sweep import DRIVER_CPUS, SweepResult, run_sweep
 from cosa_dist.distributed.sweep_plan import SweepPlan
 from cosa_dist.distributed.warm_start import warm_up
 from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
@@ -15,12 +15,22 @@ from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
 
 
-def share_cpus(plan: SweepPlan) -> SweepPlan:
-    """Give each worker of a trial an even share of this machine's CPUs, unless the plan says how many."""
+def share_cpus(
+    plan: SweepPlan, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
+) -> SweepPlan:
+    """Give each worker of a trial an even share of the CPUs, unless the plan says how many.
+
+    The trials' drivers need a CPU each: with GPUs one for every GPU is left to them, as a trial may have a
+    single one; without, one.
+    """
     config = plan.config
     if config.distributed.cpus_per_worker:
         return plan
-    share = max(1, (os.cpu_count() or 1) // (config.distributed.workers or 1))
+    workers = plan_workers(config, resources)
+    if workers.use_gpu:
+        share = max(1.0, cpus_per_gpu(nodes, spare=DRIVER_CPUS))
+    else:
+        share = max(1.0, (resources.get("CPU", 1) - DRIVER_CPUS) // workers.workers)
     distributed = config.distributed.model_copy(update={"cpus_per_worker": share})
     return replace(plan, base=config.model_copy(update={"distributed": distributed}).model_dump(mode="json"))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from cosa_dist.collective import rank, sum_over_ranks, world_size
@@ -37,6 +38,11 @@ from cosa_dist.training.loop import NonFiniteLossError, Surroundings, TrainingSt
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
 
+LASTING = (
+    *(ValueError, TypeError, LookupError, FileNotFoundError),
+    *(NonFiniteLossError, torch.OutOfMemoryError),
+)
+"""Errors that would come again however often the workers were started."""
 FAILURE = "failure.txt"
 """note in the run folder of an error that would come again"""
 log = logging.getLogger(__name__)
@@ -165,9 +171,10 @@ def prepare_state(
     if rank() == 0:
         start = f"continuing from {restored}" if restored else "starting"
         log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
-    if config.kind == "segmenter" and accelerator.device.type == "cuda" and world_size() > 1:
-        # In place: the norms of all GPUs share their statistics; the parameters stay the optimiser's own.
-        nn.SyncBatchNorm.convert_sync_batchnorm(state.online)
+    if accelerator.device.type == "cuda" and world_size() > 1:
+        # In place: batch norms of all GPUs share their statistics; the parameters stay the optimiser's own.
+        # timm's conversion, as PyTorch's would lose the activation that timm keeps inside a norm.
+        convert_sync_batchnorm(state.online)
     if config.training.compile:
         state.online.compile()
         state.assignment.compile()
@@ -190,6 +197,7 @@ def run_worker(
     config = build_config(task.config, "run")
     folder = Path(task.folder)
     torch.set_num_threads(max(1, task.cpus))
+    torch.set_float32_matmul_precision(config.training.matmul_precision)
     accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
     train = open_reading(config.data, config.data.train_split)
     val = open_reading(config.data, config.data.val_split)
@@ -242,8 +250,10 @@ def ray_worker(payload: dict[str, Any]) -> None:
         run_worker(task, report=ray.train.report)
     except TrainingStoppedError as error:
         stopped.write_text(f"{error}\n", encoding="utf-8")
-    except (ValueError, TypeError, LookupError, FileNotFoundError, NonFiniteLossError) as error:
+    except LASTING as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
         with contextlib.suppress(OSError):
             failure.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
         raise

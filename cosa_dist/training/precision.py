@@ -7,6 +7,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bf16 itself; older ones only emulate it, slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def resolve_precision(setting: str, device_type: str) -> str:
     """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`.
 
@@ -16,7 +21,7 @@ def resolve_precision(setting: str, device_type: str) -> str:
         ValueError: bf16 asked for on a GPU without it.
     """
     gpu = device_type == "cuda"
-    has_bf16 = not gpu or torch.cuda.is_bf16_supported()
+    has_bf16 = not gpu or gpu_has_bf16()
     if setting == "bf16" and not has_bf16:
         raise ValueError("training.precision bf16: this GPU has no bf16; use fp32")
     return "bf16" if setting == "bf16" or (setting == "auto" and gpu and has_bf16) else "no"
@@ -49,7 +54,10 @@ def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=resolve_precision(precision, "cpu" if cpu else "cuda"),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        # The loss warm-up leaves the decoder without gradients; a view saves a copy of all gradients.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
+        ],
     )
     if accelerator.num_processes != world_size:
         raise RuntimeError(f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}")

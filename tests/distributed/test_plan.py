@@ -7,8 +7,11 @@ import pytest
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
 from cosa_dist.distributed.paths import absolute, with_absolute_paths
-from cosa_dist.distributed.plan import micro_batch, plan_workers
+from cosa_dist.distributed.plan import micro_batch, plan_workers, workers_that_fit
 from cosa_dist.distributed.search_space import check_space, read_space
+from cosa_dist.distributed.sweep import concurrent_trials
+from cosa_dist.distributed.sweep_plan import SweepPlan
+from cosa_dist.distributed.sweep_run import share_cpus
 
 
 def config(**overrides):
@@ -36,6 +39,33 @@ def test_workers_follow_from_the_cluster():
     assert not plan_workers(config(distributed__device="cpu"), {"CPU": 4, "GPU": 2}).use_gpu
     with pytest.raises(ConfigError, match="no GPU"):
         plan_workers(config(distributed__device="gpu"), {"CPU": 4})
+
+
+def test_workers_with_gpus_share_the_cpus_of_nodes_with_gpus():
+    nodes = [{"CPU": 16.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}]
+    plan = plan_workers(config(training__global_batch_size=16), {"CPU": 112, "GPU": 16}, nodes)
+    assert (plan.workers, plan.cpus_per_worker) == (16, 4)
+    assert workers_that_fit(plan.resources_per_worker, nodes) == 24 - 8
+    assert plan_workers(config(distributed__workers=4), {"CPU": 4, "GPU": 8}).cpus_per_worker == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "share", "trials"),
+    [
+        ({}, [{"CPU": 3.0}], 2, 1),
+        ({"distributed__workers": 2}, [{"CPU": 5.0}], 2, 1),
+        ({"distributed__workers": 1}, [{"CPU": 64.0, "GPU": 8.0}], 7, 8),
+        ({}, [{"CPU": 64.0, "GPU": 8.0}], 7, 1),
+        ({"distributed__workers": 1, "distributed__cpus_per_worker": 1}, [{"CPU": 4.0}], 1, 2),
+    ],
+)
+def test_a_sweep_leaves_the_drivers_of_its_trials_a_cpu(changes, nodes, share, trials):
+    chosen = config(**changes)
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    plan = SweepPlan(base=chosen.model_dump(mode="json"), points=[{}])
+    shared = share_cpus(plan, total, nodes).config
+    assert shared.distributed.cpus_per_worker == share
+    assert concurrent_trials(shared, total) == trials
 
 
 def test_paths_become_absolute_from_the_folder_or_from_the_named_root(tmp_path, monkeypatch):

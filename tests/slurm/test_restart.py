@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from cosa_dist.distributed.chaos_run import last_step, tracked
 from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
-from tests.slurm.client import Cluster, JobState, wait_until
+from tests.slurm.client import TWO_NODES, Cluster, JobState, wait_until
 from tests.slurm.cluster import lose_node, return_node
 from tests.slurm.test_cosa_job import DEADLINE, assert_nothing_is_left
 
@@ -76,6 +76,32 @@ def test_a_warned_job_saves_and_goes_on_when_slurm_starts_it_again(
     assert f"run slurm-{job}, start 2 of job {job}" in log
     assert_one_whole_run(folder, STEPS)
     print_pause(folder, "warning and requeue", capsys)
+    assert_nothing_is_left(cluster)
+
+
+def test_a_time_limit_that_runs_out_is_no_end(
+    cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SLURM itself warns a minute or two before the limit of three; the job starts again where it was."""
+    limited = (*TWO_NODES, "--time=3", "--signal=B:USR1@60")
+    endless = ("--training.steps", "100000", "--training.checkpoint_every", "10")
+    job = cluster.submit("--recipe", "demo", *options, *endless, sbatch=limited, COSA_GRACE="50")
+    folder = cluster.work / "outputs" / "runs" / f"slurm-{job}"
+    wait_until(
+        lambda: "continuing from step-" in cluster.log(job) or cluster.state(job).ended,
+        DEADLINE,
+        lambda: cluster.story(job),
+    )
+    before, found, after = cluster.log(job).partition("continuing from step-")
+    assert found, cluster.story(job)
+    assert "warned by SLURM" in before
+    saved = int(after[:8])
+    assert saved == int(re.findall(r"step (\d+)/100000", before)[-1])
+    await_step(cluster, job, folder, saved + 5)
+    assert cluster.state(job).restarts == 1
+    cluster.command("scancel", job)
+    assert cluster.await_end(job, DEADLINE).state == "CANCELLED"
+    print_pause(folder, "time limit, checkpoint, requeue", capsys)
     assert_nothing_is_left(cluster)
 
 
