@@ -42,6 +42,8 @@ class MultiScaleOutput:
     """`[B, C]` image logits of the main classifier, mean over scales and mirror images."""
     aux_logits: Tensor
     """`[B, C]` image logits of the auxiliary classifier, likewise."""
+    present: PresentClasses | None = None
+    """The classes of the labels, if labels were given."""
 
 
 @torch.no_grad()
@@ -94,6 +96,7 @@ def multi_scale(
         segmentation=segmentation,
         logits=logits / len(scales),
         aux_logits=aux_logits / len(scales),
+        present=present,
     )
 
 

@@ -91,7 +91,7 @@ def make_assignment(
     seen = multi_scale_output
     # Tensors made in inference mode cannot be saved for backward, and the losses must save these.
     with torch.inference_mode(False), torch.no_grad():
-        present = present_classes(labels)
+        present = present_classes(labels) if seen.present is None else seen.present
         label, weight = _label(seen.cam, labels, present, boxes, thresholds.main, settings)
         aux_label, aux_weight = _label(seen.aux_cam, labels, present, boxes, thresholds.aux, settings)
         return Assignment(

@@ -123,7 +123,8 @@ class PermutohedralLattice:
             mode="sum",
             per_sample_weights=self.splat_weights,
         )
-        blur = vertices.new_tensor([0.5, 1.0, 0.5]).repeat(len(vertices), 1)
+        blur = vertices.new_full((len(vertices), 3), 0.5)
+        blur[:, 1] = 1.0
         for neighbours in self.blur_vertices:
             vertices = _weighted_rows(neighbours, blur, vertices)
         return _weighted_rows(self.slice_vertices, self.slice_weights, vertices).view(values.shape)
@@ -157,8 +158,9 @@ def _vertex_keys(simplices: Simplices, batch: int) -> tuple[Tensor, list[int]]:
             "use larger standard deviations"
         )
     strides.append(0)
-    stride = torch.tensor(strides, device=simplices.rank.device)
-    margin = torch.tensor([*bounds[0], 0.0], device=low.device)[:, None] - 2 * size
+    # Filled on the device: a list that is copied to a GPU makes the host wait.
+    stride = torch.stack([torch.full((), value, device=low.device) for value in strides])
+    margin = F.pad(low, (0, 1))[:, None] - 2 * size
     keys = ((simplices.origin - margin).long() * stride[:, None]).sum(0)
     keys += torch.arange(batch, device=keys.device).repeat_interleave(points // batch) * total
     # The vertex of remainder k adds k everywhere and takes d + 1 off the k coordinates ranked last.

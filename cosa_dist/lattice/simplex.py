@@ -11,6 +11,7 @@ first, `[d + 1, P]`, which keeps every pass contiguous.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,17 +46,23 @@ def elevate(features: Tensor) -> Tensor:
         `[d + 1, P]` float32 coordinates that sum to zero over the first axis.
     """
     dimensions = features.shape[1]
-    basis = torch.zeros(dimensions + 1, dimensions, dtype=torch.float64)
-    for axis in range(dimensions):
-        scale = (dimensions + 1) * math.sqrt(2 / 3) / math.sqrt((axis + 1) * (axis + 2))
-        basis[: axis + 1, axis] = scale
-        basis[axis + 1, axis] = -(axis + 1) * scale
-    columns = basis.to(features).unbind(1)
+    columns = _basis(dimensions, features.device).unbind(1)
     # Sums of products instead of a matrix product: TF32 would round the coordinates on GPUs.
     elevated = columns[-1][:, None] * features[:, -1]
     for axis in reversed(range(dimensions - 1)):
         elevated = elevated + columns[axis][:, None] * features[:, axis]
     return elevated
+
+
+@lru_cache(maxsize=16)
+def _basis(dimensions: int, device: torch.device) -> Tensor:
+    """The map into the hyperplane, `[d + 1, d]` float32; kept, as its copy to a GPU makes the host wait."""
+    basis = torch.zeros(dimensions + 1, dimensions, dtype=torch.float64)
+    for axis in range(dimensions):
+        scale = (dimensions + 1) * math.sqrt(2 / 3) / math.sqrt((axis + 1) * (axis + 2))
+        basis[: axis + 1, axis] = scale
+        basis[axis + 1, axis] = -(axis + 1) * scale
+    return basis.float().to(device)
 
 
 def enclosing_simplices(features: Tensor) -> Simplices:

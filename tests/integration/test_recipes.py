@@ -19,9 +19,10 @@ from tests.integration.small_run import curve, task_of
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 # These run whole elsewhere: the demo by `make demo`, `own` by the tutorial, small ones on real photographs.
-SMALL = {"tiny", "tiny_ms", "demo", "voc_mini", "voc_mini_ms", "coco_mini", "own"}
-# coco_ms differs from voc_ms in data, steps and first stage only.
-FULL = [name for name in recipe_names() if name not in SMALL | {"coco_ms"}]
+SMALL = {"tiny", "tiny_ms", "demo", "voc_mini", "voc_mini_fast", "voc_mini_ms", "coco_mini", "own"}
+# They differ from their VOC twins in data, steps and first stage only.
+TWINS = {"coco_ms", "coco_fast"}
+FULL = [name for name in recipe_names() if name not in SMALL | TWINS]
 
 
 @pytest.fixture(scope="module")
