@@ -59,8 +59,8 @@ def multi_scale(
     """Run `network` over scales and mirror images and merge what it says (released code).
 
     CAM: enlarged to the image, maximum over the mirror pair, ReLU, sum over scales, then stretched to [0, 1]
-    per image and class. Segmentation: logits enlarged and summed. Image logits: mean (ours; the released code
-    sums). The caller puts the network into eval mode; no gradient is recorded.
+    per image and class. Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). No
+    gradient is recorded; eval mode is the caller's business.
 
     Args:
         network: Maps `[B, 3, H, W]` to a `NetworkOutput`; one without CAMs gives maps of no classes.
@@ -68,8 +68,8 @@ def multi_scale(
         scales: Relative sizes; the image is resized to `int(scale * H)` by `int(scale * W)`.
         flip: Whether each scale also sees the mirror image, in one batch of `2 B`.
         aux_cam_last_scale_only: The released code's slip: only the last scale's auxiliary CAM counts.
-        labels: `[B, C]` multi-hot image labels. If given, CAMs of absent classes are not computed at full
-            resolution and come out as zeros, as `filter_by_labels` would make them.
+        labels: `[B, C]` multi-hot image labels. If given, absent classes' CAMs are not enlarged and come out
+            as zeros, as `filter_by_labels` would make them.
 
     Returns:
         The merged maps and logits, float32.
