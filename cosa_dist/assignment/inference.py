@@ -58,9 +58,8 @@ def multi_scale(
 ) -> MultiScaleOutput:
     """Run `network` over scales and mirror images and merge what it says (released code).
 
-    CAM: enlarged to the image, maximum over the mirror pair, ReLU, sum over scales, then stretched to [0, 1]
-    per image and class. Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). No
-    gradient is recorded; eval mode is the caller's business.
+    CAM: enlarged, maximum over the mirror pair, ReLU, sum over scales, stretched to [0, 1] per image and class.
+    Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). The caller sets eval mode.
 
     Args:
         network: Maps `[B, 3, H, W]` to a `NetworkOutput`; one without CAMs gives maps of no classes.
