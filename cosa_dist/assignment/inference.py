@@ -58,8 +58,8 @@ def multi_scale(
 ) -> MultiScaleOutput:
     """Run `network` over scales and mirror images and merge what it says (released code).
 
-    CAM: enlarged, maximum over the mirror pair, ReLU, sum over scales, stretched to [0, 1] per image and class.
-    Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). The caller sets eval mode.
+    CAM: enlarged, maximum over the mirror pair, ReLU, sum over scales, [0, 1] per image and class.
+    Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). Eval mode: the caller's.
 
     Args:
         network: Maps `[B, 3, H, W]` to a `NetworkOutput`; one without CAMs gives maps of no classes.
