@@ -1,21 +1,28 @@
 """One page about a run: `python jobs/report.py outputs/runs/NAME [--out report.html] [--images 100]`.
 
-Curves, thresholds, IoU per class, confusion, best and worst validation images, pictures, configuration and
-provenance in a single HTML file that needs no network. `--images 0` does not run the network.
+Curves, thresholds, IoU per class, confusion, best and worst validation images, CAMs over the steps,
+pictures, configuration and provenance in a single HTML file that needs no network. `--images 0` does not run
+the trained network.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cosa_dist.config.schema import RunConfig
+    from cosa_dist.data.shards import Split
+    from cosa_dist.reports.run_evolution import Evolution
     from cosa_dist.reports.run_examination import Examination
+
+Part = TypeVar("Part")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="page to write (default: report.html in the run folder)")
     made.add_argument("--images", type=int, default=100, help="validation images to look at (0: none)")
     made.add_argument("--shown", type=int, default=6, help="best and worst images on the page")
+    made.add_argument("--followed", type=int, default=3, help="images seen by each kept checkpoint (0: none)")
     made.add_argument("--pictures", type=int, default=6, help="pictures of the last evaluation on the page")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     made.add_argument("--shards", help="shards with the validation images (default: the run's)")
@@ -38,7 +46,7 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
     """Read the run, look at the images, write the page."""
     if rest:
         raise ConfigError(f"unknown option {rest[0]}; see --help")
-    for name in ("images", "shown", "pictures"):
+    for name in ("images", "shown", "followed", "pictures"):
         if getattr(asked, name) < 0:
             raise ConfigError(f"--{name} {getattr(asked, name)}: must be 0 or more")
 
@@ -46,16 +54,58 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
     from cosa_dist.whole_file import write_whole
 
     found = read_run(asked.run, asked.pictures)
-    examination, why_not = None, "not asked for (--images 0)"
+    evolution, examination = None, None
+    why_not = why_no_evolution = "not asked for (--images 0)" if not asked.images else ""
     if asked.images:
-        try:
-            examination = look_at_images(asked)
-        except (ValueError, OSError) as error:
-            why_not = str(error)
-            print(f"no confusion, best and worst images: {why_not}", file=sys.stderr)
+        evolution, why_no_evolution = or_reason("CAMs over the steps", lambda: follow_images(asked))
+        examination, why_not = or_reason("confusion, best and worst images", lambda: look_at_images(asked))
     out = asked.out or asked.run / "report.html"
-    write_whole(out, run_page(found, examination, why_not))
+    write_whole(out, run_page(found, examination, why_not, evolution, why_no_evolution))
     print(f"written {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+def or_reason(what: str, make: Callable[[], Part | None]) -> tuple[Part | None, str]:
+    """What `make` gives, or the reason why it could not, which is said too."""
+    try:
+        return make(), "not asked for"
+    except (ValueError, OSError) as error:
+        print(f"no {what}: {error}", file=sys.stderr)
+        return None, str(error)
+
+
+def validation(config: RunConfig, asked: argparse.Namespace, class_names: tuple[str, ...]) -> Split:
+    """The run's validation split, or that of `--shards`.
+
+    Raises:
+        ValueError: no shards, or other classes.
+    """
+    from cosa_dist.data.reading import open_reading
+
+    data = config.data.model_copy(update={"shards": asked.shards or config.data.shards})
+    split = open_reading(data, data.val_split)
+    if split.class_names != class_names:
+        raise ValueError(f"{data.shards} has other classes than the run")
+    return split
+
+
+def follow_images(asked: argparse.Namespace) -> Evolution | None:
+    """See the first validation images with every kept checkpoint.
+
+    Raises:
+        ValueError: no checkpoint, no shards.
+    """
+    from cosa_dist.data.loader import EvaluationLoader
+    from cosa_dist.inference.device import device_named
+    from cosa_dist.inference.trained import load_trained
+    from cosa_dist.reports.run_evolution import follow
+
+    if not asked.followed:
+        return None
+    device = device_named(asked.device)
+    model = load_trained(asked.run, asked.checkpoint, "", device)
+    split = validation(model.config, asked, model.class_names)
+    samples = list(EvaluationLoader(split, 0, 1, asked.followed, 0))
+    return follow(asked.run, samples, model.class_names, device)
 
 
 def look_at_images(asked: argparse.Namespace) -> Examination:
@@ -68,7 +118,6 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     from rich.progress import Progress
 
     from cosa_dist.data.loader import EvaluationLoader
-    from cosa_dist.data.reading import open_reading
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.segmentation import Segmenting
@@ -78,11 +127,8 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     device = device_named(asked.device)
     model = load_trained(asked.run, asked.checkpoint, "", device)
     config = model.config
-    data = config.data.model_copy(update={"shards": asked.shards or config.data.shards})
-    split = open_reading(data, data.val_split)
-    if split.class_names != model.class_names:
-        raise ValueError(f"{data.shards} has other classes than the run")
-    samples = EvaluationLoader(split, 0, 1, asked.images, data.loader_workers)
+    split = validation(config, asked, model.class_names)
+    samples = EvaluationLoader(split, 0, 1, asked.images, config.data.loader_workers)
     segmenting = Segmenting(model.network, evaluation_settings(config), device)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("looking at images", total=min(asked.images, split.size))

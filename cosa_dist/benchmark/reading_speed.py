@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.loader import TrainingLoader
 from cosa_dist.data.reading import open_reading
@@ -49,9 +50,14 @@ def images_per_second(data: DataConfig, images: int, crop_size: int) -> tuple[fl
         data: what to read, and how.
         images: how many.
         crop_size: side of the crops.
+
+    Raises:
+        ConfigError: fewer images than a batch has.
     """
-    split = open_reading(data, data.train_split)
     batch = 8
+    if images < batch:
+        raise ConfigError(f"--images {images}: give {batch} or more, a batch of the loader")
+    split = open_reading(data, data.train_split)
     loader = TrainingLoader(
         split, crop_size=crop_size, seed=0, global_batch_size=batch, stop_step=images // batch
     )
@@ -68,6 +74,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--crop-size", type=int, default=448)
     chosen = parser.parse_args()
+    if min(chosen.images, chosen.rounds) < 1:
+        parser.error("--images and --rounds must be 1 or more")
     with file_server(chosen.shards) as url, tempfile.TemporaryDirectory() as cache:
         local = str(chosen.shards)
         ways = {

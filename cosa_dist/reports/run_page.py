@@ -1,7 +1,8 @@
 """A run as one self-contained page: curves, thresholds, classes, confusion, images, configuration, origin.
 
-Everything but confusion and the best and worst images is read from the run's folder (and its tags from the
-tracking store, if that answers), so the page of a running or broken run shows what there is so far.
+Everything but confusion, the best and worst images and the CAMs over the steps is read from the run's folder
+(and its tags from the tracking store, if that answers), so the page of a running or broken run shows what
+there is so far.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from plotly.offline import get_plotlyjs
 from cosa_dist.evaluation.report import EvalReport, split_measurement
 from cosa_dist.reports.embedded import data_uri, with_mask
 from cosa_dist.reports.page import render_page
+from cosa_dist.reports.run_evolution import Evolution, FollowedImage
 from cosa_dist.reports.run_examination import Examination, JudgedImage, row_shares
 from cosa_dist.tracking.local_tracker import METRICS_FILE, metric_series
 
 PICTURE_SIDE = 1100
+FOLLOWED_SIDE = 240
 CURVE_PREFIXES = ("train/", "val/")
 THRESHOLDS = "train/threshold_"
 NO_LOSS = ("train/threshold_", "train/images_per_second", "train/learning_rate")
@@ -99,13 +102,21 @@ def _tags(uri: str, run_id: str) -> dict[str, str]:
     return {key: value for key, value in sorted(tags.items()) if not key.startswith("mlflow.")}
 
 
-def run_page(run: RunFolder, examination: Examination | None = None, why_not: str = "") -> str:
+def run_page(
+    run: RunFolder,
+    examination: Examination | None = None,
+    why_not: str = "",
+    evolution: Evolution | None = None,
+    why_no_evolution: str = "",
+) -> str:
     """Make the page.
 
     Args:
         run: what `read_run` gave.
         examination: of validation images; left out, the page says `why_not` in its place.
         why_not: reason in words.
+        evolution: a few images over the run's steps; left out, the page says `why_no_evolution`.
+        why_no_evolution: reason in words.
 
     Returns:
         HTML that needs no other file and no network.
@@ -121,6 +132,9 @@ def run_page(run: RunFolder, examination: Examination | None = None, why_not: st
         examination=examination,
         why_not=why_not,
         ends=_ends(examination),
+        evolution=evolution,
+        followed=[_followed(one) for one in evolution.images] if evolution else [],
+        why_no_evolution=why_no_evolution,
         data=_plots(run, examination),
         plotly=get_plotlyjs(),
     )
@@ -213,6 +227,23 @@ def _judged(one: JudgedImage) -> dict[str, str]:
         "image": data_uri(one.image),
         "truth": data_uri(with_mask(one.image, one.truth)),
         "prediction": data_uri(with_mask(one.image, one.prediction)),
+    }
+
+
+def _followed(one: FollowedImage) -> dict[str, Any]:
+    """An image, and what each step made of it."""
+    return {
+        "id": one.id,
+        "tags": ", ".join(one.tags) or "no tag",
+        "image": data_uri(one.image, FOLLOWED_SIDE),
+        "moments": [
+            {
+                "step": moment.step,
+                "cam": data_uri(moment.cam, FOLLOWED_SIDE) if moment.cam else "",
+                "prediction": data_uri(with_mask(one.image, moment.prediction), FOLLOWED_SIDE),
+            }
+            for moment in one.moments
+        ],
     }
 
 

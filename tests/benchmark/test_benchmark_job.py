@@ -72,6 +72,7 @@ def test_options_of_the_run_count(benchmark, tmp_path):
         (["plan", "--recipe", "voc_released", "--machine", "a1000"], "no such machine"),
         (["plan", "--recipe", "voc_released", "--rounds", "0"], "--rounds"),
         (["plain", "--recipe", "voc_released", "--only", "crv"], "--only crv"),
+        (["loader", "--recipe", "tiny", "--images", "3", "--data.shards", "S"], "--images 3: give 8 or more"),
         (["step", "--recipe", "voc_released", "--losses.energi", "1"], "did you mean losses.energy"),
     ],
 )

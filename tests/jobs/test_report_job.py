@@ -31,6 +31,8 @@ def test_a_trained_runs_page_shows_curves_confusion_and_images(call, trained_run
     assert "4 validation images, unfiltered" in text
     assert text.count("Worst images") == text.count("Best images") == 1
     assert "train/total" in text
+    assert text.count("CAM of ") == text.count("prediction of ") - 4 == 3
+    assert "the run kept (step 3)" in text
     assert [path.name for path in page.parent.iterdir()] == ["run.html"]
 
 
@@ -49,6 +51,19 @@ def test_a_run_without_checkpoint_has_a_page(call, trained_run, tmp_path):  # no
     (run / "config.yaml").write_text("name: x\n")
     assert call(run)[0] == 0
     assert "holds no trained network" in (run / "report.html").read_text()
+
+
+def test_every_kept_checkpoint_is_a_column_and_a_damaged_one_is_said(call, trained_run, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    for step in (1, 2):
+        shutil.copytree(run / "checkpoints/step-00000003", run / f"checkpoints/step-{step:08d}")
+    (run / "checkpoints/step-00000002/online.safetensors").write_bytes(b"")
+    assert call(run, "--images", 2, "--followed", 2)[0] == 0
+    text = (run / "report.html").read_text()
+    assert "the run kept (step 1, 3)" in text
+    assert "step-00000002: online.safetensors is missing" in text
+    assert text.count("CAM of ") == 4
 
 
 def test_bad_input_is_one_line(call, tmp_path):

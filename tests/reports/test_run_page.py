@@ -13,6 +13,7 @@ from PIL import Image
 from cosa_dist.data.samples import EvalSample
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.inference.segmentation import Segmenting
+from cosa_dist.reports.run_evolution import Evolution, FollowedImage, Moment, heat_over
 from cosa_dist.reports.run_examination import Examination, examine, image_score, row_shares
 from cosa_dist.reports.run_page import read_run, run_page
 from cosa_dist.whole_file import write_whole
@@ -46,6 +47,17 @@ def examination() -> Examination:
     settings = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
     segmenting = Segmenting(ColourNetwork().eval(), settings, torch.device("cpu"))
     return examine(segmenting, samples, 4, shown=2)
+
+
+@pytest.fixture
+def evolution() -> Evolution:
+    pixels = Image.new("RGB", (12, 8), (0, 0, 255))
+    moments = []
+    for step, value in ((2, 0.0), (4, 1.0)):
+        cam = heat_over(pixels, torch.full((8, 12), value))
+        moments.append(Moment(step, cam, torch.full((8, 12), step, dtype=torch.uint8).numpy()))
+    followed = FollowedImage("x<b>1", ("cat", "dog"), pixels, tuple(moments))
+    return Evolution((followed,), ("step-00000003: damaged",))
 
 
 @pytest.fixture
@@ -104,6 +116,26 @@ def test_the_page_holds_the_runs_numbers_and_nothing_from_elsewhere(run, examina
     assert text.index("wrong: 0.0") < text.index("half: 25.0") < text.index("right: 100.0")
 
 
+def test_heat_is_mixed_into_the_image_in_known_colours():
+    image = Image.new("RGB", (2, 1), (100, 100, 100))
+    cold, hot = heat_over(image, torch.tensor([[-1.0, 2.0]])).getdata()
+    # turbo goes from (48, 18, 59) to (122, 4, 3); 0.4 of the image is left.
+    assert cold == pytest.approx([0.4 * 100 + 0.6 * value for value in (48, 18, 59)], abs=1)
+    assert hot == pytest.approx([0.4 * 100 + 0.6 * value for value in (122, 4, 3)], abs=1)
+
+
+def test_steps_stand_side_by_side_for_each_image(run, evolution):
+    text = run_page(read_run(run), why_not="no masks", evolution=evolution)
+    part = text[text.index('id="evolution"') : text.index('id="pictures"')]
+    assert "the checkpoints that the run kept (step 2, 4)" in part
+    assert "Left out: step-00000003: damaged" in part
+    assert "x&lt;b&gt;1: cat, dog" in part
+    assert part.index("step 2<") < part.index("step 4<")
+    assert part.count("data:image/jpeg") == 1 + 2 * 2
+    assert "Not shown: no masks" in text
+    assert "Not shown: no room" in run_page(read_run(run), why_no_evolution="no room")
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "config.yaml").write_text("name: new\n")
     text = run_page(read_run(tmp_path), why_not="no checkpoint yet")
@@ -115,9 +147,9 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_browser_draws_everything_without_an_error(run, examination, tmp_path):
+def test_a_browser_draws_everything_without_an_error(run, examination, evolution, tmp_path):
     page = tmp_path / "report.html"
-    write_whole(page, run_page(read_run(run), examination))
+    write_whole(page, run_page(read_run(run), examination, evolution=evolution))
     with browser_page() as (tab, wrong):
         tab.goto(page.as_uri())
         for plot in ("losses", "scores", "thresholds", "other"):
@@ -126,7 +158,10 @@ def test_a_browser_draws_everything_without_an_error(run, examination, tmp_path)
         assert tab.locator("#plot-confusion .heatmaplayer").count() == 1
         assert tab.locator("#measurement").input_value() == "unfiltered"
         images = tab.locator("img")
-        assert images.count() == 3 * 3 + 1
+        assert images.count() == 3 * 3 + 1 + 5
+        boxes = [figure.bounding_box() for figure in tab.locator(".steps figure").all()]
+        assert len({box["y"] for box in boxes}) == 1
+        assert boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]
         assert all(image.evaluate("i => i.complete && i.naturalWidth > 0") for image in images.all())
         assert "alert(1)" in tab.locator("#configuration pre").inner_text()
         tab.screenshot(path=tmp_path / "run.png", full_page=True)
