@@ -208,8 +208,16 @@ def ray(place: Path) -> Iterator[None]:
         yield
 
 
+def interrupt(name: str) -> None:
+    """Make a finished run one whose driver was killed behind its last checkpoint: only such runs go on."""
+    note = Path("outputs/runs") / name / "run.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "finished": False}))
+
+
 def ends_well(line: str) -> None:
     """Run a documented command with its options."""
+    if line.startswith("python jobs/train.py --resume"):
+        interrupt(line.split()[-1])
     words = [word for word in shlex.split(f"{line} {RUN[line]}") if word != "OMP_NUM_THREADS=1"]
     assert words[0] == "python"
     assert run_here(["2" if word == "N" else word for word in words[1:]]) == 0
