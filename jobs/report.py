@@ -129,7 +129,8 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     config = model.config
     split = validation(config, asked, model.class_names)
     samples = EvaluationLoader(split, 0, 1, asked.images, config.data.loader_workers)
-    segmenting = Segmenting(model.network, evaluation_settings(config), device)
+    precision = config.training.precision
+    segmenting = Segmenting(model.network, evaluation_settings(config), device, precision=precision)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("looking at images", total=min(asked.images, split.size))
         found = examine(

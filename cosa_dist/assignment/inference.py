@@ -167,8 +167,11 @@ def _unmirrored(maps: Tensor, flip: bool) -> list[Tensor]:
 
 
 def _add(total: Tensor, part: Tensor) -> Tensor:
-    """Running sum in place that starts from a 0-dimensional nothing, without a copy of the first part."""
-    return part if total.ndim == 0 else total.add_(part)
+    """Running sum that starts from a 0-dimensional nothing, without a copy of the first part.
+
+    Not in place: the first part may be the network's own output, which two sums may share.
+    """
+    return part if total.ndim == 0 else total + part
 
 
 def _finish(cam: Tensor, present: PresentClasses | None, classes: int) -> Tensor:

@@ -16,7 +16,7 @@ from cosa_dist.benchmark.step_parts import NETWORK_PARTS, measured_step, whole_s
 from cosa_dist.benchmark.stopwatch import Stopwatch, in_turn, medians, synchroniser
 from cosa_dist.benchmark.workload import Workload, class_count
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.training.precision import gpu_has_bf16
+from cosa_dist.training.precision import resolve_precision
 
 PHASES = ("loss warm-up", "co-training")
 
@@ -38,9 +38,8 @@ def peak_memory(device: torch.device) -> float:
 
 def compute_format(config: RunConfig, device: torch.device) -> torch.dtype:
     """Number format of the run's matrix products."""
-    wanted = config.training.precision
-    automatic = device.type == "cuda" and gpu_has_bf16()
-    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and automatic) else torch.float32
+    chosen = resolve_precision(config.training.precision, device.type)
+    return torch.bfloat16 if chosen == "bf16" else torch.float32
 
 
 def measure_step(work: Workload, device: torch.device, rounds: int) -> Report:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from cosa_dist.distributed.cluster import ENVIRONMENT
+from cosa_dist.distributed.cluster import ENVIRONMENT, free_port
 from cosa_dist.tracking.store import StoreError, check_server, prepare_store
 
 PATIENCE = 300.0
@@ -48,10 +47,37 @@ def wait_until(done: Callable[[], bool], what: str, patience: float = PATIENCE) 
         time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def start_mlflow_server(store: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start an MLflow server of few processes on the loopback, all in one process group of their own.
+
+    Args:
+        store: URI of its database.
+        port: where it will listen.
+        folder: for artifacts of new runs (`artifacts`) and its log (`tracker.log`).
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "tracker.log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | LEAN_SERVER
+        )
+
+
+def await_mlflow_server(uri: str) -> None:
+    """Wait until an MLflow server answers.
+
+    Raises:
+        StageError: it does not.
+    """
+
+    def answers() -> bool:
+        with suppress(StoreError):
+            check_server(uri, 1.0)
+            return True
+        return False
+
+    wait_until(answers, "the start of the MLflow server")
 
 
 class Stage:
@@ -67,12 +93,12 @@ class Stage:
         self.folder = folder
         self.command = list(command)
         self.number_of_nodes = nodes
-        self.tracking_uri = f"http://127.0.0.1:{_free_port()}"
+        self.tracking_uri = f"http://127.0.0.1:{free_port()}"
         self.driver: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._return: threading.Timer | None = None
         self._cluster: Any = None
-        self._dashboard = _free_port()
+        self._dashboard = free_port()
         self._ending = ExitStack()
 
     def __enter__(self) -> Stage:
@@ -115,25 +141,12 @@ class Stage:
 
     def start_tracker(self) -> None:
         """Start the MLflow server, on the same port as before; `await_tracker` waits for it."""
-        port = self.tracking_uri.rsplit(":", 1)[1]
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store]
-        command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "tracker.log").open("ab") as log:
-            self._server = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env=os.environ | LEAN_SERVER
-            )
+        port = int(self.tracking_uri.rsplit(":", 1)[1])
+        self._server = start_mlflow_server(self._store, port, self.folder)
 
     def await_tracker(self) -> None:
         """Wait until the MLflow server answers."""
-
-        def answers() -> bool:
-            with suppress(StoreError):
-                check_server(self.tracking_uri, 1.0)
-                return True
-            return False
-
-        wait_until(answers, "the start of the MLflow server")
+        await_mlflow_server(self.tracking_uri)
 
     def start_driver(self, *arguments: str) -> None:
         """Start the training command against the cluster; its output goes to `driver.log`."""

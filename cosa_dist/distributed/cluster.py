@@ -31,7 +31,8 @@ ENVIRONMENT = {
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -64,7 +65,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
             ) from None
     else:
         # Ray frees a stopped run's resources through its State API, which the dashboard serves.
-        port = _free_port()
+        port = free_port()
         # Nobody preempts this machine, and the watcher's start prints an alarming line.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"

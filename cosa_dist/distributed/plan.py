@@ -51,7 +51,8 @@ def plan_workers(
     Args:
         config: the run.
         resources: total resources of the cluster (`CPU`, `GPU`).
-        nodes: those of each node, if known: workers with a GPU then share the CPUs of nodes with GPUs alone.
+        nodes: those of each node, if known: a worker gets no more CPUs than a node has, and workers with a
+            GPU share those of nodes with GPUs alone.
 
     Raises:
         ConfigError: GPUs asked for where there are none, or a batch that cannot be shared.
@@ -63,17 +64,27 @@ def plan_workers(
         raise ConfigError("distributed.device gpu: the Ray cluster has no GPU")
     numbers = elastic_numbers(config)
     workers = numbers[-1] if numbers else settings.workers or (gpus if use_gpu else 1)
-    share = cpus_per_gpu(nodes or [resources]) if use_gpu else resources.get("CPU", 1) // workers
-    cpus = settings.cpus_per_worker or max(1.0, share)
+    cpus = settings.cpus_per_worker or even_share(use_gpu, workers, nodes or [resources])
     micro = 0
     if not numbers:
         micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
     return WorkerPlan(workers, use_gpu, cpus, micro, numbers)
 
 
-def cpus_per_gpu(nodes: Sequence[Mapping[str, float]], spare: int = 0) -> float:
-    """CPUs for each GPU on the node where these are fewest, `spare` of them left out; 0 without GPUs."""
-    return min((n.get("CPU", 0) // n["GPU"] - spare for n in nodes if n.get("GPU")), default=0.0)
+def even_share(use_gpu: bool, workers: int, nodes: Sequence[Mapping[str, float]], drivers: int = 0) -> float:
+    """CPUs of each worker if they share all that there are, at least 1.
+
+    Args:
+        use_gpu: workers have a GPU each, so that the node with the fewest CPUs for each GPU decides.
+        workers: how many share, without GPUs.
+        nodes: resources of each node.
+        drivers: CPUs left to the drivers of trials: for every GPU, as a trial may have a single one; without
+            GPUs, from the whole.
+    """
+    if use_gpu:
+        return max(1.0, min(node.get("CPU", 0) // node["GPU"] - drivers for node in nodes if node.get("GPU")))
+    cpus = [node.get("CPU", 1) for node in nodes]
+    return max(1.0, min((sum(cpus) - drivers) // workers, max(cpus)))
 
 
 def workers_that_fit(need: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cosa_dist.distributed.plan import cpus_per_gpu, plan_workers
+from cosa_dist.distributed.plan import even_share, plan_workers
 from cosa_dist.distributed.sweep import DRIVER_CPUS, SweepResult, run_sweep
 from cosa_dist.distributed.sweep_plan import SweepPlan
 from cosa_dist.distributed.warm_start import warm_up
@@ -18,19 +18,12 @@ from cosa_dist.tracking.store import prepare_store
 def share_cpus(
     plan: SweepPlan, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
 ) -> SweepPlan:
-    """Give each worker of a trial an even share of the CPUs, unless the plan says how many.
-
-    The trials' drivers need a CPU each: with GPUs one for every GPU is left to them, as a trial may have a
-    single one; without, one.
-    """
+    """Give each worker of a trial an even share of the CPUs, unless the plan says how many."""
     config = plan.config
     if config.distributed.cpus_per_worker:
         return plan
     workers = plan_workers(config, resources)
-    if workers.use_gpu:
-        share = max(1.0, cpus_per_gpu(nodes, spare=DRIVER_CPUS))
-    else:
-        share = max(1.0, (resources.get("CPU", 1) - DRIVER_CPUS) // workers.workers)
+    share = even_share(workers.use_gpu, workers.workers, nodes, DRIVER_CPUS)
     distributed = config.distributed.model_copy(update={"cpus_per_worker": share})
     return replace(plan, base=config.model_copy(update={"distributed": distributed}).model_dump(mode="json"))
 

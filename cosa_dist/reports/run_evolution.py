@@ -24,6 +24,7 @@ from cosa_dist.evaluation.protocols import EvaluationSettings, predict, stronges
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import PREFIX, CheckpointError, checkpoints
+from cosa_dist.training.precision import autocast
 
 HEAT_OPACITY = 0.6
 
@@ -87,8 +88,9 @@ def follow(
             continue
         trained, average = networks.values()
         settings = evaluation_settings(config)
-        for sample, seen in zip(samples, moments, strict=True):
-            seen.append(_moment(step, trained, average, sample, settings, device))
+        with autocast(config.training.precision, device):
+            for sample, seen in zip(samples, moments, strict=True):
+                seen.append(_moment(step, trained, average, sample, settings, device))
     if not samples or not moments[0]:
         raise ValueError("; ".join(unreadable) or f"{run} has no checkpoint, or its split has no image")
     return Evolution(

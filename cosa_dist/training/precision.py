@@ -7,11 +7,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 
-def gpu_has_bf16() -> bool:
-    """Whether the GPU computes in bf16 itself; older ones only emulate it, slower than float32."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def resolve_precision(setting: str, device_type: str) -> str:
     """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`.
 
@@ -21,7 +16,8 @@ def resolve_precision(setting: str, device_type: str) -> str:
         ValueError: bf16 asked for on a GPU without it.
     """
     gpu = device_type == "cuda"
-    has_bf16 = not gpu or gpu_has_bf16()
+    # Older GPUs only emulate bf16, slower than float32.
+    has_bf16 = not gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if setting == "bf16" and not has_bf16:
         raise ValueError("training.precision bf16: this GPU has no bf16; use fp32")
     return "bf16" if setting == "bf16" or (setting == "auto" and gpu and has_bf16) else "no"

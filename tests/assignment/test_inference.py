@@ -115,6 +115,25 @@ def test_equals_the_plain_formulation(last_only):
         torch.testing.assert_close(getattr(output, field), getattr(expected, field))
 
 
+def test_outputs_that_share_their_memory_are_summed_apart_and_stay_as_they_are():
+    """A segmenter gives one tensor as main and auxiliary logits; without mirror images nothing copies it."""
+    given = []
+
+    def network(images):
+        output = random_network()(images)
+        output.aux_logits = output.logits
+        given.append((output, output.logits.clone(), output.segmentation.clone()))
+        return output
+
+    output = multi_scale(network, torch.randn(1, 3, 32, 48), [1.0, 0.5], flip=False)
+    expected = torch.stack([logits for _, logits, _ in given]).mean(0)
+    torch.testing.assert_close(output.logits, expected)
+    torch.testing.assert_close(output.aux_logits, expected)
+    for seen, logits, segmentation in given:
+        assert torch.equal(seen.logits, logits)
+        assert torch.equal(seen.segmentation, segmentation)
+
+
 def test_every_scale_counts_for_the_auxiliary_cam():
     network, images = random_network(), torch.randn(1, 3, 56, 72)
     every = multi_scale(network, images, [1.0, 0.5, 1.5]).aux_cam

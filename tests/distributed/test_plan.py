@@ -49,6 +49,12 @@ def test_workers_with_gpus_share_the_cpus_of_nodes_with_gpus():
     assert plan_workers(config(distributed__workers=4), {"CPU": 4, "GPU": 8}).cpus_per_worker == 1
 
 
+def test_a_worker_gets_no_more_cpus_than_a_node_has():
+    nodes = [{"CPU": 8.0}, {"CPU": 6.0}]
+    assert plan_workers(config(), {"CPU": 14}, nodes).cpus_per_worker == 8
+    assert plan_workers(config(distributed__workers=2), {"CPU": 14}, nodes).cpus_per_worker == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "nodes", "share", "trials"),
     [

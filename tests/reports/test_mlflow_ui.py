@@ -9,19 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from cosa_dist.distributed.chaos_stage import LEAN_SERVER
+from cosa_dist.distributed.chaos_stage import await_mlflow_server, start_mlflow_server
+from cosa_dist.distributed.cluster import free_port
 from cosa_dist.tracking.leaderboard_views import read_runs
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store
@@ -40,35 +34,15 @@ def store(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def server(store: str, tmp_path_factory) -> Iterator[str]:
     """Address of an MLflow server on the store; loopback only."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, start_new_session=True, env=os.environ | LEAN_SERVER
-        )
+    process = start_mlflow_server(store, port, tmp_path_factory.mktemp("server"))
     try:
-        wait_for(address, process, log)
+        await_mlflow_server(address)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).read()
-            return
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.3)
 
 
 def runs_page(server: str, ascending: bool) -> str:

@@ -171,7 +171,13 @@ def test_bad_words_are_reported(line: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["https://example.org/home/page", "work/shared", "$SCRATCH/work/voc", "a method", "/" + "home/me/out"],
+    [
+        "https://example.org/" + "home/page",
+        "work" + "/shared",
+        "$SCRATCH/" + "work/voc",
+        "a method",
+        "/" + "home/" + "me/out",
+    ],
 )
 def test_ordinary_words_are_not_reported(line: str) -> None:
     assert bad_words(line, "a.py") == []

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cosa_dist.distributed.chaos_stage import LEAN_SERVER
+from cosa_dist.distributed.chaos_stage import await_mlflow_server, start_mlflow_server
+from cosa_dist.distributed.cluster import free_port
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.mlflow_tracker import MlflowTracker, replay
-from cosa_dist.tracking.store import StoreError, check_server, prepare_store
+from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import CombinedTracker
 
 Start = Callable[[], subprocess.Popen]
-
-
-def wait_for(uri: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return check_server(uri, 1.0)
-        except StoreError:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
 
 
 def stop(server: subprocess.Popen) -> None:
@@ -43,28 +31,14 @@ def stop(server: subprocess.Popen) -> None:
 
 @pytest.fixture
 def server(store: str, tmp_path: Path) -> Iterator[tuple[str, Start]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
     started: list[subprocess.Popen] = []
 
     def start() -> subprocess.Popen:
-        with (tmp_path / "server.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=tmp_path,
-                env=os.environ | LEAN_SERVER,
-            )
-        started.append(process)
-        wait_for(uri, process)
-        return process
+        started.append(start_mlflow_server(store, port, tmp_path))
+        await_mlflow_server(uri)
+        return started[-1]
 
     yield uri, start
     for process in started:
