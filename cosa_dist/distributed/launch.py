@@ -24,6 +24,7 @@ from cosa_dist.distributed.interruption import STOPPED, RunStoppedError, listeni
 from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
 from cosa_dist.distributed.preparation import PreparedRun, mark_finished
 from cosa_dist.distributed.scaling import PlannedTrainer
+from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.distributed.worker import FAILURE, WorkerTask, ray_worker
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.tracking.mlflow_runs import finish_run
@@ -128,7 +129,7 @@ def launch(run: PreparedRun, resources: dict[str, float], callbacks: Sequence[An
             raise
         finally:
             if run.run_id:
-                finish_run(run.tracking_uri, run.run_id, status)
+                finish_run(run.tracking_uri, run.run_id, "KILLED" if is_stopped(run.folder) else status)
             if status == "KILLED" and trainer is not None:
                 trainer.abort()
     return Outcome(run.folder, run.tracking_uri, run.run_id, read_reports(run.folder))

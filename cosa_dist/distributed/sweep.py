@@ -113,7 +113,8 @@ class KeepBooks(tune.Callback):
         known = read_trial(folder)
         if known is None or known.over or known.status == "failed":
             return
-        mark_stopped(folder, known.history[-1].step if known.history else 0)
+        # Its workers may have come further than the evaluation that the scheduler decided on.
+        mark_stopped(folder, int(trial.last_result.get("step", 0)))
         complete_tracking(folder)
 
 

@@ -68,6 +68,11 @@ def mark_stopped(folder: Path, step: int) -> None:
     write_whole(folder / STOPPED_FILE, json.dumps({"step": step}))
 
 
+def is_stopped(folder: Path) -> bool:
+    """Whether the scheduler has stopped the trial: what its dying processes meet then is no failure."""
+    return (folder / STOPPED_FILE).is_file()
+
+
 def read_trials(runs: Path, sweep: str) -> list[Trial]:
     """All trials of a sweep below the folder of runs, by name; foreign folders are left alone."""
     # Eight digits are a trial's name; another sweep's name may begin with this one's.
@@ -87,13 +92,15 @@ def read_trial(folder: Path) -> Trial | None:
             if key in line.metrics:
                 found[line.step] = line.metrics[key]
     times = [line.time_ms for line in lines]
-    # What a stopped trial did before its processes were gone does not count.
-    last = (_read(folder / STOPPED_FILE) or {}).get("step", max(found, default=0))
+    status, last = _status(folder), max(found, default=0)
+    if status == "stopped":
+        # What it did before its processes were gone does not count.
+        last = (_read(folder / STOPPED_FILE) or {}).get("step", last)
     failure = folder / "failure.txt"
     return Trial(
         name=folder.name,
         options=noted["options"],
-        status=_status(folder),
+        status=status,
         history=tuple(Evaluated(step, found[step]) for step in sorted(found) if step <= last),
         seconds=(max(times) - min(times)) / 1000 if times else 0.0,
         workers=int(noted.get("workers", 1)),
@@ -105,7 +112,7 @@ def _status(folder: Path) -> TrialStatus:
     note = _read(folder / "run.json")
     if note is not None and note.get("finished"):
         return "finished"
-    if (folder / STOPPED_FILE).is_file():
+    if is_stopped(folder):
         return "stopped"
     return "failed" if (folder / "failure.txt").is_file() else "unfinished"
 

@@ -27,6 +27,7 @@ from cosa_dist.data.shards import Split
 from cosa_dist.distributed.interruption import STOP, STOPPED
 from cosa_dist.distributed.reporting import final_artifacts
 from cosa_dist.distributed.sharing import largest_micro_batch
+from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.report import EvalReport
@@ -218,7 +219,7 @@ def run_worker(
         tracker.close("KILLED")
         raise
     except BaseException:
-        tracker.close("FAILED")
+        tracker.close("KILLED" if is_stopped(folder) else "FAILED")
         raise
     tracker.close("FINISHED")
     return reports

@@ -58,6 +58,14 @@ def test_every_status(tmp_path):
     assert trials[2].miou is None
 
 
+def test_a_stopped_trial_that_came_to_its_end_all_the_same_is_finished_and_whole(tmp_path):
+    folder = folder_of(tmp_path, "s-00000001", LINES, finished=True)
+    mark_stopped(folder, 4)
+    write_options(folder, {}, 1)
+    trial = read_trial(folder)
+    assert (trial.status, trial.miou) == ("finished", 12.5)
+
+
 def test_foreign_folders_are_left_alone(tmp_path):
     folder_of(tmp_path, "s-warmup", LINES)
     odd = folder_of(tmp_path, "s-0000000f")
