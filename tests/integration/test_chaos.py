@@ -1,4 +1,4 @@
-"""Ten random kills in one run, of workers, a node, the driver and the tracking server: nothing is lost."""
+"""Random kills in one run, of workers, a node, the driver and the tracking server: nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from cosa_dist.distributed.chaos_stage import Stage
 from tests.integration.small_run import SETTINGS, make_shards
 from tests.integration.test_streaming_run import PROJECT
 
-KILLS = 10
-STEPS = 400
+STEPS = 200
 
 
 def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
     victims = {"worker": 4, "node": 2, "driver": 2, "tracker": 2}
     for seed in range(20):
-        kills = draw_kills(random.Random(seed), KILLS, STEPS, victims)
+        kills = draw_kills(random.Random(seed), 10, STEPS, victims)
         assert {kill.victim for kill in kills} == set(victims)
         steps = [kill.step for kill in kills]
         assert steps == sorted(set(steps))
@@ -30,10 +29,10 @@ def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_ten_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
+def test_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
     make_shards(tmp_path / "shards")
     chance = random.Random(6)
-    kills = draw_kills(chance, KILLS, STEPS, {"worker": 5, "node": 1, "driver": 1, "tracker": 2})
+    kills = draw_kills(chance, 6, STEPS, {"worker": 2, "node": 1, "driver": 1, "tracker": 2})
     with Stage(tmp_path / "stage", [sys.executable, str(PROJECT / "jobs" / "train.py")]) as stage:
 
         def config(name: str):
@@ -42,7 +41,7 @@ def test_ten_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
                 "output": str(tmp_path),
                 "data": {"shards": str(tmp_path / "shards")},
                 "training": {"steps": STEPS, "checkpoint_every": 15},
-                "evaluation": {"every": 100},
+                "evaluation": {"every": 50},
                 "tracking": {"uri": stage.tracking_uri},
                 "distributed": {"workers": 2, "cpus_per_worker": 1, "max_failures": 100},
             }
