@@ -30,7 +30,7 @@ def configurations(
 ) -> list[tuple[str, tuple[str, ...], RunConfig]]:
     """Name, parts and configuration of every run that has no row yet; all are validated here."""
     rows = read_rows(arguments.rows)
-    overrides = parse_overrides(rest)
+    overrides = {**ablation.defaults, **parse_overrides(rest)}
     wanted = []
     for seed in arguments.seeds:
         for combination in ablation.chosen(arguments.only):

@@ -2,10 +2,10 @@
 
 parts: {separation: {with: {losses.separation: 0.1}, without: {losses.separation: 0}}}
 combinations: {without: [], with: [separation]}
-always: {evaluation.crf.enabled: true}
+defaults: {evaluation.crf.enabled: true}
 
-A combination becomes options on top of a recipe: `with` of the parts it names, `without` of all others,
-`always` in any case.
+A combination becomes options on top of a recipe: `with` of the parts it names, `without` of all others.
+`defaults` are options of every run of the ablation that the command line may change.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Ablation:
 
     parts: tuple[str, ...]
     combinations: tuple[Combination, ...]
+    defaults: dict[str, Any]
+    """dotted options of every run, unless the command line says otherwise"""
 
     def chosen(self, names: list[str]) -> tuple[Combination, ...]:
         """The combinations of these names, in the ablation's order; all if none is named.
@@ -61,19 +63,19 @@ def read_ablation(path: Path) -> Ablation:
     """
     values = read_yaml(path)
     for key in values:
-        if key not in ("parts", "combinations", "always"):
-            raise ConfigError(f"{path}: unknown section {key!r}; parts, combinations and always are known")
+        if key not in ("parts", "combinations", "defaults"):
+            raise ConfigError(f"{path}: unknown section {key!r}; parts, combinations and defaults are known")
     parts = _parts(path, values.get("parts"))
-    always = values.get("always") or {}
-    _check_options(always, f"{path}: always")
+    defaults = values.get("defaults") or {}
+    _check_options(defaults, f"{path}: defaults")
     combinations = []
     for name, named in _mapping(values.get("combinations"), f"{path}: combinations").items():
         _check_named(path, str(name), named, parts)
-        options: dict[str, Any] = dict(always)
+        options: dict[str, Any] = {}
         for part, switch in parts.items():
             options |= switch.get("with" if part in named else "without", {})
         combinations.append(Combination(str(name), tuple(named), options))
-    return Ablation(tuple(parts), tuple(combinations))
+    return Ablation(tuple(parts), tuple(combinations), dict(defaults))
 
 
 def _parts(path: Path, value: Any) -> dict[str, Mapping[str, Any]]:

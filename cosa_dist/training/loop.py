@@ -91,6 +91,9 @@ def run_training(
             _log_window(state, window, around)
             stopping = _stop_asked(around) and not last
             window = LossWindow()
+        if last:
+            # The last evaluation may take longer than what is left of a time limit.
+            writer.save(state, must=True)
         if evaluating:
             reports = _evaluate(state, around, writer, last)
             window = LossWindow()

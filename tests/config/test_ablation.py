@@ -18,7 +18,7 @@ parts:
   guided: {without: {losses.seg_to_cam: 0}}
   separation: {with: {losses.separation: 0.1}, without: {losses.separation: 0}}
 combinations: {neither: [], one: [separation], both: [guided, separation]}
-always: {evaluation.crf.enabled: true}
+defaults: {evaluation.crf.enabled: true}
 """
 
 
@@ -29,11 +29,12 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_part_is_on_where_it_is_named_and_off_elsewhere(tmp_path):
-    neither, one, both = read_ablation(written(tmp_path, GOOD)).combinations
-    always = {"evaluation.crf.enabled": True}
-    assert neither.options == {**always, "losses.seg_to_cam": 0, "losses.separation": 0}
-    assert one.options == {**always, "losses.seg_to_cam": 0, "losses.separation": 0.1}
-    assert both.options == {**always, "losses.separation": 0.1}
+    ablation = read_ablation(written(tmp_path, GOOD))
+    neither, one, both = ablation.combinations
+    assert neither.options == {"losses.seg_to_cam": 0, "losses.separation": 0}
+    assert one.options == {"losses.seg_to_cam": 0, "losses.separation": 0.1}
+    assert both.options == {"losses.separation": 0.1}
+    assert ablation.defaults == {"evaluation.crf.enabled": True}
     assert both.parts == ("guided", "separation")
 
 
@@ -57,7 +58,6 @@ def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
     assert configs["whole"].assignment.threshold.kind == "two_components"
     assert configs["whole"].losses.separation == 0.1
     assert configs["whole_without_separation"].losses.separation == 0
-    assert all(config.evaluation.crf.enabled for config in configs.values())
     assert len({str(config) for config in configs.values()}) == len(configs)
 
 
@@ -68,8 +68,8 @@ def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
         ("one: [separation]", "one: [separatoin]", "combination one: unknown part 'separatoin'"),
         ("one: [separation]", "one: separation", "combination one needs a list"),
         ("without: {losses.seg_to_cam: 0}", "wihout: {losses.seg_to_cam: 0}", "unknown key 'wihout'"),
-        ("always:", "ever:", "unknown section 'ever'"),
-        ("always: {evaluation.crf.enabled: true}", "always: [1]", "always must be a mapping"),
+        ("defaults:", "ever:", "unknown section 'ever'"),
+        ("defaults: {evaluation.crf.enabled: true}", "defaults: [1]", "defaults must be a mapping"),
         ("{without: {losses.seg_to_cam: 0}}", "[1]", "part guided must be a mapping"),
     ],
 )
@@ -86,12 +86,12 @@ JSON = st.recursive(
 )
 
 
-@given(parts=JSON, combinations=JSON, always=JSON)
-def test_any_content_is_read_or_refused_in_one_line(tmp_path_factory, parts, combinations, always):
+@given(parts=JSON, combinations=JSON, defaults=JSON)
+def test_any_content_is_read_or_refused_in_one_line(tmp_path_factory, parts, combinations, defaults):
     import yaml
 
     path = tmp_path_factory.mktemp("ablation") / "a.yaml"
-    values = {"parts": parts, "combinations": combinations, "always": always}
+    values = {"parts": parts, "combinations": combinations, "defaults": defaults}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         read_ablation(path)

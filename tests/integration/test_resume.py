@@ -78,6 +78,26 @@ def task(config: RunConfig, folder: Path) -> WorkerTask:
     return task_of(config, folder, 2)
 
 
+def test_an_interrupted_last_evaluation_is_repeated_and_no_step_before_it(shards, tmp_path, monkeypatch):
+    config = small_config(shards, tmp_path, "late", **SETTINGS)
+    folder, seen = tmp_path / "late", {}
+
+    def pulled(*arguments):
+        raise PulledPlugError
+
+    with monkeypatch.context() as patch:
+        evaluate = loop._evaluate
+        patch.setattr(loop, "_evaluate", lambda *all_: (pulled if all_[-1] else evaluate)(*all_))
+        with pytest.raises(PulledPlugError):
+            run_worker(task(config, folder))
+    with watched(seen):
+        reports = run_worker(task(config, folder))
+    assert seen == {}
+    assert set(reports) == {"online", "assignment"}
+    assert ("final/miou_unfiltered", STEPS) in history(folder)
+    assert (folder / "checkpoints" / "best.json").is_file()
+
+
 @pytest.mark.parametrize("reading", ["mapped", "streaming"])
 def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "reading": reading}}
