@@ -24,7 +24,7 @@ import psutil
 from cosa_dist.distributed.cluster import ENVIRONMENT, free_port
 from cosa_dist.tracking.store import StoreError, check_server, prepare_store
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds after which something that should happen is given up."""
 LEAN_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """keeps an MLflow server from starting half a dozen processes for jobs that nobody submits"""

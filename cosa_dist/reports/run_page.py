@@ -121,13 +121,15 @@ def run_page(
     Returns:
         HTML that needs no other file and no network.
     """
+    judged = [one for one in run.reports if any(score.miou is not None for score in one.scores.values())]
     return render_page(
         "run_page.html.j2",
         title=f"Run {run.name}",
         run=run,
         summary=[_summary(report) for report in run.reports],
-        scores=_scores(run.reports),
-        classes=[_class_rows(report) for report in run.reports],
+        scores=_scores(judged),
+        classes=[_class_rows(report) for report in judged],
+        why_no_scores="no validation image has a mask" if run.reports else "they come at the end",
         pictures={name: _picture(path) for name, path in run.pictures.items()},
         examination=examination,
         why_not=why_not,

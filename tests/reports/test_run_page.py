@@ -141,8 +141,20 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     text = run_page(read_run(tmp_path), why_not="no checkpoint yet")
     assert "Not finished" in text
     assert "Not shown: no checkpoint yet" in text
+    assert text.count("No scores: they come at the end.") == 2
     with pytest.raises(ValueError, match="is no run folder"):
         read_run(tmp_path / "nothing")
+
+
+def test_a_run_on_images_without_masks_has_no_empty_tables(run):
+    unmeasured = {"miou": None, "pixel_accuracy": None, "mean_accuracy": None, "iou": [None] * 4}
+    content = json.loads((run / "report_online.json").read_text())
+    content["scores"] = {name: score | unmeasured for name, score in content["scores"].items()}
+    (run / "report_online.json").write_text(json.dumps(content))
+    text = run_page(read_run(run))
+    assert text.count("No scores: no validation image has a mask.") == 2
+    assert "<td>unfiltered</td>" not in text
+    assert "left out without a mask; image classifier mAP" in text
 
 
 @pytest.mark.slow
