@@ -1,8 +1,9 @@
 """Images per second of 1..N Ray Train workers on generated batches, each worker with its own threads.
 
 Every worker keeps its number of images, so the global batch grows with the workers. Each number of workers is
-one Ray Train run: the process group, Accelerate and DistributedDataParallel are those of a training. What the
-gradients' exchange costs is seen by taking the same steps without it, turn by turn.
+one Ray Train run: the process group, Accelerate and DistributedDataParallel are those of a training. Within
+it, turn by turn, the same steps are taken without the gradients' exchange, and by one worker while the others
+wait: other work on the machine meets these alike, but not two runs that come one after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -20,9 +22,10 @@ from cosa_dist.benchmark.step_parts import whole_step
 from cosa_dist.benchmark.step_speed import PHASES, phase_steps
 from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
 from cosa_dist.benchmark.workload import Workload, prepare
-from cosa_dist.collective import barrier, sum_over_ranks, world_size
+from cosa_dist.collective import barrier, rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.training import step as training
 
 
 def with_global_batch(config: RunConfig, workers: int) -> RunConfig:
@@ -34,7 +37,7 @@ def with_global_batch(config: RunConfig, workers: int) -> RunConfig:
 
 
 def step_seconds(work: Workload, device: torch.device, rounds: int, step: int) -> dict[str, float]:
-    """Median seconds of a step with and without the exchange of gradients, the slowest rank's."""
+    """Median seconds of a step: all ranks, all without exchange of gradients, the first rank alone."""
 
     def take(context: AbstractContextManager[object]) -> None:
         work.state.step = step
@@ -42,8 +45,18 @@ def step_seconds(work: Workload, device: torch.device, rounds: int, step: int) -
             whole_step(work, device)
         barrier()
 
+    def take_alone() -> None:
+        work.state.step = step
+        if rank() == 0:
+            # Past DistributedDataParallel: the parameters of the ranks go apart, which costs no time.
+            batches = [batch.to(device) for batch in next(work.steps)]
+            with patch.object(training, "sum_over_ranks", lambda tensor: tensor):
+                training.training_step(work.state, work.state.online, batches, work.accelerator)
+        barrier()
+
     ways: dict[str, Callable[[], object]] = {"step": lambda: take(nullcontext())}
     if world_size() > 1:
+        ways["alone"] = take_alone
         ways["without exchange"] = lambda: take(work.accelerator.no_sync(work.network))
     found = in_turn(ways, rounds, synchroniser(device))
     # A barrier ends each turn, so all ranks measure nearly the same; their mean is the step's time.
@@ -146,12 +159,14 @@ def scaling_rows(config: RunConfig, found: dict[int, dict[str, float]]) -> list[
             speed = workers * config.training.global_batch_size / seconds
             alone = alone or speed
             without = metrics.get(f"{phase}/without exchange")
+            first = metrics.get(f"{phase}/alone")
             rows.append(
                 {
                     "phase": phase,
                     "workers": workers,
                     "images/s": speed,
                     "times the first row": speed / alone,
+                    "times one in turn": None if first is None else workers * first / seconds,
                     "step s": seconds,
                     "exchange of gradients s": None if without is None else max(0.0, seconds - without),
                 }

@@ -11,7 +11,12 @@ from tests.benchmark.tiny_run import tiny_config
 def test_rows_by_hand():
     found = {
         1: {"co-training/step": 2.0, "loss warm-up/step": 1.0},
-        2: {"co-training/step": 2.5, "co-training/without exchange": 2.25, "loss warm-up/step": 1.0},
+        2: {
+            "co-training/step": 2.5,
+            "co-training/without exchange": 2.25,
+            "co-training/alone": 2.125,
+            "loss warm-up/step": 1.0,
+        },
     }
     rows = {(row["phase"], row["workers"]): row for row in scaling_rows(tiny_config(), found)}
     assert rows["co-training", 1]["images/s"] == 2
@@ -19,6 +24,8 @@ def test_rows_by_hand():
     assert rows["co-training", 2]["images/s"] == pytest.approx(3.2)
     assert rows["co-training", 2]["times the first row"] == pytest.approx(1.6)
     assert rows["co-training", 2]["exchange of gradients s"] == pytest.approx(0.25)
+    assert rows["co-training", 1]["times one in turn"] is None
+    assert rows["co-training", 2]["times one in turn"] == pytest.approx(1.7)
     assert rows["loss warm-up", 2]["times the first row"] == 2
 
 
@@ -34,3 +41,4 @@ def test_two_real_workers_exchange_gradients():
     assert (one["workers"], two["workers"]) == (1, 2)
     assert two["images/s"] == pytest.approx(8 / two["step s"])
     assert two["exchange of gradients s"] is not None
+    assert two["times one in turn"] > 0
