@@ -93,7 +93,7 @@ def run_training(
             window = LossWindow()
         if last:
             # The last evaluation may take longer than what is left of a time limit.
-            writer.save(state, must=True)
+            writer.save(state, must=False)
         if evaluating:
             reports = _evaluate(state, around, writer, last)
             window = LossWindow()

@@ -101,7 +101,7 @@ def test_the_assignment_copy_follows_and_looks_at_several_scales(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["vit", "swin", "convnext"])
 def test_a_compiled_network_says_the_same(kind):
     network = tiny_network(kind).eval()
     compiled = torch.compile(network)
