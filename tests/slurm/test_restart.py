@@ -82,8 +82,8 @@ def test_a_warned_job_saves_and_goes_on_when_slurm_starts_it_again(
 def test_a_time_limit_that_runs_out_is_no_end(
     cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SLURM itself warns a minute or two before the limit of four; the job starts again where it was."""
-    limited = (*TWO_NODES, "--time=4", "--signal=B:USR1@60")
+    """SLURM itself warns a minute or two before the limit of five; the job starts again where it was."""
+    limited = (*TWO_NODES, "--time=5", "--signal=B:USR1@60")
     endless = ("--training.steps", "100000", "--training.checkpoint_every", "10")
     job = cluster.submit("--recipe", "demo", *options, *endless, sbatch=limited, COSA_GRACE="50")
     folder = cluster.work / "outputs" / "runs" / f"slurm-{job}"
