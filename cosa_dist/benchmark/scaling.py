@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -49,9 +50,8 @@ def step_seconds(work: Workload, device: torch.device, rounds: int, step: int) -
         work.state.step = step
         if rank() == 0:
             # Past DistributedDataParallel: the parameters of the ranks go apart, which costs no time.
-            batches = [batch.to(device) for batch in next(work.steps)]
             with patch.object(training, "sum_over_ranks", lambda tensor: tensor):
-                training.training_step(work.state, work.state.online, batches, work.accelerator)
+                whole_step(replace(work, network=work.state.online), device)
         barrier()
 
     ways: dict[str, Callable[[], object]] = {"step": lambda: take(nullcontext())}

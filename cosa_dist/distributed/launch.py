@@ -128,8 +128,10 @@ def launch(run: PreparedRun, resources: dict[str, float], callbacks: Sequence[An
             status = "KILLED"
             raise
         finally:
+            if status == "FAILED" and is_stopped(run.folder):
+                status = "KILLED"
             if run.run_id:
-                finish_run(run.tracking_uri, run.run_id, "KILLED" if is_stopped(run.folder) else status)
+                finish_run(run.tracking_uri, run.run_id, status)
             if status == "KILLED" and trainer is not None:
                 trainer.abort()
     return Outcome(run.folder, run.tracking_uri, run.run_id, read_reports(run.folder))

@@ -27,6 +27,7 @@ from cosa_dist.training.checkpoint_files import (
     checkpoints,
     clear_leftovers,
     find_checkpoint,
+    is_whole,
     new_checkpoint,
     note_best,
     prune,
@@ -67,6 +68,17 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: bool = Fal
     Raises:
         OSError: the disk refused; no half-written checkpoint remains, and none is deleted.
     """
+    target = folder / checkpoint_name(state.step)
+    # The last step is saved before its evaluation too.
+    if not is_whole(target):
+        _write_checkpoint(state, folder, best)
+    if best:
+        note_best(folder, target.name)
+    prune(folder, keep)
+    return target
+
+
+def _write_checkpoint(state: TrainState, folder: Path, best: bool) -> None:
     with new_checkpoint(folder, state.step) as working:
         _save_weights(state.online, working / "online.safetensors")
         _save_weights(state.assignment, working / "assignment.safetensors")
@@ -76,11 +88,6 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: bool = Fal
             save_file({k: v.cpu().contiguous() for k, v in thresholds.items()}, working / THRESHOLDS)
         content = {"config": state.config.model_dump(mode="json"), "workers": world_size(), "best": best}
         seal(working, {**state.position(), **content})
-    target = folder / checkpoint_name(state.step)
-    if best:
-        note_best(folder, target.name)
-    prune(folder, keep)
-    return target
 
 
 def restore(state: TrainState, path: Path) -> None:

@@ -42,6 +42,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there and all of it can be used."""
+    with suppress(CheckpointError):
+        read_checkpoint(path)
+        return True
+    return False
+
+
 @contextmanager
 def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     """Give a hidden folder to write to; after the block it has become the checkpoint of `step`.
@@ -60,11 +68,9 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
         yield working
         for path in (*working.iterdir(), working):
             _force_to_disk(path)
-        if target.exists():
-            with suppress(CheckpointError):
-                read_checkpoint(target)
-                return
-            shutil.rmtree(target)
+        if is_whole(target):
+            return
+        shutil.rmtree(target, ignore_errors=True)
         working.rename(target)
         _force_to_disk(folder)
     finally:

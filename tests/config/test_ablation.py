@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,17 @@ def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
     assert configs["whole"].losses.separation == 0.1
     assert configs["whole_without_separation"].losses.separation == 0
     assert len({str(config) for config in configs.values()}) == len(configs)
+
+
+def test_the_command_line_changes_a_default_and_no_part(tmp_path):
+    script = runpy.run_path(str(PROJECT / "sweeps" / "ablation.py"))
+    ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
+    arguments = Namespace(rows=tmp_path / "rows.jsonl", seeds=[0], only=["whole"], recipe="demo", config=None)
+    for words, crf in (([], True), (["--evaluation.crf.enabled", "false"], False)):
+        rest = [*words, "--losses.separation", "0"]
+        ((_, _, config),) = script["configurations"](ablation, arguments, rest)
+        assert config.evaluation.crf.enabled is crf
+        assert config.losses.separation == 0.1
 
 
 @pytest.mark.parametrize(
