@@ -24,7 +24,7 @@ from cosa_dist.data.shards import open_split
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.sharing import elastic_numbers
-from cosa_dist.distributed.worker import FAILURE
+from cosa_dist.distributed.task import FAILURE
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance

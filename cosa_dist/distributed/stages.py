@@ -21,7 +21,6 @@ from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading import check_reading
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
-from cosa_dist.distributed.labelling_run import run_labelling
 from cosa_dist.distributed.launch import Outcome, launch, read_reports
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.preparation import (
@@ -182,6 +181,9 @@ def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int
         first = _stage(run, ONE, stage_one_config(config, name), resources).folder
     _heed_stop(run)
     log.info("pseudo-masks of the training images")
+    # Only here: a run of one stage does without the networks that labelling imports, which take seconds.
+    from cosa_dist.distributed.labelling_run import run_labelling
+
     labelled = run_labelling(
         first,
         run.folder.with_name(f"{name}-{MASKS}"),

@@ -1,17 +1,14 @@
 """What one worker of a run does: data, networks, accelerator, tracker, then the loop.
 
-`run_worker` knows torch.distributed but not Ray, so tests run it in a plain process; `ray_worker` is the
-thin shell that Ray Train calls on every worker.
+`run_worker` knows torch.distributed but not Ray, so tests run it in a plain process; Ray Train calls it
+through `ray_worker.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,9 +21,10 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
 from cosa_dist.data.reading import open_reading
 from cosa_dist.data.shards import Split
-from cosa_dist.distributed.interruption import STOP, STOPPED
+from cosa_dist.distributed.interruption import STOP
 from cosa_dist.distributed.reporting import final_artifacts
 from cosa_dist.distributed.sharing import largest_micro_batch
+from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate
@@ -44,23 +42,7 @@ LASTING = (
     *(NonFiniteLossError, torch.OutOfMemoryError),
 )
 """Errors that would come again however often the workers were started."""
-FAILURE = "failure.txt"
-"""note in the run folder of an error that would come again"""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """Everything a worker needs, as plain values that travel to other nodes."""
-
-    config: dict[str, Any]
-    folder: str
-    tracking_uri: str
-    run_id: str
-    use_gpu: bool
-    micro_batch_size: int
-    """0: the largest one that suits the number of workers"""
-    cpus: int
 
 
 def make_tracker(task: WorkerTask) -> Tracker:
@@ -223,38 +205,3 @@ def run_worker(
         raise
     tracker.close("FINISHED")
     return reports
-
-
-def ray_worker(payload: dict[str, Any]) -> None:
-    """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
-
-    An error that would come again is noted in the run folder, and so is a stop that was asked for: after
-    Ray's restart of the workers they return at once, and the launcher reads the note.
-    """
-    import ray.train
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # One of Ray Train's loggers bears its file's path as name: it would print every report whole.
-    logging.root.handlers[0].addFilter(lambda record: "ray/train/" not in record.name)
-    task = WorkerTask(**payload)
-    if not Path(task.folder).is_dir():
-        raise FileNotFoundError(
-            f"this node does not see the run folder {task.folder}: --output must lie on a file "
-            "system that all nodes share"
-        )
-    failure, stopped = Path(task.folder) / FAILURE, Path(task.folder) / STOPPED
-    if failure.is_file() or stopped.is_file():
-        return
-    try:
-        run_worker(task, report=ray.train.report)
-    except TrainingStoppedError as error:
-        stopped.write_text(f"{error}\n", encoding="utf-8")
-    except LASTING as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, torch.OutOfMemoryError):
-            reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
-        with contextlib.suppress(OSError):
-            failure.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
-        raise

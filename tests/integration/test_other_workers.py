@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cosa_dist.distributed.worker import WorkerTask, run_worker
+from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training import loop
 from cosa_dist.training.checkpoint import checkpoints, read_checkpoint
 from cosa_dist.training.window import LossWindow, NonFiniteLossError

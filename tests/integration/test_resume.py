@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import RecordError
-from cosa_dist.distributed.worker import WorkerTask, run_worker
+from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training import loop
 from cosa_dist.training.checkpoint import checkpoints
 from tests.integration.small_run import make_shards, small_config, task_of

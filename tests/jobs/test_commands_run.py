@@ -25,7 +25,8 @@ from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.distributed.cluster import ray_cluster
 from cosa_dist.distributed.paths import with_absolute_paths
 from cosa_dist.distributed.preparation import mark_finished, prepare_run
-from cosa_dist.distributed.worker import WorkerTask, run_worker
+from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_runs import finish_run
 from tests.data.conftest import draw_photo, write_pair
 from tests.data.test_source_coco import CATEGORY_IDS, annotation, rectangle

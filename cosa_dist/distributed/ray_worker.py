@@ -1,0 +1,60 @@
+"""The thin shell around a worker that Ray Train calls.
+
+Ray's controller and Tune's trials unpickle the function, too, though they never call it: what only a worker
+needs (networks, accelerator) is imported inside, which saves every one of those processes some seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from cosa_dist.distributed.interruption import STOPPED
+from cosa_dist.distributed.task import FAILURE, WorkerTask
+
+
+def ray_worker(payload: dict[str, Any]) -> None:
+    """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
+
+    An error that would come again is noted in the run folder, and so is a stop that was asked for: after
+    Ray's restart of the workers they return at once, and the launcher reads the note.
+
+    Raises:
+        FileNotFoundError: this node does not see the run folder.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # One of Ray Train's loggers bears its file's path as name: it would print every report whole.
+    logging.root.handlers[0].addFilter(lambda record: "ray/train/" not in record.name)
+    task = WorkerTask(**payload)
+    folder = Path(task.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"this node does not see the run folder {task.folder}: --output must lie on a file "
+            "system that all nodes share"
+        )
+    if not (folder / FAILURE).is_file() and not (folder / STOPPED).is_file():
+        _run(task, folder)
+
+
+def _run(task: WorkerTask, folder: Path) -> None:
+    import ray.train
+    import torch
+
+    from cosa_dist.distributed.worker import LASTING, run_worker
+    from cosa_dist.training.loop import TrainingStoppedError
+
+    try:
+        run_worker(task, report=ray.train.report)
+    except TrainingStoppedError as error:
+        (folder / STOPPED).write_text(f"{error}\n", encoding="utf-8")
+    except LASTING as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
+        with contextlib.suppress(OSError):
+            (folder / FAILURE).write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
+        raise
