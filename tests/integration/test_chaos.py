@@ -13,7 +13,7 @@ from cosa_dist.distributed.chaos_stage import Stage
 from tests.integration.small_run import SETTINGS, make_shards
 from tests.integration.test_streaming_run import PROJECT
 
-STEPS = 200
+STEPS = 150
 
 
 def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
@@ -32,7 +32,7 @@ def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
 def test_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
     make_shards(tmp_path / "shards")
     chance = random.Random(6)
-    kills = draw_kills(chance, 6, STEPS, {"worker": 2, "node": 1, "driver": 1, "tracker": 2})
+    kills = draw_kills(chance, 4, STEPS, {"worker": 1, "node": 1, "driver": 1, "tracker": 1})
     with Stage(tmp_path / "stage", [sys.executable, str(PROJECT / "jobs" / "train.py")]) as stage:
 
         def config(name: str):

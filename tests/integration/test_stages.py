@@ -38,7 +38,7 @@ def chain(shards: Path, output: Path, name: str, **sections):
         },
         "training": {"steps": STEPS, "checkpoint_every": 50},
         "segmenter": {"weigh": True},
-        "distributed": {"workers": 2, "cpus_per_worker": 1},
+        "distributed": {"workers": 1, "cpus_per_worker": 1},
     }
     return build_config(merge(merge(read_recipe("tiny_ms"), place), sections))
 

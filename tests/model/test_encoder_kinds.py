@@ -101,10 +101,13 @@ def test_the_assignment_copy_follows_and_looks_at_several_scales(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "swin", "convnext"])
-def test_a_compiled_network_says_the_same(kind):
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("vit", "inductor"), ("swin", "aot_eager"), ("convnext", "aot_eager")]
+)
+def test_a_compiled_network_says_the_same(kind, backend):
+    """All are captured, forwards and backwards; the C++ compiler, which takes minutes, is called for one."""
     network = tiny_network(kind).eval()
-    compiled = torch.compile(network)
+    compiled = torch.compile(network, backend=backend)
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(compiled(images).cam, network(images).cam, rtol=1e-3, atol=1e-4)
     everything(compiled(images)).backward()

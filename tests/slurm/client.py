@@ -90,7 +90,8 @@ class Cluster:
             env={**ours, "PATH": SYSTEM_PATH, "SLURM_CONF": conf, **variables},
         )
         if process.returncode:
-            raise CommandError(f"{' '.join(words)}: {process.stderr.strip()}")
+            said = (process.stderr + process.stdout).strip()
+            raise CommandError(f"{' '.join(words)} ended with {process.returncode}: {said}")
         return process.stdout.strip()
 
     def submit(

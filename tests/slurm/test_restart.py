@@ -79,14 +79,23 @@ def test_a_warned_job_saves_and_goes_on_when_slurm_starts_it_again(
     assert_nothing_is_left(cluster)
 
 
-def test_a_time_limit_that_runs_out_is_no_end(
+def shorten(cluster: Cluster, job: str) -> None:
+    """Give a running job a time limit that runs out one to two minutes from now."""
+    text = cluster.command("scontrol", "show", "job", job, "-o")
+    hours, minutes, _ = (int(part) for part in re.findall(r"RunTime=(\d+):(\d+):(\d+)", text)[0])
+    cluster.command("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
+
+
+def test_a_time_limit_that_runs_out_is_no_end_but_a_cancellation_is(
     cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SLURM itself warns a minute or two before the limit of five; the job starts again where it was."""
-    limited = (*TWO_NODES, "--time=5", "--signal=B:USR1@60")
+    """SLURM itself warns a minute or two before the limit; the job starts again where it was."""
+    limited = (*TWO_NODES, "--time=60", "--signal=B:USR1@60")
     endless = ("--training.steps", "100000", "--training.checkpoint_every", "10")
     job = cluster.submit("--recipe", "demo", *options, *endless, sbatch=limited, COSA_GRACE="50")
     folder = cluster.work / "outputs" / "runs" / f"slurm-{job}"
+    await_step(cluster, job, folder, 20)
+    shorten(cluster, job)
     wait_until(
         lambda: "continuing from step-" in cluster.log(job) or cluster.state(job).ended,
         DEADLINE,
@@ -99,10 +108,13 @@ def test_a_time_limit_that_runs_out_is_no_end(
     assert saved == int(re.findall(r"step (\d+)/100000", before)[-1])
     await_step(cluster, job, folder, saved + 5)
     assert cluster.state(job).restarts == 1
+
     cluster.command("scancel", job)
     assert cluster.await_end(job, DEADLINE).state == "CANCELLED"
+    assert "terminated by SLURM" in cluster.log(job)
     print_pause(folder, "time limit, checkpoint, requeue", capsys)
     assert_nothing_is_left(cluster)
+    assert not list(cluster.work.glob("outputs/**/*.tmp*"))
 
 
 def test_a_job_that_lost_a_node_is_started_again_and_goes_on(
