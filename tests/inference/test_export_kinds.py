@@ -59,8 +59,13 @@ def test_the_weights_come_back(model, tmp_path):
     assert f"learned from {learned}" in (tmp_path / "out" / "README.md").read_text()
 
 
+# ONNX goes through torch.export, too: each way has encoders of its own here, as an export takes a while.
 @pytest.mark.slow
-def test_torch_export_gives_the_networks_numbers(model, tmp_path):
+@pytest.mark.parametrize(
+    "what", ["cosa vit", "cosa vit with registers", "cosa swin", "segmenter swin", "segmenter convnext"]
+)
+def test_torch_export_gives_the_networks_numbers(what, tmp_path):
+    model = random_model(what)
     export(model, tmp_path / "out", ["torch_export"])
     loaded = torch.export.load(tmp_path / "out" / "model.pt2").module()
     images = example(SIZE, 5)
@@ -71,7 +76,7 @@ def test_torch_export_gives_the_networks_numbers(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["cosa swin", "cosa convnext", "segmenter vit", "segmenter resnet"])
+@pytest.mark.parametrize("what", ["cosa convnext", "cosa resnet", "segmenter vit", "segmenter resnet"])
 def test_onnx_gives_the_networks_numbers(what, tmp_path):
     model = random_model(what)
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -60,3 +60,12 @@ def commands_in_namespace_of(pid: int) -> dict[int, str]:
         except OSError:
             continue  # it ended meanwhile
     return {number: command for number, command in found.items() if command}
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The variables a process was started with; empty if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)

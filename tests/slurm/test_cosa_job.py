@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from cosa_dist.training.checkpoint import find_checkpoint, read_checkpoint
 from tests.slurm.client import Cluster, JobState, wait_until
+from tests.slurm.processes import environment_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 DEADLINE = 900.0  # generous: the machine may be busy
@@ -54,6 +55,10 @@ class Pair:
     """node -> workers of Ray Train that were seen on it"""
     shared_nodes: bool
     """both jobs were seen running on the same two nodes"""
+    tokens: set[str]
+    """what Ray's head processes were given to tell friends from strangers"""
+    shown: bool
+    """a token was seen in a command line, which everybody on a node can read"""
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +69,15 @@ def pair(cluster: Cluster, options: tuple[str, ...]) -> Pair:
     missing = str(cluster.work / "no_such_shards")
     failing = cluster.submit("--recipe", "demo", *options, "--data.shards", missing)
     workers: dict[str, set[int]] = defaultdict(set)
-    shared = False
+    shared = shown = False
+    tokens: set[str] = set()
 
     def ended() -> bool:
-        nonlocal shared
+        nonlocal shared, shown
         for node, commands in cluster.processes().items():
+            heads = [environment_of(pid) for pid, words in commands.items() if "/gcs_server " in words]
+            tokens.update(head["RAY_AUTH_TOKEN"] for head in heads if head.get("RAY_AUTH_MODE") == "token")
+            shown = shown or any(token in words for token in tokens for words in commands.values())
             workers[node] |= {
                 pid for pid, words in commands.items() if words.startswith("ray::RayTrainWorker")
             }
@@ -78,7 +87,8 @@ def pair(cluster: Cluster, options: tuple[str, ...]) -> Pair:
 
     wait_until(ended, DEADLINE, lambda: cluster.story(training) + cluster.story(failing))
     states = {job: cluster.await_end(job, DEADLINE) for job in (training, failing)}
-    return Pair(training, failing, states, {node: len(pids) for node, pids in workers.items()}, shared)
+    counts = {node: len(pids) for node, pids in workers.items()}
+    return Pair(training, failing, states, counts, shared, tokens, shown)
 
 
 def test_a_job_on_two_nodes_trains_with_a_worker_on_each(cluster: Cluster, pair: Pair) -> None:
@@ -116,6 +126,12 @@ def test_two_jobs_on_the_same_nodes_have_a_cluster_each_and_leave_nothing(
     assert len(heads[0]) == len(heads[1]) == 1
     assert heads[0] != heads[1]
     assert_nothing_is_left(cluster)
+
+
+def test_each_jobs_cluster_has_a_token_of_its_own_that_no_command_line_shows(pair: Pair) -> None:
+    assert len(pair.tokens) == 2
+    assert all(re.fullmatch("[0-9a-f]{64}", token) for token in pair.tokens)
+    assert not pair.shown
 
 
 def test_a_wrong_recipe_ends_the_job_before_a_cluster_starts(
