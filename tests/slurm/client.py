@@ -119,8 +119,15 @@ class Cluster:
         return "\n".join(f"== {name}\n{text[-2500:]}" for name, text in texts.items())
 
     def state(self, job: str) -> JobState:
-        """How a job stands."""
-        text = self.command("scontrol", "show", "job", job, "-o")
+        """How a job stands; asks again if the controller, which may be busy, does not say."""
+        for pause in (1, 2, 4, 8, 0):
+            try:
+                text = self.command("scontrol", "show", "job", job, "-o")
+                break
+            except CommandError:
+                if not pause:
+                    raise
+                time.sleep(pause)
         fields = dict(re.findall(r"(\w+)=(\S+)", text))
         return JobState(fields["JobState"], int(fields["ExitCode"].split(":")[0]), int(fields["Restarts"]))
 

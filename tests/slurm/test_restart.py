@@ -59,26 +59,6 @@ def assert_one_whole_run(folder: Path, steps: int) -> None:
     assert len(same) == 1
 
 
-def test_a_warned_job_saves_and_goes_on_when_slurm_starts_it_again(
-    cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No name is given: it comes from the job's number."""
-    job = cluster.submit("--recipe", "demo", *options, *LONG)
-    folder = cluster.work / "outputs" / "runs" / f"slurm-{job}"
-    await_step(cluster, job, folder, 20)
-    cluster.command("scancel", "--batch", "--signal=USR1", job)
-    assert cluster.await_end(job, DEADLINE) == JobState("COMPLETED", 0, 1), cluster.story(job)
-    log = cluster.log(job)
-    assert "warned by SLURM" in log
-    # The step it had come to is saved, not one of the schedule.
-    before, _, after = log.partition("continuing from step-")
-    assert int(after[:8]) == int(re.findall(rf"step (\d+)/{STEPS}", before)[-1])
-    assert f"run slurm-{job}, start 2 of job {job}" in log
-    assert_one_whole_run(folder, STEPS)
-    print_pause(folder, "warning and requeue", capsys)
-    assert_nothing_is_left(cluster)
-
-
 def shorten(cluster: Cluster, job: str) -> None:
     """Give a running job a time limit that runs out one to two minutes from now."""
     text = cluster.command("scontrol", "show", "job", job, "-o")
@@ -89,7 +69,11 @@ def shorten(cluster: Cluster, job: str) -> None:
 def test_a_time_limit_that_runs_out_is_no_end_but_a_cancellation_is(
     cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SLURM itself warns a minute or two before the limit; the job starts again where it was."""
+    """SLURM warns a minute or two before the limit; the job starts again where it was.
+
+    No name is given: it comes from the job's number. What is saved is the step it had come to, not one of the
+    schedule.
+    """
     limited = (*TWO_NODES, "--time=60", "--signal=B:USR1@60")
     endless = ("--training.steps", "100000", "--training.checkpoint_every", "10")
     job = cluster.submit("--recipe", "demo", *options, *endless, sbatch=limited, COSA_GRACE="50")
@@ -108,6 +92,7 @@ def test_a_time_limit_that_runs_out_is_no_end_but_a_cancellation_is(
     assert saved == int(re.findall(r"step (\d+)/100000", before)[-1])
     await_step(cluster, job, folder, saved + 5)
     assert cluster.state(job).restarts == 1
+    assert f"run slurm-{job}, start 2 of job {job}" in cluster.log(job)
 
     cluster.command("scancel", job)
     assert cluster.await_end(job, DEADLINE).state == "CANCELLED"
