@@ -81,11 +81,10 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
-            include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
             logging_level=logging.ERROR,
-            **{"num_cpus": os.cpu_count(), **local_options},
+            **{"num_cpus": os.cpu_count(), "include_dashboard": True, **local_options},
         )
     try:
         yield ray.cluster_resources()

@@ -1,9 +1,23 @@
-"""The two kinds of heads: the max-pool image classifier, whose weights make the CAM, and the decoder."""
+"""The two kinds of heads: the max-pool image classifier, whose weights make the CAM, and the decoder.
+
+Their last layer is computed in float32 under autocast too: CAMs are compared with thresholds, for which the
+eight bits of bfloat16 are coarse, and these layers are too small to gain from it (ours).
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def project(features: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution in float32: [B, D, h, w] with weights [C, D, 1, 1] to [B, C, h, w]."""
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return F.conv2d(features, weight)
+    with torch.autocast(device, enabled=False):
+        return F.conv2d(features.float(), weight.float())
 
 
 class CamClassifier(nn.Module):
@@ -19,7 +33,7 @@ class CamClassifier(nn.Module):
         The logits come from the global maximum of each channel, not from the maximum of the CAM.
         """
         pooled = F.adaptive_max_pool2d(features, 1)
-        return F.conv2d(pooled, self.weight).flatten(1), F.conv2d(features, self.weight)
+        return project(pooled, self.weight).flatten(1), project(features, self.weight)
 
 
 class LargeFovDecoder(nn.Module):
@@ -38,4 +52,4 @@ class LargeFovDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, C + 1, h, w] of features [B, D, h, w]."""
         hidden = F.relu(self.conv6(features))
-        return self.conv8(F.relu(self.conv7(hidden)))
+        return project(F.relu(self.conv7(hidden)), self.conv8.weight)
