@@ -23,7 +23,7 @@ from cosa_dist.tracking.mlflow_client import connect
 from tests.integration.small_run import make_shards
 from tests.integration.test_streaming_run import PROJECT, running
 
-STEPS = 200
+STEPS = 120
 PATIENCE = 400.0
 
 
@@ -34,9 +34,9 @@ def chain(shards: Path, output: Path, name: str, **sections):
         "data": {"shards": str(shards)},
         "stage_one": {
             "recipe": "tiny",
-            "options": {"training.steps": STEPS, "training.checkpoint_every": 50},
+            "options": {"training.steps": STEPS, "training.checkpoint_every": 30},
         },
-        "training": {"steps": STEPS, "checkpoint_every": 50},
+        "training": {"steps": STEPS, "checkpoint_every": 30},
         "segmenter": {"weigh": True},
         "distributed": {"workers": 1, "cpus_per_worker": 1},
     }
@@ -124,11 +124,11 @@ def test_a_run_killed_in_and_between_its_stages_equals_its_twin(tmp_path):
     one, two = (runs / f"broken-{stage}" / "checkpoints" for stage in ("stage-one", "stage-two"))
     masks = runs / "broken-pseudo-masks"
     log = tmp_path / "broken.log"
-    kill_when((one / "step-00000050").is_dir, start, log)
+    kill_when((one / "step-00000030").is_dir, start, log)
     assert not (one / f"step-{STEPS:08d}").exists()
     kill_when(lambda: any(masks.glob(".shards.partial/*/*.json")), resume, log)
     assert not (masks / "shards").exists()
-    kill_when((two / "step-00000050").is_dir, resume, log)
+    kill_when((two / "step-00000030").is_dir, resume, log)
     assert not (two / f"step-{STEPS:08d}").exists()
     finish(resume)
 
