@@ -172,7 +172,7 @@ def test_a_preempted_sweep_goes_on_when_slurm_starts_it_again(
     cluster: Cluster, options: tuple[str, ...]
 ) -> None:
     """Its two trials run at once, one on each node, and both go on."""
-    steps = 400  # one worker is quick
+    steps = 600  # one worker is quick
     (cluster.work / "space.yaml").write_text("losses.cam_to_seg: {grid: [0.1, 0.5]}\n")
     words = ("--space", "space.yaml", "--scheduler", "none", "--name", "sweep")
     long = ("--training.steps", str(steps), "--training.checkpoint_every", "10")
