@@ -34,7 +34,7 @@ from cosa_dist.config.method import ThresholdConfig
 CAMS = ("main CAM", "auxiliary CAM")
 FEWEST_VALUES = 100
 """A queue with fewer activations shows no hills."""
-PER_STEP = EmSettings(max_iterations=20)
+ITERATIONS = 20
 """EM goes on from the last step's components, so few iterations a step keep it converged."""
 SPREAD = 1 / 36
 """Variance of the three components at a start: a sixth of the range of values, squared."""
@@ -59,6 +59,7 @@ class LearnedThresholds:
             start = [[config.low, config.high], [config.aux_low, config.aux_high]]
         self._config = config
         self._components = 2 if single else 3
+        self._em = EmSettings(max_iterations=ITERATIONS, regularisation=config.regularisation)
         self._centres = bin_centres(device)
         self._seen = 0
         self._values = torch.tensor(start, device=device)
@@ -105,7 +106,7 @@ class LearnedThresholds:
         if not anew:
             kept = self._usable[:, None]
             start = Mixture(*(torch.where(kept, a, b) for a, b in zip(self._mixture, fresh, strict=True)))
-        self._mixture = fit_mixture(counts, self._centres, start, PER_STEP)
+        self._mixture = fit_mixture(counts, self._centres, start, self._em)
         end, begin, usable = component_borders(counts, self._centres, self._mixture)
         borders = [end] if self._components == 2 else [end, begin]
         return torch.stack(borders, dim=-1).nan_to_num(0.0, 0.0, 0.0), usable

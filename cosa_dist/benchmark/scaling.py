@@ -129,8 +129,10 @@ def measure_scaling(config: RunConfig, workers: int, threads: int, rounds: int) 
 
     use_gpu = torch.cuda.is_available() and config.distributed.device != "cpu"
     counts = sorted({*(2**power for power in range(workers.bit_length())), workers})
-    # Without the dashboard, whose processes would take their share of a small machine's cores.
-    with ray_cluster(num_cpus=max(workers * threads, 2), include_dashboard=False):
+    # Without the dashboard, whose processes would take their share of a small machine's cores; Ray Train
+    # would then say every few seconds that it misses it.
+    cpus = max(workers * threads, 2)
+    with ray_cluster(num_cpus=cpus, include_dashboard=False, log_to_driver=False):
         found = {count: run_workers(config, count, threads, rounds, use_gpu) for count in counts}
     facts = {
         **machine_facts(torch.device("cuda" if use_gpu else "cpu")),

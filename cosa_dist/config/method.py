@@ -68,6 +68,9 @@ class ThresholdConfig(Section):
     """global batches whose activations a search sees"""
     momentum: Share = 0.99
     """share of itself that a searched threshold keeps at each step"""
+    regularisation: Annotated[float, Field(ge=1e-6, le=0.1)] = 1e-3
+    """added to the variance of a mixture's components (scikit-learn's `reg_covar`, 1e-6 there): without it a
+    component can sit on the CAMs' maxima, which are all 1, and the threshold climbs to them"""
 
 
 class AssignmentConfig(Section):

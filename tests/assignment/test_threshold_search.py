@@ -7,6 +7,7 @@ import torch
 
 from cosa_dist.assignment.activation_histogram import BINS, bin_centres, count_activations
 from cosa_dist.assignment.hard_split import best_split
+from cosa_dist.assignment.mixture import EmSettings, component_borders, fit_mixture
 from cosa_dist.assignment.threshold import SingleThreshold, ThresholdPair
 from cosa_dist.assignment.threshold_search import LearnedThresholds, threshold_source
 from cosa_dist.config.method import ThresholdConfig
@@ -56,6 +57,24 @@ def test_three_components_give_a_pair_around_the_middle_hill():
     low, high = numbers(learned.current())[:2]
     assert 0.28 < low < 0.42
     assert 0.6 < high < 0.75
+
+
+def test_no_component_sits_on_the_maxima_that_stretching_puts_at_one():
+    # One broad hill, and one pixel in a hundred at the top: every stretched CAM has such a pixel.
+    stretched = hills(0, (20000, 0.45, 0.22), (200, 0.99, 0.004))
+    borders = {}
+    for regularisation in (1e-6, ThresholdConfig().regularisation):
+        start = best_split(stretched, bin_centres())[2]
+        found = fit_mixture(stretched, bin_centres(), start, EmSettings(regularisation=regularisation))
+        borders[regularisation] = component_borders(stretched, bin_centres(), found)[0].item()
+    assert borders[1e-6] > 0.9
+    assert 0.2 < borders[ThresholdConfig().regularisation] < 0.75
+
+
+def test_the_search_regularises_its_components_as_configured():
+    learned = source(queue=1, regularisation=0.02)
+    learned.update(torch.stack([two_hills(0), two_hills(1)]))
+    assert learned.state_dict()["mixture_variance"].min() > 0.02
 
 
 def test_the_search_starts_from_the_configured_values_after_a_tenth_of_the_queue():
