@@ -37,8 +37,6 @@ PRIVATE = {
     "RAY_metrics_report_interval_ms": "60000",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "false",
-    # Large arrays in pages of 2 MB: fewer misses of the address cache, which two workers pay for most.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """on top of it, for a cluster that only this process uses"""
 
