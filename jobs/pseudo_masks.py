@@ -55,13 +55,24 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 def quality_text(quality: dict[str, Any]) -> str:
     """The masks' quality as a few lines for the terminal."""
     lines = [f"{quality['images']} images, {quality['ignored']:.2f} % of the pixels ignored"]
-    if quality["miou"] is not None:
-        lines += [f"  {name:<16} {iou:6.2f}" for name, iou in quality["iou"].items() if iou is not None]
-        lines.append(
-            f"mIoU {quality['miou']:.2f} over the pixels that are not ignored, tags used (true_labels), "
-            f"{quality['images_with_truth']} images with true masks"
-        )
+    if quality["miou"] is None:
+        return lines[0]
+    lines.append(f"{'class':<16} {'IoU':>6} {'ignored':>8} {'labelled':>9} {'truth':>6}  (per cent)")
+    columns = (("iou", 6), ("ignored_of_class", 8), ("share", 9), ("true_share", 6))
+    for name, iou in quality["iou"].items():
+        if iou is not None:
+            cells = [f"{_cell(quality[column][name]):>{width}}" for column, width in columns]
+            lines.append(f"{name:<16} {' '.join(cells)}")
+    lines += [
+        f"mIoU {quality['miou']:.2f} over the pixels that are not ignored, tags used (true_labels), "
+        f"{quality['images_with_truth']} images with true masks",
+        f"mIoU {quality['miou_missed']:.2f} with ignored pixels counted as missed",
+    ]
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def main() -> int:

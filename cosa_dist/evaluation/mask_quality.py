@@ -1,4 +1,9 @@
-"""How good pseudo-masks are, where the true masks are known: sums of pixel counts, and what they say."""
+"""How good pseudo-masks are, where the true masks are known: sums of pixel counts, and what they say.
+
+The mIoU leaves ignored pixels out, so masks that ignore what is hard look better than what can be learned
+from them. Three more figures say what was left out: the mIoU with ignored pixels counted as missed, the share
+of each class that is ignored, and each class's share of the labelled pixels beside its true one.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,8 @@ class MaskCounts:
 
     confusion: Tensor
     """[K, K] int64: true class, pseudo-class; without pixels that either of them ignores"""
+    missed: Tensor
+    """[K] int64: pixels of each true class that the pseudo-masks ignore"""
     pixels: int = 0
     ignored: int = 0
     """pixels that the pseudo-masks ignore"""
@@ -30,7 +37,8 @@ class MaskCounts:
     @classmethod
     def empty(cls, classes: int) -> MaskCounts:
         """Counts of no image, for K = `classes` with the background."""
-        return cls(torch.zeros(classes, classes, dtype=torch.int64))
+        counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
+        return cls(counts[:, :classes], counts[:, classes])
 
     def add(self, classes: Tensor, truth: Tensor | None) -> None:
         """Count one image: pseudo-classes and, if known, true classes (`[H, W]` each)."""
@@ -39,12 +47,16 @@ class MaskCounts:
         self.ignored += int((classes == IGNORE).sum())
         if truth is not None:
             self.judged += 1
-            counted = torch.where(classes == IGNORE, IGNORE, truth.long())
-            self.confusion += confusion_matrix(classes, counted, len(self.confusion)).cpu()
+            size = len(self.confusion)
+            given = torch.where(classes == IGNORE, size, classes.long())
+            counted = confusion_matrix(given, torch.where(truth < size, truth.long(), IGNORE), size + 1).cpu()
+            self.confusion += counted[:size, :size]
+            self.missed += counted[:size, size]
 
     def __add__(self, other: MaskCounts) -> MaskCounts:
         return MaskCounts(
             self.confusion + other.confusion,
+            self.missed + other.missed,
             self.pixels + other.pixels,
             self.ignored + other.ignored,
             self.images + other.images,
@@ -53,26 +65,52 @@ class MaskCounts:
 
     def as_row(self) -> dict[str, Any]:
         """Plain values that `from_row` reads back."""
-        return {**vars(self), "confusion": self.confusion.tolist()}
+        return {**vars(self), "confusion": self.confusion.tolist(), "missed": self.missed.tolist()}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> MaskCounts:
-        """Counts from what `as_row` gave."""
-        return cls(**{**row, "confusion": torch.tensor(row["confusion"], dtype=torch.int64)})
+        """Counts from what `as_row` gave.
+
+        Raises:
+            KeyError: a count is not there (a row of an earlier version).
+        """
+        tables = {name: torch.tensor(row[name], dtype=torch.int64) for name in ("confusion", "missed")}
+        return cls(**{**row, **tables})
 
     def quality(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Quality in per cent: `miou` and `iou` by class over the pixels that are not ignored, `ignored`.
+        """Quality in per cent; where no true mask is known, only `ignored` has a value.
 
-        `miou` is None where no true mask is known.
+        `miou`, `iou`: over the pixels that are not ignored; `miou_missed`: ignored pixels count as missed;
+        `ignored`: of all pixels; `ignored_of_class`: of a class's true pixels; `share`, `true_share`: a
+        class's part of the labelled pixels and of the truth, both where the truth is known. A class that
+        a figure has no pixel to stand on for has None.
         """
-        iou = [_per_cent(value) for value in iou_per_class(self.confusion).tolist()]
+        truth = self.confusion.sum(1) + self.missed
+        labelled = self.confusion.sum(0)
         return {
             "images": self.images,
             "images_with_truth": self.judged,
             "miou": _per_cent(float(mean_iou(self.confusion))) if self.judged else None,
+            "miou_missed": _per_cent(self._miou_missed()) if self.judged else None,
             "ignored": 100.0 * self.ignored / self.pixels if self.pixels else None,
-            "iou": dict(zip(("background", *class_names), iou, strict=True)) if self.judged else {},
+            "iou": self._by_class(class_names, iou_per_class(self.confusion)),
+            "ignored_of_class": self._by_class(class_names, self.missed.double() / truth),
+            "share": self._by_class(class_names, labelled.double() / labelled.sum()),
+            "true_share": self._by_class(class_names, truth.double() / truth.sum()),
         }
+
+    def _miou_missed(self) -> float:
+        """Mean IoU over the classes of the truth, ignored pixels being misses of their class."""
+        hit = self.confusion.diagonal().double()
+        truth = self.confusion.sum(1) + self.missed
+        union = truth + self.confusion.sum(0) - hit
+        return float((hit / union)[truth > 0].mean())
+
+    def _by_class(self, class_names: Sequence[str], fractions: Tensor) -> dict[str, float | None]:
+        if not self.judged:
+            return {}
+        values = [_per_cent(value) for value in fractions.tolist()]
+        return dict(zip(("background", *class_names), values, strict=True))
 
 
 def _per_cent(fraction: float) -> float | None:

@@ -7,8 +7,10 @@ import torch
 
 from cosa_dist.assignment.inference import MultiScaleOutput
 from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.mask_quality import MaskCounts
 from cosa_dist.evaluation.pseudo_mask import pseudo_mask
+from jobs.pseudo_masks import quality_text
 
 LABELS = torch.tensor([1.0, 0.0, 1.0])
 
@@ -117,4 +119,54 @@ def test_quality_leaves_ignored_pixels_out_and_counts_them():
     assert quality["iou"] == {"background": 100.0, "cat": 50.0, "dog": 0.0}
     # The dog is in no true mask: the mean is over the classes that are.
     assert quality["miou"] == pytest.approx(75.0)
-    assert other.quality(["cat", "dog"])["miou"] is None
+    # Of the three true cat pixels one is ignored: background 1/1, cat 1/3.
+    assert quality["miou_missed"] == pytest.approx(100 * (1 + 1 / 3) / 2)
+    assert quality["ignored_of_class"] == {"background": 0.0, "cat": pytest.approx(100 / 3), "dog": None}
+    assert quality["share"] == pytest.approx({"background": 100 / 3, "cat": 100 / 3, "dog": 100 / 3})
+    assert quality["true_share"] == pytest.approx({"background": 25.0, "cat": 75.0, "dog": 0.0})
+    unknown = other.quality(["cat", "dog"])
+    assert (unknown["miou"], unknown["miou_missed"], unknown["share"]) == (None, None, {})
+
+
+def test_quality_agrees_with_plain_counting_on_random_masks():
+    generator = torch.Generator().manual_seed(3)
+    given = torch.randint(0, 4, (40, 50), generator=generator)
+    given[torch.rand(40, 50, generator=generator) < 0.3] = IGNORE
+    truth = torch.randint(0, 4, (40, 50), generator=generator)
+    truth[torch.rand(40, 50, generator=generator) < 0.1] = IGNORE
+    counts = MaskCounts.empty(4)
+    counts.add(given.to(torch.uint8), truth)
+    quality = counts.quality(["a", "b", "c"])
+    known = truth != IGNORE
+    both = known & (given != IGNORE)
+    overlaps = []
+    for number, name in enumerate(("background", "a", "b", "c")):
+        hit = ((given == number) & (truth == number)).sum()
+        here = (truth == number).sum()
+        missed = ((truth == number) & (given == IGNORE)).sum()
+        overlaps.append(hit / (here + ((given == number) & known).sum() - hit))
+        assert quality["ignored_of_class"][name] == pytest.approx(float(100 * missed / here))
+        assert quality["true_share"][name] == pytest.approx(float(100 * here / known.sum()))
+        assert quality["share"][name] == pytest.approx(
+            float(100 * ((given == number) & both).sum() / both.sum())
+        )
+    assert quality["miou_missed"] == pytest.approx(float(100 * torch.stack(overlaps).mean()))
+
+
+def test_counts_of_an_earlier_version_are_refused():
+    row = MaskCounts.empty(3).as_row()
+    del row["missed"]
+    with pytest.raises(KeyError):
+        MaskCounts.from_row(row)
+
+
+def test_quality_is_printed_by_class_or_in_one_line_without_truth():
+    counts = MaskCounts.empty(3)
+    counts.add(torch.tensor([[0, 1, 255, 2]], dtype=torch.uint8), torch.tensor([[0, 1, 1, 1]]))
+    lines = quality_text(counts.quality(["cat", "dog"])).splitlines()
+    assert lines[3].split() == ["cat", "50.00", "33.33", "33.33", "75.00"]
+    assert lines[4].split() == ["dog", "0.00", "-", "33.33", "0.00"]
+    assert lines[-1] == "mIoU 66.67 with ignored pixels counted as missed"
+    blind = MaskCounts.empty(3)
+    blind.add(torch.tensor([[0, 255]], dtype=torch.uint8), None)
+    assert quality_text(blind.quality(["cat", "dog"])) == "1 images, 50.00 % of the pixels ignored"
