@@ -23,10 +23,8 @@ from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class, mean
 class MaskCounts:
     """Counts over some images; those of several parts are added."""
 
-    confusion: Tensor
-    """[K, K] int64: true class, pseudo-class; without pixels that either of them ignores"""
-    missed: Tensor
-    """[K] int64: pixels of each true class that the pseudo-masks ignore"""
+    table: Tensor
+    """[K + 1, K + 1] int64: true class, pseudo-class; last column: ignored pixels, last row: empty"""
     pixels: int = 0
     ignored: int = 0
     """pixels that the pseudo-masks ignore"""
@@ -37,8 +35,7 @@ class MaskCounts:
     @classmethod
     def empty(cls, classes: int) -> MaskCounts:
         """Counts of no image, for K = `classes` with the background."""
-        counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
-        return cls(counts[:, :classes], counts[:, classes])
+        return cls(torch.zeros(classes + 1, classes + 1, dtype=torch.int64))
 
     def add(self, classes: Tensor, truth: Tensor | None) -> None:
         """Count one image: pseudo-classes and, if known, true classes (`[H, W]` each)."""
@@ -47,16 +44,14 @@ class MaskCounts:
         self.ignored += int((classes == IGNORE).sum())
         if truth is not None:
             self.judged += 1
-            size = len(self.confusion)
-            given = torch.where(classes == IGNORE, size, classes.long())
-            counted = confusion_matrix(given, torch.where(truth < size, truth.long(), IGNORE), size + 1).cpu()
-            self.confusion += counted[:size, :size]
-            self.missed += counted[:size, size]
+            ignored = len(self.table) - 1
+            given = torch.where(classes == IGNORE, ignored, classes.long())
+            known = torch.where(truth < ignored, truth.long(), -1)
+            self.table += confusion_matrix(given, known, len(self.table)).cpu()
 
     def __add__(self, other: MaskCounts) -> MaskCounts:
         return MaskCounts(
-            self.confusion + other.confusion,
-            self.missed + other.missed,
+            self.table + other.table,
             self.pixels + other.pixels,
             self.ignored + other.ignored,
             self.images + other.images,
@@ -65,17 +60,16 @@ class MaskCounts:
 
     def as_row(self) -> dict[str, Any]:
         """Plain values that `from_row` reads back."""
-        return {**vars(self), "confusion": self.confusion.tolist(), "missed": self.missed.tolist()}
+        return {**vars(self), "table": self.table.tolist()}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> MaskCounts:
         """Counts from what `as_row` gave.
 
         Raises:
-            KeyError: a count is not there (a row of an earlier version).
+            KeyError: the table is not there (a row of an earlier version).
         """
-        tables = {name: torch.tensor(row[name], dtype=torch.int64) for name in ("confusion", "missed")}
-        return cls(**{**row, **tables})
+        return cls(**{**row, "table": torch.tensor(row["table"], dtype=torch.int64)})
 
     def quality(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Quality in per cent; where no true mask is known, only `ignored` has a value.
@@ -85,26 +79,19 @@ class MaskCounts:
         class's part of the labelled pixels and of the truth, both where the truth is known. A class that
         a figure has no pixel to stand on for has None.
         """
-        truth = self.confusion.sum(1) + self.missed
-        labelled = self.confusion.sum(0)
+        confusion, missed = self.table[:-1, :-1], self.table[:-1, -1]
+        truth, labelled = confusion.sum(1) + missed, confusion.sum(0)
         return {
             "images": self.images,
             "images_with_truth": self.judged,
-            "miou": _per_cent(float(mean_iou(self.confusion))) if self.judged else None,
-            "miou_missed": _per_cent(self._miou_missed()) if self.judged else None,
+            "miou": _per_cent(mean_iou(confusion)) if self.judged else None,
+            "miou_missed": _per_cent(mean_iou(self.table)) if self.judged else None,
             "ignored": 100.0 * self.ignored / self.pixels if self.pixels else None,
-            "iou": self._by_class(class_names, iou_per_class(self.confusion)),
-            "ignored_of_class": self._by_class(class_names, self.missed.double() / truth),
+            "iou": self._by_class(class_names, iou_per_class(confusion)),
+            "ignored_of_class": self._by_class(class_names, missed.double() / truth),
             "share": self._by_class(class_names, labelled.double() / labelled.sum()),
             "true_share": self._by_class(class_names, truth.double() / truth.sum()),
         }
-
-    def _miou_missed(self) -> float:
-        """Mean IoU over the classes of the truth, ignored pixels being misses of their class."""
-        hit = self.confusion.diagonal().double()
-        truth = self.confusion.sum(1) + self.missed
-        union = truth + self.confusion.sum(0) - hit
-        return float((hit / union)[truth > 0].mean())
 
     def _by_class(self, class_names: Sequence[str], fractions: Tensor) -> dict[str, float | None]:
         if not self.judged:

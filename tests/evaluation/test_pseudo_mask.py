@@ -10,7 +10,6 @@ from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.mask_quality import MaskCounts
 from cosa_dist.evaluation.pseudo_mask import pseudo_mask
-from jobs.pseudo_masks import quality_text
 
 LABELS = torch.tensor([1.0, 0.0, 1.0])
 
@@ -155,18 +154,16 @@ def test_quality_agrees_with_plain_counting_on_random_masks():
 
 def test_counts_of_an_earlier_version_are_refused():
     row = MaskCounts.empty(3).as_row()
-    del row["missed"]
+    row["confusion"] = row.pop("table")
     with pytest.raises(KeyError):
         MaskCounts.from_row(row)
 
 
-def test_quality_is_printed_by_class_or_in_one_line_without_truth():
-    counts = MaskCounts.empty(3)
-    counts.add(torch.tensor([[0, 1, 255, 2]], dtype=torch.uint8), torch.tensor([[0, 1, 1, 1]]))
-    lines = quality_text(counts.quality(["cat", "dog"])).splitlines()
-    assert lines[3].split() == ["cat", "50.00", "33.33", "33.33", "75.00"]
-    assert lines[4].split() == ["dog", "0.00", "-", "33.33", "0.00"]
-    assert lines[-1] == "mIoU 66.67 with ignored pixels counted as missed"
-    blind = MaskCounts.empty(3)
-    blind.add(torch.tensor([[0, 255]], dtype=torch.uint8), None)
-    assert quality_text(blind.quality(["cat", "dog"])) == "1 images, 50.00 % of the pixels ignored"
+def test_no_truth_counts_as_ignored_with_the_most_classes_a_mask_can_have():
+    counts = MaskCounts.empty(IGNORE)
+    counts.add(
+        torch.tensor([[0, 0, IGNORE, IGNORE]], dtype=torch.uint8), torch.tensor([[0, IGNORE, 0, IGNORE]])
+    )
+    quality = counts.quality([f"class {number}" for number in range(1, IGNORE)])
+    assert quality["miou_missed"] == pytest.approx(50.0)
+    assert quality["ignored_of_class"]["background"] == pytest.approx(50.0)
