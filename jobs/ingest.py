@@ -26,6 +26,7 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
+from cosa_dist.data.ingest_split import say
 from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
@@ -40,6 +41,7 @@ from cosa_dist.data.ingest_sources import (
     voc_records,
 )
 from cosa_dist.data.source_classes import read_class_names
+from cosa_dist.data.source_record import Tell
 
 Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 
@@ -106,8 +108,8 @@ def _options_of_own_data() -> argparse.ArgumentParser:
     return own
 
 
-def open_source(asked: argparse.Namespace, cache: Path) -> Source:
-    """Return the data set and its entries by split, as the command line asks."""
+def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
+    """Return the data set and its entries by split, as the command line asks; `tell` gets what to say of it."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
@@ -126,19 +128,20 @@ def open_source(asked: argparse.Namespace, cache: Path) -> Source:
     classes = None if asked.classes is None else read_class_names(asked.classes)
     if asked.source == "folder":
         return folder_source(
-            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed
+            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed, tell=tell
         )
     if asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
         return table_source(
             asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
-            val_share=asked.val_share, seed=asked.seed,
+            val_share=asked.val_share, seed=asked.seed, tell=tell,
         )  # fmt: skip
     labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
     hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
     return hf_source(
-        asked.path, cache, columns=hf_columns, classes=classes, val_share=asked.val_share, seed=asked.seed
-    )
+        asked.path, cache, columns=hf_columns, classes=classes, val_share=asked.val_share, seed=asked.seed,
+        tell=tell,
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,8 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             processes=asked.processes,
             untagged=asked.untagged or ("leave-out" if annotated else "keep"),
         )
-        info, sources = open_source(asked, cache)
-        reports = ingest(sources, renamed(info, asked.name), asked.out, options, Console())
+        console = Console()
+        info, sources = open_source(asked, cache, lambda line: say(console, line))
+        reports = ingest(sources, renamed(info, asked.name), asked.out, options, console)
     except (DataError, OSError) as error:
         print(f"ingest: {error}", file=sys.stderr)
         return 2

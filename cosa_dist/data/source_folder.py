@@ -16,7 +16,17 @@ from pathlib import Path
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord, id_of, unsafe_id, unsafe_name
+from cosa_dist.data.source_record import (
+    Entry,
+    File,
+    Rejection,
+    SourceRecord,
+    Tell,
+    id_of,
+    unsafe_id,
+    unsafe_name,
+    untold,
+)
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -29,6 +39,7 @@ def folder_source(
     classes: tuple[str, ...] | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    tell: Tell = untold,
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
     """Open a folder per class; return the data set and its entries by split.
 
@@ -39,6 +50,7 @@ def folder_source(
         classes: class names in id order; None takes the folders' names, sorted.
         val_share: share of each class that is for validation, if there is no `train` folder.
         seed: which ones.
+        tell: takes lines for the user on how it was read.
 
     Raises:
         DataError: no such folder, no class folder, or a mask folder without any mask of these pictures.

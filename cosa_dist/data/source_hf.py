@@ -18,7 +18,7 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_arrow import ArrowCell, ArrowTable, open_tables
 from cosa_dist.data.source_classes import TagIndex, class_names_of
-from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, unsafe_id
+from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
 from cosa_dist.data.source_table import tags_of_cell
 
@@ -43,6 +43,7 @@ def hf_source(
     classes: tuple[str, ...] | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    tell: Tell = untold,
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
     """Open a Hugging Face dataset; return the data set and its entries by split.
 
@@ -53,6 +54,7 @@ def hf_source(
         classes: class names in id order; None takes those of the class labels, or those that occur.
         val_share: share that is for validation where the dataset has no splits.
         seed: which ones.
+        tell: takes lines for the user on how it was read.
 
     Raises:
         DataError: no dataset there, a column is missing, or there are neither labels nor class names.

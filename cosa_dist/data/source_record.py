@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -111,6 +111,13 @@ class Rejection:
 
 Entry = SourceRecord | Rejection
 """What a source yields."""
+
+Tell = Callable[[str], None]
+"""Takes a line about how a source was read (what was counted, left out or taken for what), for its user."""
+
+
+def untold(line: str) -> None:
+    """Drop a line: the `Tell` of callers that have no user."""
 
 
 def entry_identity(entry: Entry) -> str:

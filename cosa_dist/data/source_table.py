@@ -20,7 +20,17 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
 from cosa_dist.data.source_folder import optional_mask, refuse_without_masks
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord, id_of, unsafe_id, unsafe_name
+from cosa_dist.data.source_record import (
+    Entry,
+    File,
+    Rejection,
+    SourceRecord,
+    Tell,
+    id_of,
+    unsafe_id,
+    unsafe_name,
+    untold,
+)
 from cosa_dist.data.source_rows import Row, column_names, read_rows
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name
 
@@ -57,6 +67,7 @@ def table_source(
     classes: tuple[str, ...] | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    tell: Tell = untold,
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
     """Open a folder of pictures with a table of tags; return the data set and its entries by split.
 
@@ -68,6 +79,7 @@ def table_source(
         classes: class names in id order; None takes those that occur, sorted.
         val_share: share that is for validation where the table has no column of splits.
         seed: which ones.
+        tell: takes lines for the user on how it was read.
 
     Raises:
         DataError: a file, folder or column is not there, the table is damaged, or no tag is in it.
