@@ -149,9 +149,7 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
         if number is None or number in names:
             raise DataError(f"{path} gives '{name}' no id, or the id of another name; {cure}")
         if (number == 0) != is_background(name):
-            raise DataError(
-                f"{path}: '{name}' has id {number}, but background is id 0 and nothing else; {cure}"
-            )
+            raise DataError(f"{path}: '{name}' has id {number}, but id 0 is background and no other; {cure}")
         names[number] = name
     ids = sorted(names.keys() - {0, *_IGNORED_IDS})
     if ids != list(range(1, len(ids) + 1)):
@@ -170,9 +168,8 @@ def _listed(path: Path, text: str) -> _Listed:
             return _of_content(_content(text))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             if ending in (".json", ".yaml", ".yml"):
-                form = "neither names in a list nor names with ids"
                 raise DataError(
-                    f"{path} cannot be read as class names: {form}; write one name a line"
+                    f"{path} holds neither a list of names nor names with ids; write one name a line"
                 ) from error
     rows = _rows(text)
     if ending in (".csv", ".tsv") and rows and _letters(rows[0]) in _NAME_HEADERS:
@@ -294,13 +291,17 @@ def _of_words(rows: Sequence[str]) -> _Listed | None:
         listed = [(int(match[number]) if number else None, _unquoted(match[name])) for match in found]
         ids, names = zip(*listed, strict=True)
         # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
-        blank = form in (_NUMBER_NAME, _NAME_NUMBER)
-        if blank and (len(set(names)) < len(names) or min(ids) > 1):
-            continue
-        if form is _NAME_NUMBER and (len(ids) < 2 or max(ids) - min(ids) >= len(ids)):
+        if form in (_NUMBER_NAME, _NAME_NUMBER) and not _counts(ids, names, strict=form is _NAME_NUMBER):
             continue
         return listed
     return None
+
+
+def _counts(ids: Sequence[int], names: Sequence[str], strict: bool) -> bool:
+    """Whether numbers beside names are ids; `strict`: only if they are 0.. or 1.. without a gap."""
+    if strict and (len(ids) < 2 or len(set(names)) < len(names) or max(ids) - min(ids) >= len(ids)):
+        return False
+    return min(ids) <= 1 and len(set(ids)) == len(ids) and (len(names) == 1 or len(set(names)) > 1)
 
 
 def _is_number(cell: Any) -> bool:

@@ -67,7 +67,7 @@ def folder_source(
     names = list(_pictures(root, masks))
     read = Layout(layout) if layout else find_layout(root, names, classes or (), tell)
     places = {name: place for name in names if (place := read.place(name)) is not None}
-    _refuse_two_of_a_split(read, places)
+    _refuse_two_of_a_split(root, read, places)
     found = {name for place in places.values() if not is_background(name := plain(place.class_name))}
     if not found:
         raise DataError(
@@ -125,17 +125,17 @@ def _pictures(root: Path, masks: Path | None) -> Iterator[str]:
                 yield (inner / name).as_posix()
 
 
-def _refuse_two_of_a_split(read: Layout, places: Mapping[str, Place]) -> None:
+def _refuse_two_of_a_split(root: Path, read: Layout, places: Mapping[str, Place]) -> None:
     """Raise `DataError` if two folders, of one class where splits lie in classes, are the same split."""
     known: dict[str, str] = {}
     for name, place in places.items():
         if place.split is None:
             continue
         parts = name.split("/")
-        above, folder = "/".join(parts[: read.split_at]), parts[read.split_at]
+        above, folder = "/".join([str(root), *parts[: read.split_at]]), parts[read.split_at]
         if (other := known.setdefault(f"{above}/{place.split}", folder)) != folder:
             raise DataError(
-                f"the folders '{other}' and '{folder}' in {above or 'ROOT'} are both the "
+                f"the folders '{other}' and '{folder}' in {above} are both the "
                 f"split '{place.split}'; put their pictures into one, or move one away"
             )
 
