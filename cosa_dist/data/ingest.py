@@ -52,14 +52,7 @@ def ingest(
         OSError: the disk is full or cannot be written to.
     """
     options = options or IngestOptions()
-    for split in sources:
-        if reason := unsafe_id(split):
-            raise DataError(f"split name '{split}' cannot be used: {reason}")
-    if named := [name for name in info.class_names if is_background(name)]:
-        raise DataError(
-            f"'{named[0]}' is a class of data set '{info.name}', but background is id 0 and no class; take "
-            "it out of the classes, and leave pictures of nothing else without a tag"
-        )
+    _refuse_names(sources, info)
     console = console or Console(quiet=True)
     reports: list[SplitReport] = []
     described: dict[str, Any] = {}
@@ -84,3 +77,15 @@ def ingest(
         documents = {DESCRIPTION: description, REJECTED: rejected, REPEATED: splits.repeats.groups()}
         publish(folder, out, options.overwrite, documents)
     return reports
+
+
+def _refuse_names(splits: Iterable[str], info: DatasetInfo) -> None:
+    """Raise `DataError` for a split that cannot be a folder and for a class that is background."""
+    for split in splits:
+        if reason := unsafe_id(split):
+            raise DataError(f"split name '{split}' cannot be used: {reason}")
+    if named := [name for name in info.class_names if is_background(name)]:
+        raise DataError(
+            f"'{named[0]}' is a class of data set '{info.name}', but background is id 0 and no class; take "
+            "it out of the classes, and leave pictures of nothing else without a tag"
+        )

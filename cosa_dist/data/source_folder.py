@@ -68,14 +68,8 @@ def folder_source(
     read = Layout(layout) if layout else find_layout(root, names, classes or (), tell)
     places = {name: place for name in names if (place := read.place(name)) is not None}
     _refuse_two_of_a_split(root, read, places)
-    found = {name for place in places.values() if not is_background(name := plain(place.class_name))}
-    if not found:
-        raise DataError(
-            f"no pictures in folders below {root}; the layout is CLASS/PICTURE.jpg or train/CLASS/PICTURE.jpg"
-        )
-    if layout is None and classes is None:
-        refuse_no_classes(root, found)
-    info = DatasetInfo(root.resolve().name, classes or class_names_of([sorted(found)], str(root)))
+    found = _class_names(root, places, checked=layout is None and classes is None)
+    info = DatasetInfo(root.resolve().name, classes or found)
     index = TagIndex(info.class_names)
     if masks is not None and (masks / read.base).is_dir():
         masks = masks / read.base
@@ -123,6 +117,22 @@ def _pictures(root: Path, masks: Path | None) -> Iterator[str]:
         for name in sorted(files):
             if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."):
                 yield (inner / name).as_posix()
+
+
+def _class_names(root: Path, places: Mapping[str, Place], checked: bool) -> tuple[str, ...]:
+    """Return the names of the class folders, sorted.
+
+    Raises:
+        DataError: there are none or, where `checked`, their names say that they are none.
+    """
+    found = {name for place in places.values() if not is_background(name := plain(place.class_name))}
+    if not found:
+        raise DataError(
+            f"no pictures in folders below {root}; the layout is CLASS/PICTURE.jpg or train/CLASS/PICTURE.jpg"
+        )
+    if checked:
+        refuse_no_classes(root, found)
+    return class_names_of([found], str(root))
 
 
 def _refuse_two_of_a_split(root: Path, read: Layout, places: Mapping[str, Place]) -> None:

@@ -309,6 +309,12 @@ def test_classes_from_a_list(pictures: Path) -> None:
     assert tags(entries["train"])["cat__3"] == (1,)
 
 
+def test_a_class_list_makes_no_folders(tmp_path: Path) -> None:
+    for paths in ("1", "background/1"):
+        with pytest.raises(DataError, match="no pictures in folders below"):
+            folder_source(draw(tmp_path / paths[0], paths), classes=("cat",))
+
+
 def test_folders_that_are_none(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         folder_source(tmp_path / "nowhere")
