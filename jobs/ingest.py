@@ -26,7 +26,6 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_split import say
 from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
@@ -40,8 +39,11 @@ from cosa_dist.data.ingest_sources import (
     table_source,
     voc_records,
 )
+from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
+from cosa_dist.data.source_layout import LAYOUTS
 from cosa_dist.data.source_record import Tell
+from cosa_dist.data.source_split import with_validation
 
 Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 
@@ -62,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
     folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
     folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
+    folder.add_argument("--layout", choices=LAYOUTS, help="what the folders at ROOT are (default: found)")
     table = sources.add_parser("table", parents=[shared, own], help="pictures and a table of tags")
     table.add_argument("images", type=Path, help="folder that the pictures' names lie in")
     table.add_argument("table", type=Path, help=".csv, .tsv, .json, .jsonl or .parquet")
@@ -100,16 +103,20 @@ def _shared_options() -> argparse.ArgumentParser:
 def _options_of_own_data() -> argparse.ArgumentParser:
     """Return the options of data that bring neither class names nor splits with them."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--classes", type=Path, help="text file of class names in id order, one a line")
     own.add_argument(
-        "--val-share", type=float, default=0.1, help="share for validation where no split is named"
+        "--classes",
+        type=Path,
+        help="class names in id order, one a line, or as labelme, CVAT or YOLO write them",
+    )
+    own.add_argument(
+        "--val-share", type=float, help="share for validation (default: 0.1 where no split is named)"
     )
     own.add_argument("--seed", type=int, default=0, help="seed of that choice")
     return own
 
 
 def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
-    """Return the data set and its entries by split, as the command line asks; `tell` gets what to say of it."""
+    """Return the data set and its entries by split, as the command line asks."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
@@ -125,21 +132,33 @@ def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
         if asked.annotations is None:
             return COCO, {split: coco_records(asked.root, split) for split in splits}
         return COCO, {split: coco_annotated(asked.root, split, asked.annotations) for split in splits}
-    classes = None if asked.classes is None else read_class_names(asked.classes)
+    info, entries = _own_data(asked, cache, tell)
+    if asked.val_share is not None:
+        entries = with_validation(entries, asked.val_share, asked.seed, tell)
+    return info, entries
+
+
+def _own_data(
+    asked: argparse.Namespace, cache: Path, tell: Tell
+) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
+    """Return data set and entries of a source that brings neither class names nor splits with it."""
+    classes = None if asked.classes is None else read_class_names(asked.classes, tell)
+    val_share = 0.1 if asked.val_share is None else asked.val_share
     if asked.source == "folder":
         return folder_source(
-            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed, tell=tell
-        )
+            asked.root, masks=asked.masks, classes=classes, layout=asked.layout, val_share=val_share,
+            seed=asked.seed, tell=tell,
+        )  # fmt: skip
     if asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
         return table_source(
             asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
-            val_share=asked.val_share, seed=asked.seed, tell=tell,
+            val_share=val_share, seed=asked.seed, tell=tell,
         )  # fmt: skip
     labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
     hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
     return hf_source(
-        asked.path, cache, columns=hf_columns, classes=classes, val_share=asked.val_share, seed=asked.seed,
+        asked.path, cache, columns=hf_columns, classes=classes, val_share=val_share, seed=asked.seed,
         tell=tell,
     )  # fmt: skip
 

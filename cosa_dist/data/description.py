@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def describe_split(root: str, split: str) -> SplitDescription:
     if split not in splits:
         raise DataError(
             f"no split '{split}' in {root}{nearest_name(split, splits)}; there: {', '.join(splits) or 'none'}"
+            f"{_instead_of(split, splits)}"
         )
     if not _PLAIN_NAME.fullmatch(split):
         raise DataError(f"split '{split}' of {root} leaves its folder; ingest again")
@@ -111,6 +112,15 @@ def read_description(root: str) -> dict[str, Any]:
     if not isinstance(content.get("splits"), dict):
         raise DataError(f"{path} is damaged (no splits); ingest again")
     return content
+
+
+def _instead_of(split: str, splits: Iterable[str]) -> str:
+    """Return what to do where training finds no such split."""
+    if split.startswith("train"):
+        return "; training takes another with --data.train_split NAME"
+    other = next((name for name in splits if not name.startswith("train")), None)
+    instead = f"training takes another with --data.val_split {other}; " if other else ""
+    return f"; {instead}to take a share of train, ingest own data with --val-share 0.2"
 
 
 def _described(root: str, split: str, content: Mapping[str, Any]) -> SplitDescription:

@@ -18,10 +18,11 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest_options import IngestOptions
 from cosa_dist.data.ingest_pool import shard_pool
-from cosa_dist.data.ingest_report import SplitReport
+from cosa_dist.data.ingest_report import SplitReport, coverage_lines
 from cosa_dist.data.ingest_split import SplitIngest, say
 from cosa_dist.data.ingest_write import partial_folder, publish
 from cosa_dist.data.shards import DESCRIPTION, FORMAT, FORMAT_VERSION
+from cosa_dist.data.source_classes import is_background
 from cosa_dist.data.source_record import Entry, unsafe_id
 
 __all__ = ["REJECTED", "REPEATED", "IngestOptions", "SplitReport", "ingest"]
@@ -51,9 +52,7 @@ def ingest(
         OSError: the disk is full or cannot be written to.
     """
     options = options or IngestOptions()
-    for split in sources:
-        if reason := unsafe_id(split):
-            raise DataError(f"split name '{split}' cannot be used: {reason}")
+    _refuse_names(sources, info)
     console = console or Console(quiet=True)
     reports: list[SplitReport] = []
     described: dict[str, Any] = {}
@@ -64,6 +63,9 @@ def ingest(
             say(console, *report.rejection_lines(), report.line())
             reports.append(report)
         say(console, *splits.repeats.lines())
+        counts = {split: described[split]["class_counts"] for split in described}
+        sizes = {report.name: report.count for report in reports}
+        say(console, *coverage_lines(info.class_names, counts, sizes))
         description = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -75,3 +77,15 @@ def ingest(
         documents = {DESCRIPTION: description, REJECTED: rejected, REPEATED: splits.repeats.groups()}
         publish(folder, out, options.overwrite, documents)
     return reports
+
+
+def _refuse_names(splits: Iterable[str], info: DatasetInfo) -> None:
+    """Raise `DataError` for a split that cannot be a folder and for a class that is background."""
+    for split in splits:
+        if reason := unsafe_id(split):
+            raise DataError(f"split name '{split}' cannot be used: {reason}")
+    if named := [name for name in info.class_names if is_background(name)]:
+        raise DataError(
+            f"'{named[0]}' is a class of data set '{info.name}', but background is id 0 and no class; take "
+            "it out of the classes, and leave pictures of nothing else without a tag"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -103,6 +103,52 @@ def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_sh
         )
 
 
+def coverage_lines(
+    class_names: Sequence[str],
+    counts_by_split: Mapping[str, Mapping[str, int]],
+    sizes_by_split: Mapping[str, int],
+) -> list[str]:
+    """Return lines on classes that cannot be learned or localised, and on splits that training needs.
+
+    Args:
+        class_names: the C foreground classes.
+        counts_by_split: records with each class, by split and class name.
+        sizes_by_split: records by split; splits whose names begin with `train` are for training.
+    """
+    trained = [split for split in sizes_by_split if split.startswith("train")]
+    others = [split for split in sizes_by_split if split not in trained]
+    lines = []
+    for split in trained:
+        counts, size = counts_by_split[split], sizes_by_split[split]
+        everywhere = [name for name in class_names if counts[name] == size]
+        absent = [name for name in class_names if not counts[name]]
+        elsewhere = [name for name in absent if any(counts_by_split[other][name] for other in others)]
+        nowhere = [name for name in absent if name not in elsewhere]
+        if everywhere:
+            only = "the only class and " if len(class_names) == 1 else ""
+            lines.append(
+                f"{split}: {only}on every picture: {_listed(everywhere)}; what no picture lacks cannot be "
+                "localised: add pictures without it (folder: background; table: no tag)"
+            )
+        if elsewhere:
+            there = [other for other in others if any(counts_by_split[other][name] for name in elsewhere)]
+            lines.append(
+                f"{split}: no picture of {_listed(elsewhere)}, only in {', '.join(there)}; what is not in "
+                "training cannot be learned"
+            )
+        if nowhere:
+            lines.append(f"{split}: no picture of {_listed(nowhere)}, nor elsewhere; they cannot be learned")
+    if not trained:
+        lines.append("no split 'train': nothing can be trained on this data set")
+    elif "val" not in sizes_by_split:
+        instead = f"--data.val_split {others[0]}, or " if others else ""
+        lines.append(
+            f"no split 'val', which training wants: {instead}ingest own data with --val-share 0.2 "
+            "for such a share of train"
+        )
+    return lines
+
+
 def split_description(
     class_names: Sequence[str], summaries: Sequence[ShardSummary], traces: Iterable[Trace]
 ) -> dict[str, Any]:
@@ -140,6 +186,12 @@ def _suspicious(group: Sequence[tuple[str, str]]) -> bool:
     ids = {record_id for _, record_id in group}
     kinds = {split.startswith("train") for split, _ in group}
     return len(ids) > 1 or len(kinds) > 1
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
 
 
 def _place(rejection: Rejection) -> str:

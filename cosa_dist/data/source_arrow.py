@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +20,7 @@ from datasets import (
 
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_record import File, unsafe_name
-from cosa_dist.data.source_split import split_name
-
-_SPLIT_FILE = re.compile(r"(train|training|validation|valid|val|dev|test|testing)(?![a-z0-9])", re.IGNORECASE)
+from cosa_dist.data.source_split import split_in_file_name, split_name, usual_split
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,10 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         if file.suffix in (".parquet", ".arrow") and file.is_file():
-            match = _SPLIT_FILE.match(file.name) or _SPLIT_FILE.fullmatch(
-                file.parent.name if path.is_dir() else ""
-            )
-            groups.setdefault(split_name(match[1]) if match else "", []).append(file)
+            split = split_in_file_name(file.stem)
+            if split is None and path.is_dir():
+                split = usual_split(file.parent.name)
+            groups.setdefault(split or "", []).append(file)
     if not groups:
         raise DataError(
             f"no Hugging Face dataset in {path}: neither save_to_disk's files nor Parquet or Arrow"
@@ -123,7 +120,9 @@ def _saved(path: Path) -> dict[str, ArrowTable]:
     for split, dataset in splits.items():
         files = [Path(str(file["filename"])) for file in dataset.cache_files]
         if len(dataset):
-            tables[split_name(str(split))] = ArrowTable(tuple(map(str, files)), path, _origin(files))
+            if (name := split_name(str(split))) in tables:
+                raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
+            tables[name] = ArrowTable(tuple(map(str, files)), path, _origin(files))
     if not tables:
         raise DataError(f"{path} has no rows")
     return tables

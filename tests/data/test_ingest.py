@@ -14,6 +14,7 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.decode import decode_mask, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest_report import coverage_lines
 from cosa_dist.data.ingest_sources import Entry, SourceRecord, coco_records, voc_records
 from cosa_dist.data.ingest_split import default_shard_count
 from cosa_dist.data.shards import open_split
@@ -262,6 +263,47 @@ def test_number_of_shards() -> None:
 def test_options_are_checked(options: dict[str, object], words: str) -> None:
     with pytest.raises(DataError, match=words):
         IngestOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "lines"),
+    [
+        ({"train": (2, 2, 1), "val": (1, 1, 1)}, (4, 3), []),
+        ({"train": (4, 2, 1), "val": (0, 0, 0)}, (4, 3), ["train: on every picture: 'a'; what no"]),
+        ({"train": (2, 0, 0), "val": (1, 1, 0), "test": (0, 1, 0)}, (4, 3, 1),
+         ["train: no picture of 'b', only in val, test;", "train: no picture of 'c', nor elsewhere;"]),
+        ({"train": (1, 1, 1), "test": (1, 1, 1)}, (4, 3),
+         ["no split 'val', which training wants: --data.val_split"]),
+        ({"train_aug": (1, 1, 1)}, (4,), ["no split 'val', which training wants: ingest own data"]),
+        ({"val": (1, 0, 1)}, (3,), ["no split 'train': nothing can be trained"]),
+        ({"train": (0, 0, 0), "train_aug": (1, 1, 1), "val": (0, 0, 0)}, (4, 3, 2),
+         ["train: no picture of 'a', 'b', 'c', nor elsewhere;"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_learned_is_said(
+    counts: dict[str, tuple[int, ...]], sizes: tuple[int, ...], lines: list[str]
+) -> None:
+    by_class = {split: dict(zip("abc", found, strict=True)) for split, found in counts.items()}
+    made = coverage_lines("abc", by_class, dict(zip(counts, sizes, strict=True)))
+    assert [line.startswith(start) for line, start in zip(made, lines, strict=True)] == [True] * len(lines)
+
+
+def test_lines_on_many_classes_and_on_one() -> None:
+    names = [f"c{number}" for number in range(13)]
+    made = coverage_lines(
+        names, {"train": dict.fromkeys(names, 0), "val": dict.fromkeys(names, 0)}, {"train": 1, "val": 1}
+    )
+    assert [line.startswith("train: no picture of 'c0', 'c1',") for line in made] == [True]
+    assert "'c9' and 3 more, nor elsewhere" in made[0]
+    made = coverage_lines(["a"], {"train": {"a": 5}, "val": {"a": 1}}, {"train": 5, "val": 2})
+    assert [line.split(";")[0] for line in made] == ["train: the only class and on every picture: 'a'"]
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "Background"])
+def test_background_is_no_class(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"'{name}' is a class of data set 'x', but background is id 0"):
+        ingest({"train": []}, DatasetInfo("x", ("cat", name)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_split_names_cannot_leave_the_output(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cosa_dist.data.catalog import VOC_CLASSES
 from cosa_dist.data.shards import open_split
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
@@ -26,7 +27,15 @@ def test_sources_become_shards(voc_root: Path, coco_root: Path, tmp_path: Path) 
     done = run("voc", voc_root, "--out", voc, "--name", "voc_drawn")
     assert (done.returncode, done.stderr) == (0, "")
     *counts, last = done.stdout.splitlines()
-    assert counts == ["train: 6 records in 6 shards", "val: 2 records in 2 shards"]
+    assert counts[:2] == ["train: 6 records in 6 shards", "val: 2 records in 2 shards"]
+    # The drawn masks hold classes 1 to 8, one each, and 20.
+    assert [line.split(";")[0] for line in counts[2:]] == [
+        "train: on every picture: 'tvmonitor'",
+        "train: no picture of 'car', 'cat', only in val",
+        "train: no picture of "
+        + ", ".join(f"'{name}'" for name in VOC_CLASSES[8:18])
+        + " and 1 more, nor elsewhere",
+    ]
     assert last.startswith(f"wrote {voc}: 8 images in ")
     assert last.endswith(" per process)")
     assert open_split(voc, "train").info.name == "voc_drawn"
@@ -71,6 +80,51 @@ def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.C
     assert open_split(out, "train").class_counts == {"x": 2, "y": 1}
     assert capsys.readouterr().err == ""
     assert not list(tmp_path.glob(".*"))
+
+
+def draw(root: Path, names: str) -> Path:
+    for shade, name in enumerate(names.split()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (9 * shade, 9, 9)).save(root / name)
+    return root
+
+
+def test_folders_say_how_they_were_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(JOB))["main"]
+    names = [f"Training/{name}/{number}.png" for name in ("rust", "background") for number in range(5)]
+    root, out = draw(tmp_path / "p", " ".join([*names, "Testing/rust/9.png"])), tmp_path / "out"
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nrust\nscab\n")
+    told = [
+        "classes of labels.txt: 1 rust, 2 scab (2 in all)",
+        "splits: folder 'Testing' is test, folder 'Training' is train",
+        "folder 'background': 5 pictures without a tag",
+    ]
+    options = ["--out", str(out), "--classes", str(tmp_path / "labels.txt"), "--overwrite"]
+    assert main(["folder", str(root), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == told
+    assert lines[3:7] == [
+        "train: 10 records in 8 shards, 5 without tags, 10 without mask",
+        "test: 1 records in 1 shards, 1 without mask",
+        "train: no picture of 'scab', nor elsewhere; they cannot be learned",
+        "no split 'val', which training wants: --data.val_split test, or ingest own data with "
+        "--val-share 0.2 for such a share of train",
+    ]
+    assert open_split(out, "train").class_counts == {"rust": 5, "scab": 0}
+    assert main(["folder", str(root), *options, "--val-share", "0.2"]) == 0
+    assert (
+        "no split 'val' is there: 2 pictures of 'train' become it (--val-share 0.2)"
+        in capsys.readouterr().out
+    )
+    assert [open_split(out, split).size for split in ("train", "val", "test")] == [8, 2, 1]
+    (tmp_path / "labels.txt").write_text("rust\nbackground\nscab\n")
+    assert main(["folder", str(root), *options]) == 2
+    assert "'background' is name 2 of the list" in capsys.readouterr().err
+    assert (
+        main(["folder", str(draw(tmp_path / "q", "train/1.png test/2.png")), "--out", str(tmp_path / "o")])
+        == 2
+    )
+    assert "are splits and hold no class folders" in capsys.readouterr().err
 
 
 def test_mistakes_end_with_one_line(

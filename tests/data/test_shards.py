@@ -78,6 +78,21 @@ def test_what_is_not_a_shard_folder(make_shards: Maker, tmp_path: Path) -> None:
         open_split(root, "trian")
     with pytest.raises(DataError, match=r"no split '../val'"):
         open_split(root, "../val")
+    description = json.loads((root / "dataset.json").read_text())
+    splits = description["splits"]
+    for there, split, words in (
+        (
+            ("train", "val"),
+            "test",
+            "there: train, val; training takes another with --data.val_split val; to take",
+        ),
+        (("train",), "val", "there: train; to take a share of train, ingest own data with --val-share 0.2"),
+        (("val",), "train", "there: val; training takes another with --data.train_split NAME"),
+    ):
+        description["splits"] = {name: splits[name] for name in there}
+        (root / "dataset.json").write_text(json.dumps(description))
+        with pytest.raises(DataError, match=words):
+            open_split(root, split)
 
 
 def test_other_versions_and_damaged_descriptions(make_shards: Maker) -> None:

@@ -1,5 +1,6 @@
 """A folder per class: tags from folders, splits by folder or by seed, masks where there are any."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,30 @@ from cosa_dist.data.ingest import ingest
 from cosa_dist.data.shards import open_split
 from cosa_dist.data.source_folder import folder_source
 from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
-from cosa_dist.data.source_split import seeded_validation, split_name
+from cosa_dist.data.source_split import seeded_validation, split_in_file_name, split_name, with_validation
 
 
 def picture(path: Path, shade: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 4), (shade, 2 * shade % 256, 9)).save(path)
+
+
+def draw(root: Path, paths: str) -> Path:
+    """Draw pictures at paths separated by blanks; `a|b` in a part of a path stands for both."""
+    for path in paths.split():
+        for parts in product(*(part.split("|") for part in path.split("/"))):
+            picture(root.joinpath(*parts[:-1], f"{parts[-1]}.jpg"))
+    return root
+
+
+def ids_by_split(entries: dict[str, list[Entry]], names: tuple[str, ...]) -> dict[str, str]:
+    """Ids and class of each split's records, as text."""
+    return {
+        split: " ".join(
+            f"{name}:{'+'.join(names[tag] for tag in found or ())}" for name, found in tags(listed).items()
+        )
+        for split, listed in entries.items()
+    }
 
 
 def tags(entries: list[Entry]) -> dict[str, tuple[int, ...] | None]:
@@ -81,12 +100,191 @@ def test_splits_by_folder(tmp_path: Path) -> None:
         "train": {"a__1": (0,), "b__1": (1,)},
         "val": {"b__1": (1,)},
     }
-    assert [split_name(name) for name in ("Valid", "dev", "train", "extra ")] == [
-        "val",
-        "val",
-        "train",
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", "train Training TRAIN training_set train-set trainset Train2017 train_2017 images_train "
+                  "Training_Images_Set trainval"),
+        ("val", "val Valid VALIDATION validation_set val2014 dev valid-images"),
+        ("test", "test Testing test_set TestSet test_images2019 evaluation tst"),
+    ],
+)  # fmt: skip
+def test_names_of_splits(split: str, names: str) -> None:
+    assert {name: split_name(name) for name in names.split()} == dict.fromkeys(names.split(), split)
+    assert split_name(" test images ") == "test"
+
+
+def test_names_that_are_no_splits() -> None:
+    others = [
+        "train_aug",
+        "trains",
         "extra",
+        "invalid",
+        "contest",
+        "tests2",
+        "fold1",
+        "test-dev",
+        "",
+        "developer",
     ]
+    assert [split_name(f" {name} ") for name in others] == others
+    files = {
+        "train-00000-of-00002": "train",
+        "cifar10-test": "test",
+        "my.validation.0": "val",
+        "test_set": "test",
+        "train2017": "train",
+        "data": None,
+        "train-and-test": None,
+    }
+    assert {name: split_in_file_name(name) for name in files} == files
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ("Training/a|b/1 Testing/a|b/2", {"train": "a__1:a b__1:b", "test": "a__2:a b__2:b"}),
+        ("Train/a|b/1 Valid/b/2", {"train": "a__1:a b__1:b", "val": "b__2:b"}),
+        ("train2017/a/1 val2017/a/2 test-set/a/3", {"train": "a__1:a", "val": "a__2:a", "test": "a__3:a"}),
+        ("TRAIN/a|b/1", {"train": "a__1:a b__1:b"}),
+        ("images/train/a|b/1 images/val/a/2", {"train": "a__1:a b__1:b", "val": "a__2:a"}),
+        ("a/b/train/x|y/1", {"train": "x__1:x y__1:y"}),
+        ("train/images/a|b/1 val/images/a/2", {"train": "a__1:a b__1:b", "val": "a__2:a"}),
+        ("training_set/training_set/a|b/1 test_set/test_set/a/1",
+         {"train": "a__1:a b__1:b", "test": "a__1:a"}),
+        ("a|b/train/1 a|b/test/2", {"train": "a__1:a b__1:b", "test": "a__2:a b__2:b"}),
+        ("a/Train/1 a/val/2", {"train": "a__1:a", "val": "a__2:a"}),
+        ("train/a|b/1 test/7", {"train": "a__1:a b__1:b"}),
+        ("train/a/1 test/a/2 masks/a/1", {"train": "a__1:a", "test": "a__2:a"}),
+        ("train/train|cat/1 val/train/2", {"train": "cat__1:cat train__1:train", "val": "train__2:train"}),
+        ("train|cat/1", {"train": "cat__1:cat train__1:train"}),
+        ("Train|bus|car/1", {"train": "Train__1:Train bus__1:bus car__1:car"}),
+        ("train/1 train/old/2 cat/1", None),
+        ("leaves/oak|pine/1", {"train": "oak__1:oak pine__1:pine"}),
+        ("dataset/images/oak|pine/1", {"train": "oak__1:oak pine__1:pine"}),
+        ("x/y/oak|pine/1", {"train": "oak__1:oak pine__1:pine"}),
+        ("cat/1", {"train": "cat__1:cat"}),
+        ("cat/1 cat/old/2", {"train": "cat__1:cat cat__old__2:cat"}),
+        ("crack|background/1", {"train": "background__1: crack__1:crack"}),
+        ("crack|_Background_/1", {"train": "_Background___1: crack__1:crack"}),
+        ("train/crack|BACKGROUND/1 val/background/2",
+         {"train": "BACKGROUND__1: crack__1:crack", "val": "background__2:"}),
+        ("None|nan|01|1/x", {"train": "01__x:01 1__x:1 None__x:None nan__x:nan"}),
+    ],
+)  # fmt: skip
+def test_layouts(paths: str, expected: dict[str, str] | None, tmp_path: Path) -> None:
+    root = draw(tmp_path / "d", paths)
+    if expected is None:
+        with pytest.raises(DataError, match="may be a split or a class"):
+            folder_source(root, val_share=0)
+        return
+    info, entries = folder_source(root, val_share=0)
+    assert ids_by_split(entries, info.class_names) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ("train|test/1", "are splits and hold no class folders"),
+        ("train|background/1", "are splits and hold no class folders"),
+        ("Train/1", "are splits and hold no class folders"),
+        ("training_set/training_set/1 test_set/test_set/1", "are splits and hold no class folders"),
+        ("train/a/1 Valid/a/2 val/a/3", "'Valid' and 'val' in .*d are both the split 'val'"),
+        ("a/train/1 a/dev/2 a/validation/3", "'dev' and 'validation' in .*d/a are both the split 'val'"),
+        ("train/old/1 cat/1", "'train' in .* may be a split or a class beside 'cat'; say with --layout"),
+        ("test/1 cat|dog/1", "'test' in .* may be a split or a class"),
+        ("train|test|cat/1", "'test' in .* may be a split or a class"),
+        ("valid|invalid/1", "'valid' in .* may be a split or a class beside 'invalid'"),
+        ("train/1 test/a|b/1", "the pictures of train lie in no class folder"),
+        ("a/train|test/1 b/1", "folder 'a' of .* holds splits .* give .*d/a itself"),
+        ("images|masks/train|val/a|b/1", "folder 'images' of .* holds splits"),
+        ("cat|dog/1 masks/cat|dog/1", "'masks' of .* if these are masks, give it with --masks"),
+        ("images|masks/1", "'images', 'masks' of .* are no classes"),
+        ("train|valid/images/1", "'images' of .* are no classes"),
+        ("background/1", "no pictures in folders below"),
+        ("1 2", "no pictures in folders below"),
+    ],
+)
+def test_layouts_that_are_refused(paths: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words):
+        folder_source(draw(tmp_path / "d", paths), val_share=0)
+
+
+def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
+    root = draw(tmp_path / "d", "train/old|new/1 cat/old/1")
+    info, entries = folder_source(root, layout="class", val_share=0)
+    assert ids_by_split(entries, info.class_names) == {
+        "train": "cat__old__1:cat train__new__1:train train__old__1:train"
+    }
+    told: list[str] = []
+    info, entries = folder_source(root, layout="split/class", tell=told.append)
+    assert ids_by_split(entries, info.class_names) == {"train": "new__1:new old__1:old"}
+    assert told == ["left out: 1 pictures in cat/old, which belong to no class folder"]
+    info, entries = folder_source(draw(tmp_path / "e", "a/train|test/1 b/1"), layout="class/split")
+    assert ids_by_split(entries, info.class_names) == {"train": "a__1:a", "test": "a__1:a"}
+    # A list that names all folders says as much.
+    info, entries = folder_source(root, classes=("train", "cat"), val_share=0)
+    assert info.class_names == ("train", "cat")
+    assert tags(entries["train"]) == {"cat__old__1": (1,), "train__new__1": (0,), "train__old__1": (0,)}
+
+
+@pytest.mark.parametrize(
+    ("paths", "lines"),
+    [
+        ("a|b/1", []),
+        ("train/a/1 val/a/1", []),
+        ("Training/a/1", ["splits: folder 'Training' is train"]),
+        ("leaves/oak|pine/1", ["folders: leaves/oak/1.jpg is of class 'oak'"]),
+        ("a/train|test/1", ["folders: a/test/1.jpg is of class 'a' in split 'test'"]),
+        ("a/1 9 8", ["left out: 2 pictures in the folder itself, which belong to no class folder"]),
+        ("train/a/1 test/8", ["left out: 1 pictures in test, which belong to no class folder"]),
+        ("crack|Background/1|2", ["folder 'Background': 2 pictures without a tag"]),
+        ("a/old/1 a/2", ["folders below class folders belong to the class, such as a/old"]),
+        ("train|cat/1", ["folder 'train' is taken for a class: pictures lie in it, beside other classes"]),
+        ("cat|Negatives/1", ["folder 'Negatives' is a class; if its pictures show none, name it background"]),
+    ],
+)
+def test_what_is_told(paths: str, lines: list[str], tmp_path: Path) -> None:
+    told: list[str] = []
+    folder_source(draw(tmp_path / "d", paths), val_share=0, tell=told.append)
+    assert told == lines
+
+
+@pytest.mark.parametrize("place", ["d/masks", "masks", "d/images/masks", "masks/images"])
+def test_masks_beside_the_pictures_or_below_a_wrapping_folder(place: str, tmp_path: Path) -> None:
+    root, inside = draw(tmp_path / "d", "images/train/cat|dog/1"), tmp_path / place
+    (inside / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(np.ones((4, 6), np.uint8)).save(inside / "train" / "cat" / "1.png")
+    masks = tmp_path / "masks" if place == "masks/images" else inside
+    info, entries = folder_source(root, masks=masks)
+    assert (info.class_names, list(entries)) == (("cat", "dog"), ["train"])
+    found = {entry.id: entry.mask for entry in entries["train"] if isinstance(entry, SourceRecord)}
+    assert found == {"cat__1": File(inside, "train/cat/1.png"), "dog__1": None}
+
+
+def test_a_share_of_train_for_validation() -> None:
+    train: list[Entry] = [
+        SourceRecord(f"{tag}_{number}", b"", tags=(tag,)) for tag in (0, 1) for number in range(10)
+    ]
+    train.append(Rejection("0_bad", "damaged"))
+    told: list[str] = []
+    made = with_validation({"train": train, "test": train[:1]}, 0.2, 0, told.append)
+    assert {split: len(listed) for split, listed in made.items()} == {"train": 17, "test": 1, "val": 4}
+    assert sorted(entry.tags for entry in made["val"] if isinstance(entry, SourceRecord)) == [
+        (0,),
+        (0,),
+        (1,),
+        (1,),
+    ]
+    assert told == ["no split 'val' is there: 4 pictures of 'train' become it (--val-share 0.2)"]
+    assert with_validation({"train": train, "val": train[:1]}, 0.2, 0) == {"train": train, "val": train[:1]}
+    assert with_validation({"test": train}, 0.2, 0) == {"test": train}
+    assert with_validation({"train": train}, 0.01, 0, told.append) == {"train": train}
+    assert "less than one picture" in told[-1]
+    with pytest.raises(DataError, match="--val-share is in"):
+        with_validation({"train": train, "val": train}, 1.0, 0)
 
 
 def test_masks_are_taken_where_there_are_any(pictures: Path, tmp_path: Path) -> None:
@@ -109,6 +307,12 @@ def test_classes_from_a_list(pictures: Path) -> None:
     assert len(rejected) == 10
     assert "'größer dog' is no class" in rejected[0].reason
     assert tags(entries["train"])["cat__3"] == (1,)
+
+
+def test_a_class_list_makes_no_folders(tmp_path: Path) -> None:
+    for paths in ("1", "background/1"):
+        with pytest.raises(DataError, match="no pictures in folders below"):
+            folder_source(draw(tmp_path / paths[0], paths), classes=("cat",))
 
 
 def test_folders_that_are_none(tmp_path: Path, pictures: Path) -> None:

@@ -152,6 +152,32 @@ def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
             cell.read()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("Training-0.arrow", "TEST_set.arrow"), {"train", "test"}),
+        (("cifar10-train.arrow", "cifar10-test.arrow"), {"train", "test"}),
+        (("default/train/0000.arrow", "default/valid/0000.arrow"), {"train", "val"}),
+        (("train2017.arrow", "my.val2017.arrow"), {"train", "val"}),
+        (("validation-00000-of-00002.arrow", "validation-00001-of-00002.arrow"), {"val"}),
+        (("data-0.arrow", "data-1.arrow"), {""}),
+    ],
+)
+def test_splits_by_the_names_of_files(files: tuple[str, ...], splits: set[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_arrow(dataset(2), tmp_path / "d" / name)
+    tables = open_tables(tmp_path / "d", tmp_path / "c")
+    assert tables.keys() == splits
+    assert sum(len(table.files) for table in tables.values()) == 2
+
+
+def test_two_saved_splits_of_one_kind_are_refused(tmp_path: Path) -> None:
+    DatasetDict({"Valid": dataset(2), "val": dataset(2)}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match="split 'val' is a second split 'val'; rename one"):
+        open_tables(tmp_path / "d", tmp_path / "c")
+
+
 def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no Hugging Face dataset in"):

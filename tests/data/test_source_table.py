@@ -202,6 +202,29 @@ def test_any_bytes_give_rows_or_one_clear_error(tmp_path_factory: Any, content: 
     assert all(isinstance(row, dict) for row in rows)
 
 
+def test_a_column_of_splits_in_any_usual_spelling(tmp_path: Path) -> None:
+    names = (
+        "Training",
+        " TRAIN",
+        "train_set",
+        "train2017",
+        "Valid",
+        "validation",
+        "TEST",
+        "evaluation",
+        "extra",
+    )
+    rows = "".join(f"{number}.jpg,cat,{name}\n" for number, name in enumerate(names))
+    (tmp_path / "t.csv").write_text(f"image,tags,split\n{rows}")
+    _, entries = table_source(tmp_path, tmp_path / "t.csv")
+    assert {split: [entry.id for entry in listed] for split, listed in entries.items()} == {
+        "train": ["0", "1", "2", "3"],
+        "val": ["4", "5"],
+        "test": ["6", "7"],
+        "extra": ["8"],
+    }
+
+
 def test_lists_of_class_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffbackground\r\nzebra \r\n\r\nBär\r\n".encode())
