@@ -26,11 +26,11 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_split import say
 from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
     HfColumns,
+    annotated_info,
     coco_annotated,
     coco_records,
     folder_source,
@@ -40,6 +40,7 @@ from cosa_dist.data.ingest_sources import (
     table_source,
     voc_records,
 )
+from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
 from cosa_dist.data.source_record import Tell
 
@@ -55,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     voc.add_argument("root", type=Path, help="the devkit's folder")
     voc.add_argument("--splits", default="train,val", help="id lists, separated by commas; train_aug, test")
     voc.add_argument("--sbd", type=Path, help="SBD's release, of which train_aug is made")
-    coco = sources.add_parser("coco", parents=[shared], help="COCO 2014")
-    coco.add_argument("root", type=Path, help="folder with train2014 and val2014")
+    coco = sources.add_parser("coco", parents=[shared], help="COCO 2014, or 2017 with --annotations")
+    coco.add_argument("root", type=Path, help="folder with train2014 and val2014 (or 2017)")
     coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
-    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, instead of masks")
+    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, or one, instead of masks")
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
     folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
     folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
@@ -109,7 +110,7 @@ def _options_of_own_data() -> argparse.ArgumentParser:
 
 
 def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
-    """Return the data set and its entries by split, as the command line asks; `tell` gets what to say of it."""
+    """Return the data set and its entries by split, as the command line asks; `tell` gets remarks."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
@@ -124,11 +125,18 @@ def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
             return VOC, {split: voc_records(asked.root, split, asked.sbd) for split in splits}
         if asked.annotations is None:
             return COCO, {split: coco_records(asked.root, split) for split in splits}
-        return COCO, {split: coco_annotated(asked.root, split, asked.annotations) for split in splits}
+        return annotated_info(asked.root, splits, asked.annotations, tell), {
+            split: coco_annotated(asked.root, split, asked.annotations, tell) for split in splits
+        }
     classes = None if asked.classes is None else read_class_names(asked.classes)
     if asked.source == "folder":
         return folder_source(
-            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed, tell=tell
+            asked.root,
+            masks=asked.masks,
+            classes=classes,
+            val_share=asked.val_share,
+            seed=asked.seed,
+            tell=tell,
         )
     if asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
