@@ -60,7 +60,7 @@ def annotated_info(root: Path, splits: Sequence[str], annotations: Path, tell: T
     Raises:
         DataError: `annotations` is one file, for several splits.
     """
-    if annotations.is_file() and len(splits) > 1:
+    if _is_one_file(annotations) and len(splits) > 1:
         raise DataError(
             f"--annotations names one file, {annotations}, for the splits {', '.join(splits)}; "
             "name its split with --splits, or the folder that it lies in"
@@ -81,9 +81,14 @@ def _release(root: Path, annotations: Path) -> str:
 
 def _json_of(annotations: Path, split: str, year: str) -> Path:
     """Return the file of a split and year, `annotations` itself where it is one, unless of another year."""
-    usual = annotations / f"instances_{split}{year}.json"
     other = any(y in annotations.name for y in _YEARS) and year not in annotations.name
-    return annotations if annotations.is_file() and not other else usual
+    usual = annotations / f"instances_{split}{year}.json"
+    return annotations if _is_one_file(annotations) and not other else usual
+
+
+def _is_one_file(annotations: Path) -> bool:
+    """Whether `annotations` is a file, or, where it is not there, would be one."""
+    return annotations.is_file() or (annotations.suffix == ".json" and not annotations.is_dir())
 
 
 def _folder_of(split: str) -> str:

@@ -102,7 +102,7 @@ def annotated_records(path: Path, images: Path, tell: Tell = untold) -> Iterator
             annotations is of one of its images.
     """
     content = _load(path)
-    class_ids = _class_ids(path, content["categories"])
+    class_ids = _class_ids(path, content)
     tally = _Tally(path.name, {kind: len(content[kind]) for kind in ("annotations", "images")})
     listed: dict[Id, list[dict[str, Any]]] = {}
     for number, image in enumerate(content.pop("images"), start=1):
@@ -120,6 +120,8 @@ def annotated_records(path: Path, images: Path, tell: Tell = untold) -> Iterator
         yield from reader.entries(key, listed[key], annotations)
     for line in tally.lines():
         tell(line)
+    if not tally.totals["annotations"]:
+        tell(f"{path.name}: it has no annotations, so that no picture gets a tag")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Reader:
         self._leave_out(annotations, "an image id of several pictures", _PICTURE_OUT)
         for name in names:
             reason = f"image id {key!r:.60} is that of {len(names)} pictures; mend the JSON"
-            yield Rejection(_record_id(name) or f"image {key}", reason, self._where(key))
+            yield Rejection(_record_id(name, key), reason, self._where(key))
 
     def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
         """Return the record of one image, or why it is left out."""
@@ -155,13 +157,13 @@ class _Reader:
             self._leave_out(unknown, "no category of the list", _PICTURE_OUT, name)
             known = (item for item in annotations if item.category in self.class_ids)
             self._leave_out(known, "an image that is left out", _PICTURE_OUT, name)
-            return Rejection(_record_id(name) or f"image {key}", reason, self._where(key))
+            return Rejection(_record_id(name, key), reason, self._where(key))
         if name != written.replace("\\", "/"):
             effect = f"the picture of that name in {self.images.name} is taken"
             self.tally.add("images", "a file_name with other folders", effect, _image(key, written))
         picture = File(self.images, name)
         tags, mask = self._tags_and_mask(key, name, annotations, self._size(key, image, picture))
-        return SourceRecord(_record_id(name), picture, mask, tags)
+        return SourceRecord(_record_id(name, key), picture, mask, tags)
 
     def _tags_and_mask(
         self, key: Id, name: str, annotations: list[Annotation], size: tuple[int, int] | None
@@ -216,7 +218,7 @@ class _Reader:
             return f"image has no file_name{only}; write the picture's name into the JSON"
         if unknown:
             return "an annotation names a category that is not in the JSON's list; mend the JSON"
-        return unsafe_name(name) or unsafe_id(_record_id(name))
+        return unsafe_name(name) or unsafe_id(_record_id(name, 0))
 
     def _leave_out(self, items: Iterable[Annotation], reason: str, effect: str, name: str = "") -> None:
         """Count annotations that are not used."""
@@ -225,7 +227,7 @@ class _Reader:
 
     def _where(self, key: Id) -> str:
         """Return the place of an image in words."""
-        return f"{self.path.name}, image {key}"
+        return f"{self.path.name}, image {key!r:.60}"
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -244,8 +246,10 @@ def _load(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply for a JSON of COCO; get the file again") from error
     except ValueError as error:
-        lines = "; it seems to be JSON lines, COCO's is one object" if "Extra data" in str(error) else ""
-        raise DataError(f"{path} is not JSON ({error}){lines or '; get the file again'}") from error
+        reason = error if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
+        lines = "it holds several values, as JSON lines do, and COCO's is one object"
+        cure = lines if "Extra data" in str(reason) else "get the file again"
+        raise DataError(f"{path} is not JSON ({reason}); {cure}") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{path} is not an instances file of COCO: no object with images, annotations and categories"
@@ -328,7 +332,7 @@ def _for_size(outline: Outline | str, size: tuple[int, int] | None) -> Outline |
     return outline
 
 
-def _class_ids(path: Path, categories: list[Any]) -> dict[Id | None, int]:
+def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
     """Return class ids by category id, by their names; raises `DataError` if they are not COCO's 80.
 
     A category 0 beside them, or one called background, is background: exporters add one as the root.
@@ -336,7 +340,7 @@ def _class_ids(path: Path, categories: list[Any]) -> dict[Id | None, int]:
     numbers = {name.casefold(): number for number, name in enumerate(COCO_CLASSES, start=1)}
     found: dict[Id | None, int] = {}
     foreign = []
-    for category in categories:
+    for category in content["categories"]:
         key = as_id(category.get("id")) if isinstance(category, dict) else None
         name = _text(category.get("name")) if isinstance(category, dict) else ""
         if key is None or not name:
@@ -348,15 +352,16 @@ def _class_ids(path: Path, categories: list[Any]) -> dict[Id | None, int]:
             raise DataError(f"{path}: category id {key!r:.60} has two names; get the file again")
     missing = set(range(1, len(COCO_CLASSES) + 1)) - set(found.values())
     if foreign or missing:
-        kind = _other_file({"categories": categories})
-        if all(isinstance(key, int) and key > 91 for key in found):
+        kind = _other_file(content)
+        if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
             kind = "this is COCO's stuff annotations (stuff_*.json)"
         example = (
             f"{foreign[0]!r:.60} is none" if foreign else f"{COCO_CLASSES[min(missing) - 1]!r} is missing"
         )
+        other = "for another data set, write masks and use the source 'table' or 'folder'"
         raise DataError(
-            f"{path} has {len(found)} categories that are not COCO's 80 ({kind or example}); for another "
-            "data set, write masks and use the source 'table' or 'folder'"
+            f"{path} has {len(found)} categories that are not COCO's 80 ({kind or example}); "
+            f"{'get instances_*.json' if kind else other}"
         )
     return found
 
@@ -366,9 +371,10 @@ def _text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _record_id(name: str) -> str:
-    """Return the id of a picture: its file name without folders and ending."""
-    return name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def _record_id(name: str, key: Id) -> str:
+    """Return the id of a picture: its file name without folders and ending, else that of the JSON."""
+    stem = name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return stem if stem and stem.isprintable() else f"image {key!r:.60}"
 
 
 def _image(key: Id, name: str) -> str:

@@ -24,7 +24,8 @@ Id = int | str
 
 NO_OUTLINE = "no outline"
 TOO_FEW_POINTS = "an outline of fewer than three points"
-UNREADABLE = "an outline that is neither polygons nor a run-length code"
+SHARES = "an outline within the first pixel, as of shares of width and height"
+UNREADABLE = "an outline that cannot be read as polygons or as a run-length code"
 
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
 _FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
@@ -81,7 +82,7 @@ def as_id(value: Any) -> Id | None:
 def as_length(value: Any) -> int | None:
     """Return a width or height in pixels, or None if it is no positive whole number."""
     number = as_id(value)
-    return number if isinstance(number, int) and number > 0 else None
+    return number if isinstance(number, int) and 0 < number < 2**31 else None
 
 
 def as_flag(value: Any) -> bool | None:
@@ -105,7 +106,10 @@ def as_outline(value: Any) -> Outline | str:
         parts = tuple(_code(p) if isinstance(p, dict) else _polygon(p) for p in pieces)
     except (TypeError, ValueError, OverflowError, LookupError, RecursionError):
         return UNREADABLE
-    return parts if any(parts) else TOO_FEW_POINTS
+    if not any(parts):
+        return TOO_FEW_POINTS
+    tiny = all(isinstance(part, bytes) and np.frombuffer(part).max(initial=0.0) <= 1.0 for part in parts)
+    return SHARES if tiny else parts
 
 
 def _is_one_polygon(pieces: Any) -> bool:
