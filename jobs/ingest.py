@@ -30,6 +30,7 @@ from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
     HfColumns,
+    annotated_info,
     coco_annotated,
     coco_records,
     folder_source,
@@ -57,10 +58,10 @@ def parser() -> argparse.ArgumentParser:
     voc.add_argument("root", type=Path, help="the devkit's folder")
     voc.add_argument("--splits", default="train,val", help="id lists, separated by commas; train_aug, test")
     voc.add_argument("--sbd", type=Path, help="SBD's release, of which train_aug is made")
-    coco = sources.add_parser("coco", parents=[shared], help="COCO 2014")
-    coco.add_argument("root", type=Path, help="folder with train2014 and val2014")
+    coco = sources.add_parser("coco", parents=[shared], help="COCO 2014, or 2017 with --annotations")
+    coco.add_argument("root", type=Path, help="folder with train2014 and val2014 (or 2017)")
     coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
-    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, instead of masks")
+    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, or one, instead of masks")
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
     folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
     folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
@@ -131,7 +132,9 @@ def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
             return VOC, {split: voc_records(asked.root, split, asked.sbd) for split in splits}
         if asked.annotations is None:
             return COCO, {split: coco_records(asked.root, split) for split in splits}
-        return COCO, {split: coco_annotated(asked.root, split, asked.annotations) for split in splits}
+        return annotated_info(asked.root, splits, asked.annotations, tell), {
+            split: coco_annotated(asked.root, split, asked.annotations, tell) for split in splits
+        }
     info, entries = _own_data(asked, cache, tell)
     if asked.val_share is not None:
         entries = with_validation(entries, asked.val_share, asked.seed, tell)

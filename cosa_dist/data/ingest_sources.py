@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cosa_dist.data.source_coco import coco_annotated, coco_records
+from cosa_dist.data.source_coco import annotated_info, coco_annotated, coco_records
 from cosa_dist.data.source_folder import folder_source
 from cosa_dist.data.source_hf import HfColumns, hf_source
 from cosa_dist.data.source_record import Entry, Rejection, SourceRecord
@@ -16,6 +16,7 @@ __all__ = [
     "HfColumns",
     "Rejection",
     "SourceRecord",
+    "annotated_info",
     "coco_annotated",
     "coco_records",
     "folder_source",

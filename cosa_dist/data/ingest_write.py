@@ -106,5 +106,6 @@ def _check_output(out: Path, overwrite: bool) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    """Write `content` as readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `content` as readable JSON; half characters, which UTF-8 has not, stay JSON's escapes."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,17 +20,20 @@ from torch import zeros
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides, read_yaml
 from cosa_dist.config.options import known_keys
+from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.description import read_description
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.ingest_sources import coco_annotated
 from cosa_dist.data.source_classes import read_class_names
-from cosa_dist.data.source_record import id_of, unsafe_id, unsafe_name
+from cosa_dist.data.source_coco_outline import CocoMask
+from cosa_dist.data.source_record import SourceRecord, id_of, unsafe_id, unsafe_name
 from cosa_dist.data.source_table import table_source
 from cosa_dist.model.weight_file import read_file
 from cosa_dist.tracking.local_tracker import parse_line
 from cosa_dist.training.checkpoint_files import CheckpointError, read_checkpoint
 from tests.bad_input.picture_cases import FORMATS, encoded, pixels
+from tests.data.coco_files import CATEGORY_IDS, annotation, write_coco
 
 ONE_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
@@ -132,6 +138,81 @@ def test_spoilt_coco_annotations_are_records_or_a_data_error(data, tmp_path):
     path.write_bytes(data.draw(spoilt(json.dumps(ANNOTATIONS).encode())))
     with refusing(DataError):
         list(coco_annotated(tmp_path, "train", tmp_path / "a"))
+
+
+WHOLE: dict[str, Any] = {
+    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 12, "height": 10} for n in (1, 2, 3)],
+    "annotations": [
+        annotation(1, 1, 1, [[1, 1, 5, 1, 5, 5, 1, 5]]),
+        annotation(2, 1, 18, {"size": [10, 12], "counts": [20, 10, 90]}, crowd=1),
+        annotation(3, 2, 90, {"size": [10, 12], "counts": "d0:j2"}),
+        annotation(4, 2, 2, [[1, 1, 5, 1, 5, 5, 1, 5], [6, 6, 8, 6, 8, 8]]),
+    ],
+    "categories": [
+        {"id": number, "name": name} for number, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)
+    ],
+}
+ODD = """null true "" "1" "2.0" "x" "\\ud800\\n" 0 -1 1 2 77 2.0 0.5 NaN Infinity 1e300 [] {} [1] [[1,2]] [[]]
+[null] {"id":1} [[[1,1],[4,1],[4,4]]] "[[1,1,4,1,4,4]]" "d0:j2" 10000000000000000000000000000000000000000"""
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """COCO's content with some values replaced, taken out, written as text or wrapped."""
+    content = copy.deepcopy(WHOLE)
+    for _ in range(draw(st.integers(1, 5))):
+        parent: Any = content
+        part = draw(st.sampled_from(["annotations"] * 5 + ["images"] * 3 + ["categories"]))
+        place: Any = part
+        while isinstance(parent[place], list | dict) and parent[place] and draw(st.integers(0, 9)) > 0:
+            parent = parent[place]
+            place = draw(st.sampled_from(list(parent) if isinstance(parent, dict) else range(len(parent))))
+        how = draw(st.sampled_from(["odd", "odd", "out", "text", "list", "object"]))
+        if how == "out":
+            del parent[place]
+        else:
+            old = parent[place]
+            ways = {
+                "odd": json.loads(draw(st.sampled_from(ODD.split()))),
+                "text": str(old),
+                "list": [old],
+                "object": {"value": old},
+            }
+            parent[place] = copy.deepcopy(ways[how])
+        if not all(isinstance(content.get(key), list) for key in WHOLE):
+            break
+    return content
+
+
+@ONE_FOLDER
+@given(content=mutated())
+def test_every_annotation_is_used_or_told(content: dict[str, Any], tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [], images=3) / "instances_val2014.json"
+    path.write_text(json.dumps(content))
+    told: list[str] = []
+    made = None
+    with refusing(DataError):
+        made = list(coco_annotated(tmp_path, "val", path, told.append))
+    if made is None:
+        return
+    assert all(len(line.splitlines()) == 1 and line.isprintable() for line in told)
+    lost = sum(
+        int(match[1]) for line in told if (match := re.search(r": (\d+) of \d+ annot.*; left out", line))
+    )
+    total = len(content["annotations"])
+    assert (f"instances_val2014.json: {total - lost} of {total} annotations are used" in told) == (lost > 0)
+    records = [entry for entry in made if isinstance(entry, SourceRecord)]
+    masks = [entry.mask for entry in records if isinstance(entry.mask, CocoMask)]
+    instances = sum(len(mask.instances) for mask in masks)
+    assert instances <= total - lost
+    if len(masks) == len(records):
+        assert instances == total - lost
+    else:
+        assert "no mask" in "".join(told) or "no width" in "".join(told)
+    for mask in masks:
+        assert decode_mask(mask.read()).shape == (mask.height, mask.width)
+    assert all(isinstance(entry, SourceRecord) or "\n" not in entry.reason for entry in made)
+    assert len(made) <= len(content["images"])
 
 
 @ONE_FOLDER

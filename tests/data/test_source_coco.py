@@ -6,73 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cosa_dist.data.catalog import COCO, COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_coco import coco_annotated, coco_records
-from cosa_dist.data.source_coco_json import CocoMask
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
+from cosa_dist.data.source_coco import annotated_info, coco_annotated, coco_records
+from cosa_dist.data.source_record import File, Rejection, SourceRecord
+from tests.data.coco_files import SQUARE, annotation, drawn, entries, rectangle, write_coco
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
-
-# COCO's category ids run from 1 to 90; these ten are not used.
-UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-CATEGORY_IDS = [number for number in range(1, 91) if number not in UNUSED]
-
-
-def rectangle(left: int, top: int, right: int, bottom: int) -> list[list[float]]:
-    """The polygon around the pixels left..right-1, top..bottom-1."""
-    return [[left, top, right, top, right, bottom, left, bottom]]
-
-
-def annotation(number: int, image: int, category: int, outline: Any, crowd: int = 0) -> dict[str, Any]:
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "segmentation": outline,
-        "iscrowd": crowd,
-        "area": 1.0,
-        "bbox": [0, 0, 1, 1],
-    }
-
-
-def write_coco(root: Path, annotations: list[dict[str, Any]], images: Any = 3) -> Path:
-    """COCO with the given annotations and so many pictures of 12x10 pixels, or the given image entries."""
-    (root / "val2014").mkdir(parents=True, exist_ok=True)
-    listed = images if isinstance(images, list) else []
-    for number in range(0 if listed else images, 0, -1):
-        name = f"COCO_val2014_{number:012d}.jpg"
-        Image.new("RGB", (12, 10), (number, 90, 9)).save(root / "val2014" / name)
-        listed.append({"id": number, "file_name": name, "width": 12, "height": 10, "license": 1})
-    content = {
-        "info": {"year": 2014},
-        "images": listed,
-        "annotations": annotations,
-        # The file's order is not the order of the ids.
-        "categories": [
-            {"supercategory": "x", "id": number, "name": name}
-            for number, name in sorted(zip(CATEGORY_IDS, COCO_CLASSES, strict=True), key=lambda pair: pair[1])
-        ],
-    }
-    folder = root / "annotations"
-    folder.mkdir(exist_ok=True)
-    (folder / "instances_val2014.json").write_text(json.dumps(content))
-    return folder
-
-
-def entries(root: Path, annotations: list[dict[str, Any]], images: Any = 3) -> list[Entry]:
-    return list(coco_annotated(root, "val", write_coco(root, annotations, images)))
-
-
-def drawn(entry: Entry) -> np.ndarray:
-    assert isinstance(entry, SourceRecord)
-    assert isinstance(entry.mask, CocoMask)
-    return decode_mask(entry.mask.read())
 
 
 def test_smaller_objects_lie_on_larger_ones_and_crowds_are_ignored(tmp_path: Path) -> None:
@@ -120,41 +64,6 @@ def test_images_without_annotation_are_left_out_by_rule(tmp_path: Path) -> None:
     assert (report.count, report.without_tags) == (3, 2)
 
 
-@pytest.mark.parametrize(
-    "outline",
-    [
-        {"size": [10, 12], "counts": [80, 400]},
-        {"size": [12, 10], "counts": [80, 40]},
-        {"size": [10, 12], "counts": [-40, 160]},
-        {"size": [10, 12]},
-        {"size": [10, 12], "counts": "zzzzzzzzzzzzz"},
-        {},
-        "polygon",
-        [["a", "b", 1, 2, 3, 4]],
-        [7],
-    ],
-)
-def test_damaged_outlines_are_reported(tmp_path: Path, outline: Any) -> None:
-    made = entries(
-        tmp_path, [annotation(1, 1, 1, outline), annotation(2, 2, 1, rectangle(0, 0, 3, 3))], images=2
-    )
-    assert isinstance(made[0], SourceRecord)
-    assert isinstance(made[0].mask, CocoMask)
-    with pytest.raises(RecordError, match="cannot be drawn"):
-        made[0].mask.read()
-    ingest({"val": made}, COCO, tmp_path / "out", IngestOptions(max_bad_share=0.5))
-    (row,) = json.loads((tmp_path / "out" / "rejected.json").read_text())["val"]
-    assert row["where"] == "instances_val2014.json, image 1"
-
-
-@pytest.mark.parametrize("outline", [[], [[1, 1, 5, 5]], [[]]])
-def test_outlines_without_area_leave_the_tag(tmp_path: Path, outline: Any) -> None:
-    (made,) = entries(tmp_path, [annotation(1, 1, 1, outline)], images=1)
-    assert not drawn(made).any()
-    assert isinstance(made, SourceRecord)
-    assert made.tags == (0,)
-
-
 def test_names_and_categories_of_the_json_are_not_trusted(tmp_path: Path) -> None:
     image = {"id": 1, "file_name": "../../secret.jpg", "width": 12, "height": 10}
     (climbing,) = entries(tmp_path, [], images=[image])
@@ -174,9 +83,19 @@ def test_names_and_categories_of_the_json_are_not_trusted(tmp_path: Path) -> Non
     [
         ({"categories": [{"id": 1, "name": "person"}]}, "1 categories that are not COCO's 80"),
         ({"categories": [{"name": "person"}]}, "category has no id"),
-        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "annotation is not COCO's"),
+        ({"categories": [{"id": 1, "supercategory": "animal"}]}, "category has no id or no name"),
+        ({"categories": [{"id": 1, "name": "person"}, {"id": "1", "name": "car"}]}, "has two names"),
+        ({"categories": [{"id": 1, "name": "weed"}]}, "'weed' is none.*source 'table' or 'folder'"),
+        ({"categories": [{"id": 1, "name": "person", "keypoints": []}]}, r"person_keypoints_\*"),
+        ({"categories": [{"id": 92, "name": "banner"}]}, r"stuff_\*"),
+        ({"annotations": [{"segments_info": [], "file_name": "1.png"}], "categories": []}, r"panoptic_\*"),
+        ({"annotations": [{"caption": "A cat.", "image_id": 1}], "categories": None}, r"captions_\*"),
+        ({"images": None, "shapes": [{"points": []}]}, "labelme"),
+        ({"images": None, "_via_img_metadata": {}}, "VIA"),
+        ({"annotations": [annotation(1, 5, 1, [])]}, "none of the annotations is of an image in its list"),
         ({"annotations": None}, "no list 'annotations'"),
-        ({"images": [{"id": 1}]}, "an image lacks one of"),
+        ({"images": {"1": {"id": 1}}}, "no list 'images' .it has 'info', 'images', "),
+        ({"images": []}, "lists no images"),
     ],
 )
 def test_a_json_that_is_not_cocos(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -187,13 +106,56 @@ def test_a_json_that_is_not_cocos(tmp_path: Path, changes: dict[str, Any], words
         list(coco_annotated(tmp_path, "val", folder))
 
 
-def test_annotations_that_cannot_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"images": [', "is not JSON .*get the file again"),
+        (b"", "is not JSON"),
+        (b'{"id": 1}\n{"id": 2}\n', "JSON lines"),
+        (b'[{"image_id": 1}]', "a list, as of detections"),
+        (b"null", "no object with images"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"images": [' + b"9" * 5000 + b"]}", "a number of too many digits"),
+        ('{"images": "\xe9"}'.encode("latin-1"), "is not UTF-8"),
+        ("{}".encode("utf-16"), "is not UTF-8"),
+    ],
+)
+def test_annotations_that_cannot_be_read(tmp_path: Path, content: bytes, words: str) -> None:
     folder = write_coco(tmp_path, [])
     with pytest.raises(DataError, match="no annotations .*instances_val2014"):
         list(coco_annotated(tmp_path, "val", tmp_path))
-    (folder / "instances_val2014.json").write_text('{"images": [')
-    with pytest.raises(DataError, match="is not JSON"):
+    (folder / "instances_val2014.json").write_bytes(content)
+    with pytest.raises(DataError, match=words):
         list(coco_annotated(tmp_path, "val", folder))
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotation(1, 1, 1, SQUARE)], images=1) / "instances_val2014.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (made,) = coco_annotated(tmp_path, "val", path)
+    assert (drawn(made) == 1).sum() == 16
+
+
+def test_the_release_of_2017_is_another_data_set(tmp_path: Path) -> None:
+    told: list[str] = []
+    folder = write_coco(tmp_path, [annotation(1, 1, 1, SQUARE)], images=1)
+    assert annotated_info(tmp_path, ["train", "val"], folder, told.append) is COCO
+    for name in ("annotations/instances_val{}.json", "val{}"):
+        (tmp_path / name.format(2014)).rename(tmp_path / name.format(2017))
+    assert told == []
+    for given in (folder, folder / "instances_val2017.json"):
+        info = annotated_info(tmp_path, ["val"], given, told.append)
+        assert (info.name, info.class_names, dict(info.split_sizes)) == ("coco2017", COCO_CLASSES, {})
+        (made,) = coco_annotated(tmp_path, "val", given)
+        assert (drawn(made) == 1).sum() == 16
+    assert "named coco2017" in told[0]
+    with pytest.raises(DataError, match="one file.*for the splits train, val; name its split with --splits"):
+        annotated_info(tmp_path, ["train", "val"], folder / "instances_val2017.json")
+    (tmp_path / "val2017").rename(tmp_path / "val2014")
+    with pytest.raises(DataError, match="no folder .*val2017 .*COCO 2017's"):
+        coco_annotated(tmp_path, "val", folder)
+    with pytest.raises(DataError, match=r"no annotations .*there: instances_val2017\.json"):
+        list(coco_annotated(tmp_path, "val", folder / "instances_val2014.json"))
 
 
 def test_coco_folders(coco_root: Path) -> None:

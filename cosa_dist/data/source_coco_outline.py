@@ -1,0 +1,226 @@
+"""Values of COCO's JSON as exporters write them, outlines among them, and the mask that is drawn of outlines.
+
+Exporters write numbers as text or as 1.0, polygons as points or as one flat list, and run-length codes
+as lists, as text or as `str(bytes)`. Each value is brought to one form here, while the file is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle_masks
+
+from cosa_dist.data.catalog import IGNORE
+from cosa_dist.data.decode import MAX_PIXELS, encode_mask
+from cosa_dist.data.errors import RecordError
+
+Id = int | str
+"""Identifier of an image, an annotation or a category."""
+
+NO_OUTLINE = "no outline"
+TOO_FEW_POINTS = "an outline of fewer than three points"
+SHARES = "an outline within the first pixel, as of shares of width and height"
+UNREADABLE = "an outline that cannot be read as polygons or as a run-length code"
+
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
+_FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
+_FARTHEST = 100_000.0
+"""Largest coordinate, in pixels; drawing takes time and memory in proportion to it."""
+
+
+class Code(NamedTuple):
+    """A run-length code: (height, width) and COCO's compressed counts."""
+
+    size: tuple[int, int]
+    counts: bytes
+
+
+Outline = tuple[bytes | Code, ...]
+"""Parts of an object: codes, or polygons as bytes of doubles x, y, x, y, ... (none under three points)."""
+
+
+class Annotation(NamedTuple):
+    """One annotation as it waits in the index; `outline` is why there is none where it cannot be used."""
+
+    image: Id | None
+    id: Id | None
+    category: Id | None
+    crowd: bool
+    outline: Outline | str
+
+    def named(self, file: str = "") -> str:
+        """Return the annotation and its image in words."""
+        own = "annotation without id" if self.id is None else f"annotation {self.id!r:.60}"
+        image = "" if self.image is None else f" of image {self.image!r:.60}"
+        return f"{own}{image}{f', {file!r:.200}' if file else ''}"
+
+
+def as_annotation(item: dict[str, Any]) -> Annotation:
+    """Return what is kept of an annotation."""
+    crowd = as_flag(item.get("iscrowd"))
+    outline = "iscrowd that is neither 0 nor 1" if crowd is None else as_outline(item.get("segmentation"))
+    image, own, category = (as_id(item.get(key)) for key in ("image_id", "id", "category_id"))
+    return Annotation(image, own, category, bool(crowd), outline)
+
+
+def as_id(value: Any) -> Id | None:
+    """Return an id: 1, 1.0, "1" and "0001" are the same one, other text is itself; None if there is none."""
+    if isinstance(value, str):
+        text = value.strip()
+        match = _WHOLE_NUMBER.fullmatch(text)
+        return int(match[1]) if match else text or None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_length(value: Any) -> int | None:
+    """Return a width or height in pixels, or None if it is no positive whole number."""
+    number = as_id(value)
+    return number if isinstance(number, int) and 0 < number < 2**31 else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """Return a yes or no (null is no), or None if it is neither."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if not isinstance(value, int | float | str):
+        return None
+    word = value.strip() if isinstance(value, str) else value
+    return _FLAGS.get(str(as_id(word) if word != "" else "").lower())
+
+
+def as_outline(value: Any) -> Outline | str:
+    """Return a `segmentation` in one form, or why it cannot be used."""
+    try:
+        if isinstance(value, str) and value.strip():
+            value = json.loads(value)
+        if not value:
+            return NO_OUTLINE
+        pieces = [value] if isinstance(value, dict) or _is_one_polygon(value) else value
+        parts = tuple(_code(p) if isinstance(p, dict) else _polygon(p) for p in pieces)
+    except (TypeError, ValueError, OverflowError, LookupError, RecursionError):
+        return UNREADABLE
+    if not any(parts):
+        return TOO_FEW_POINTS
+    tiny = all(isinstance(part, bytes) and np.frombuffer(part).max(initial=0.0) <= 1.0 for part in parts)
+    return SHARES if tiny else parts
+
+
+def _is_one_polygon(pieces: Any) -> bool:
+    """Whether a list is one polygon, by its numbers or its points, and not a list of polygons."""
+    return not isinstance(pieces[0], list | dict) or all(map(_is_point, pieces))
+
+
+def _is_point(value: Any) -> bool:
+    """Whether a value is `[x, y]` or `{"x": x, "y": y}`."""
+    if isinstance(value, dict):
+        return "x" in value and "y" in value
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list | dict)
+
+
+def _polygon(points: Any) -> bytes:
+    """Return a polygon's doubles, none under three points; raises `ValueError` or `TypeError`."""
+    if not isinstance(points, list):
+        raise TypeError("a polygon is a list")
+    if points and isinstance(points[0], dict):
+        points = [[point["x"], point["y"]] for point in points]
+    values = np.array(points, dtype=np.float64)
+    if values.ndim > 1 and not (values.shape[-1] == 2 and values.size == 2 * values.shape[-2]):
+        raise ValueError("neither a flat list nor a list of points")
+    if values.size % 2 or not np.abs(values).max(initial=0.0) <= _FARTHEST:  # also true of NaN
+        raise ValueError("an odd count of coordinates, or one that is no place in a picture")
+    return values.tobytes() if values.size >= 6 else b""
+
+
+def _code(written: dict[str, Any]) -> Code:
+    """Return a run-length code; raises `ValueError`, `TypeError` or `KeyError` unless it fills its size."""
+    size = written["size"]
+    if isinstance(size, str):
+        size = re.findall(r"[0-9]+", size)
+    height, width = map(as_length, size)
+    if height is None or width is None or height * width > MAX_PIXELS:
+        raise ValueError("not a size")
+    counts = written["counts"]
+    runs = np.array(_run_lengths(counts) if isinstance(counts, str) else counts, dtype=np.float64)
+    if runs.ndim != 1 or not runs.min(initial=0) >= 0 or (runs % 1).any() or runs.sum() != height * width:
+        raise ValueError("the code does not fill its size")
+    listed = {"size": [height, width], "counts": runs.astype(np.int64).tolist()}
+    return Code((height, width), rle_masks.frPyObjects(listed, height, width)["counts"])
+
+
+def _run_lengths(text: str) -> list[Any]:
+    """Return the run lengths of COCO's compressed text, or of numbers written as text.
+
+    Each character holds five bits of a number, the lowest first, a sixth says that more follow; from the
+    fourth number on, the difference to the one two places before is stored. pycocotools reads beyond
+    the end of damaged text.
+    """
+    if text[:2] in ("b'", 'b"'):
+        text = text[2:-1].replace("\\\\", "\\")
+    if re.search(r"[,\s]", text):
+        return re.findall(r"[^,\s\[\]]+", text)
+    runs: list[int] = []
+    value = shift = 0
+    for code in (ord(character) - 48 for character in text):
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("not a character of the code")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the code is cut")
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMask:
+    """The mask of one image: its size and its instances as (class id, crowd, outline)."""
+
+    where: str
+    width: int
+    height: int
+    instances: tuple[tuple[int, bool, Outline], ...]
+
+    def read(self) -> bytes:
+        """Draw the mask as a PNG; raises `RecordError` if that cannot be done."""
+        if not 0 < self.width * self.height <= MAX_PIXELS:
+            raise RecordError(f"image is said to have {self.width}x{self.height} pixels; mend the JSON")
+        try:
+            return encode_mask(self._drawn())
+        except Exception as error:  # pycocotools raises many kinds
+            raise RecordError("an outline of the annotations cannot be drawn; mend the JSON") from error
+
+    def identity(self) -> str:
+        """All that the mask is drawn from."""
+        return repr(self)
+
+    def _drawn(self) -> NDArray[np.uint8]:
+        """Return the mask `[H, W]`: crowd regions first, then objects from large to small."""
+        ids = np.zeros((self.height, self.width), dtype=np.uint8, order="F")  # the order of the codes
+        objects = []
+        for class_id, crowd, outline in self.instances:
+            region = self._region(outline)
+            if crowd:
+                np.copyto(ids, IGNORE, where=region)
+            else:
+                objects.append((class_id, region))
+        for class_id, region in sorted(objects, key=lambda item: -np.count_nonzero(item[1])):
+            np.copyto(ids, class_id, where=region)
+        return ids
+
+    def _region(self, outline: Outline) -> NDArray[np.bool_]:
+        """Return the pixels `[H, W]` of an outline; what lies outside the image is cut off."""
+        polygons = [np.frombuffer(part) for part in outline if isinstance(part, bytes) and part]
+        codes = rle_masks.frPyObjects(polygons, self.height, self.width) if polygons else []
+        codes += [part._asdict() for part in outline if isinstance(part, Code)]
+        region: NDArray[np.bool_] = rle_masks.decode(rle_masks.merge(codes)).view(np.bool_)
+        return region
