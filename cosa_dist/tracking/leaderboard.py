@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cosa_dist.tracking.evaluation_text import ONE_VIEW
 from cosa_dist.tracking.published import PUBLISHED, PublishedResult
@@ -145,7 +146,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Images:
-    """What was evaluated: a digest, or for runs of an earlier version the data set's name and digest."""
+    """What was evaluated: a digest, or for runs of an earlier version the split's digest and name."""
 
     digest: str
     name: str = ""
@@ -247,21 +248,17 @@ def _told_apart(tables: Sequence[Table]) -> list[Table]:
         (table, next(row for row in table.rows if not row.published)) for table in tables if table.has_runs
     ]
     known = {row.benchmark for _, row in own}
-    sets: dict[str, set[_Images]] = {}
+    sets: dict[tuple[str, bool], set[_Images]] = {}
     for table, row in own:
-        sets.setdefault(table.name, set()).add(_images_of(row))
-    for result in PUBLISHED:
-        benchmark = f"{result.dataset} {result.split}"
-        if benchmark not in known:
-            sets.setdefault(benchmark.casefold(), set()).add(_Images("", benchmark))
-    facts = {
-        table: f"{row.classes} classes, {table.facts}, set {row.image_set[:8]}"
-        if row.classes is not None
-        else f"{table.facts}, set {row.image_set[:8]}"
-        for table, row in own
-        if len(sets[table.name]) > 1 and row.image_set
-    }
-    return [replace(table, facts=facts.get(table, table.facts)) for table in tables]
+        sets.setdefault((table.name, row.images is None), set()).add(_images_of(row))
+    for name in {f"{result.dataset} {result.split}" for result in PUBLISHED} - known:
+        sets.setdefault((name.casefold(), False), set()).add(_Images("", name))
+    told = {}
+    for table, row in own:
+        if len(sets[table.name, row.images is None]) > 1 and row.image_set:
+            classes = f"{row.classes} classes, " if row.classes is not None else ""
+            told[table] = f"{classes}{table.facts}, set {row.image_set[:8]}"
+    return [replace(table, facts=told.get(table, table.facts)) for table in tables]
 
 
 def rows_of(run: RunRecord) -> list[Row]:
@@ -367,14 +364,15 @@ def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(ranked)
 
 
-def _order(table: Table) -> tuple[bool, int, str, bool, str, int, str, str]:
+def _order(table: Table) -> tuple[Any, ...]:
     names = ("voc", "coco")
     name = table.dataset.casefold()
     place = names.index(name) if name in names else len(names)
     protocols = (*PROTOCOLS[:2], CAM_CONTROL, *PROTOCOLS[2:], *PUBLISHED_ONLY)
     protocol = protocols.index(table.protocol)
     split = (not table.split.startswith("val"), table.split)
-    return not table.has_runs, place, name, *split, protocol, table.evaluation, table.facts
+    facts = (NOT_RECORDED in table.facts, table.facts)
+    return not table.has_runs, place, name, *split, *facts, protocol, table.evaluation
 
 
 def _comparable(score: float) -> float:

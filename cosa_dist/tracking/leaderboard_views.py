@@ -33,12 +33,17 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "time": lambda row: duration(row.seconds),
     "hardware": lambda row: row.hardware,
     "commit": lambda row: row.commit,
-    "status": lambda row: f"{row.status} ({row.note})" if row.note else row.status,
-    "year": lambda row: str(row.year or ""),
+    "status": lambda row: _status(row),
     "measured at": lambda row: row.evaluation if row.published else "",
 }
 """cell by column; what the heading says of all rows is in none"""
 ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+def _status(row: Row) -> str:
+    """E.g. `finished`, `finished (control)`, `published 2024 (CLIP, not verified)`."""
+    words = f"{row.status} {row.year}" if row.year else row.status
+    return f"{words} ({row.note})" if row.note else words
 
 
 def read_runs(uri: str, experiments: Sequence[str] = ()) -> list[RunRecord]:
@@ -126,12 +131,13 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     # A pipe or a log file has no width of its own; a narrow guess would cut the cells.
     console = console or Console()
     if not console.is_terminal:
-        console.width = max(console.width, 200)
+        console.width = max(console.width, 260)
     for table in tables:
         names = used_columns(table)
         shown = RichTable(title=table.title, title_justify="left")
         for name in names:
-            shown.add_column(name, justify="right" if name in ("rank", "mIoU") else "left")
+            narrow = name in ("rank", "mIoU")
+            shown.add_column(name, justify="right" if narrow else "left", overflow="fold")
         for row in table.rows:
             cells = [Text(COLUMNS[name](row)) for name in names]
             shown.add_row(*cells, style="dim" if row.published else "")

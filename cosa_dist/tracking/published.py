@@ -25,7 +25,7 @@ class PublishedResult:
 
     Attributes:
         split: `val`, `test`, or `val_part` (5,000 images of COCO val that are used while training).
-        evaluation: size, scales, merging and CRF; empty where nothing is known of it.
+        evaluation: size, scales, merging over the scales, and iterations of the CRF; empty where unknown.
         supervision: what is used beside ImageNet weights and image tags.
         verified: false for a figure taken from other papers' tables, not seen at its source.
     """
@@ -87,13 +87,16 @@ class _Method:
 
 
 VAL, TEST, COCO, PART = "VOC val", "VOC test", "COCO val", "COCO val_part"
-CRF, TRUE, TRUE_CRF, PLAIN = "unfiltered_crf", "true_labels", "true_labels_crf", "unfiltered"
-_TEN = "CRF of 10 iterations"
-_OWN_SIZE = f"own size, 3 scales + mirror, maximum over scales, {_TEN}"
-_SQUARE = f"448 square, 3 scales + mirror, maximum over scales, {_TEN}"
-_SQUARE_SUM = f"448 square, 3 scales + mirror, sum over scales, {_TEN}"
-_EXCEL = f"320 square, 4 scales + mirror, mean over scales, {_TEN}"
-_WECLIP = "longer side 512, 2 scales + mirror, mean over scales"
+PLAIN: PublishedProtocol = "unfiltered"
+CRF: PublishedProtocol = "unfiltered_crf"
+TRUE: PublishedProtocol = "true_labels"
+TRUE_CRF: PublishedProtocol = "true_labels_crf"
+_TEN = "CRF x 10"
+_OWN_SIZE = f"own size, 3 scales + mirror, maximum, {_TEN}"
+_SQUARE = f"448 square, 3 scales + mirror, maximum, {_TEN}"
+_SQUARE_SUM = f"448 square, 3 scales + mirror, sum, {_TEN}"
+_EXCEL = f"320 square, 4 scales + mirror, mean, {_TEN}"
+_WECLIP = "longer side 512, 2 scales + mirror, mean"
 _COSA = "448 square, 5 scales + mirror"
 _VIEW = f"448 square, {ONE_VIEW}"
 _BETTER = "the better of two students on these images"
@@ -168,15 +171,15 @@ PUBLISHED: tuple[PublishedResult, ...] = (
     _COSA_VIT.row(TEST, 75.1, "server"),
     _COSA_CRF.row(VAL, 76.4, TRUE_CRF, f"{_COSA}, released CRF"),
     _COSA_CRF.row(COCO, 51.1, TRUE_CRF, f"{_COSA}, released CRF", "one image of val is left out"),
-    _COSA_LOG.row(VAL, 73.7, PLAIN, "evaluation while training, 1,448 images"),
+    _COSA_LOG.row(VAL, 73.7, PLAIN, "while training, 1,448 images"),
     _COSA_LOG.row(
         VAL,
         75.7,
         TRUE,
-        "evaluation while training, 1,448 images",
+        "while training, 1,448 images",
         "in the same evaluation as 73.7 unfiltered",
     ),
-    _COSA_LOG.row(PART, 48.5, PLAIN, "evaluation while training"),
+    _COSA_LOG.row(PART, 48.5, PLAIN, "while training"),
     _COSA_MS.row(VAL, 81.4, note="no code was released"),
     _COSA_MS.row(COCO, 53.7, note="no code was released"),
     _CSRM.row(COCO, 50.4, note=_UNREAD),
