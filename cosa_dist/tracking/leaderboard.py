@@ -134,11 +134,6 @@ class Table:
         return ", ".join(part for part in (name, protocol, self.evaluation) if part)
 
     @property
-    def name(self) -> str:
-        """Data set and split in small letters."""
-        return f"{self.dataset} {self.split}".casefold()
-
-    @property
     def has_runs(self) -> bool:
         """Whether there is more than published rows."""
         return not all(row.published for row in self.rows)
@@ -243,22 +238,29 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
 
 
 def _told_apart(tables: Sequence[Table]) -> list[Table]:
-    """Give runs' tables of one name but of other images their number of classes and a digest."""
-    own = [
-        (table, next(row for row in table.rows if not row.published)) for table in tables if table.has_runs
-    ]
-    known = {row.benchmark for _, row in own}
+    """Give runs' tables that share a name, but not the images, their number of classes and a digest."""
+    own = {table: [row for row in table.rows if not row.published] for table in tables if table.has_runs}
     sets: dict[tuple[str, bool], set[_Images]] = {}
-    for table, row in own:
-        sets.setdefault((table.name, row.images is None), set()).add(_images_of(row))
+    for table, rows in own.items():
+        for name in _names(table, rows):
+            sets.setdefault((name, rows[0].images is None), set()).add(_images_of(rows[0]))
+    known = {rows[0].benchmark for rows in own.values()}
     for name in {f"{result.dataset} {result.split}" for result in PUBLISHED} - known:
         sets.setdefault((name.casefold(), False), set()).add(_Images("", name))
     told = {}
-    for table, row in own:
-        if len(sets[table.name, row.images is None]) > 1 and row.image_set:
+    for table, rows in own.items():
+        row = rows[0]
+        shared = any(len(sets[name, row.images is None]) > 1 for name in _names(table, rows))
+        if shared and row.image_set:
             classes = f"{row.classes} classes, " if row.classes is not None else ""
             told[table] = f"{classes}{table.facts}, set {row.image_set[:8]}"
     return [replace(table, facts=told.get(table, table.facts)) for table in tables]
+
+
+def _names(table: Table, rows: Iterable[Row]) -> set[str]:
+    """All names of what a table's runs were evaluated on, in small letters."""
+    heading = f"{table.dataset} {table.split}".casefold()
+    return {heading, *(f"{row.dataset} {row.split}".casefold() for row in rows)}
 
 
 def rows_of(run: RunRecord) -> list[Row]:

@@ -106,9 +106,9 @@ def assert_tracked(runs: Path) -> None:
     assert sorted(run.data.tags["kind"] for run in children) == ["cosa", "pseudo_masks", "segmenter"]
     assert {run.info.status for run in children} == {"FINISHED"}
     tables = leaderboard(read_runs(str(note["tracking_uri"])), with_published=False)
-    found = {(table.name, table.protocol): table for table in tables}
-    assert found["synthetic val", "unfiltered"].facts == "6 images"
-    assert found["synthetic train", "pseudo_masks"].facts == "24 images"
+    found = {(table.dataset, table.split, table.protocol): table.facts for table in tables}
+    assert found["synthetic", "val", "unfiltered"] == "11 images"
+    assert found["synthetic", "train", "pseudo_masks"] == "24 images"
 
 
 @pytest.mark.slow

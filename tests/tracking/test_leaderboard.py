@@ -138,6 +138,10 @@ def test_the_same_images_under_two_names_are_one_ranking():
     assert list(titles_and_runs(runs, dataset="photos")) == [title]
     (table_of_both,) = leaderboard(runs, with_published=False)
     assert "data set" in used_columns(table_of_both)
+    third = record("c", "photos", evaluated=of("2222bbbb9999", 50), online_unfiltered=75)
+    assert list(titles_and_runs([*runs, third]))[1].startswith(
+        "photos val (3 classes, 50 images, set 2222bbbb)"
+    )
     (single,) = leaderboard(runs[:1], with_published=False)
     assert "data set" not in used_columns(single)
 
@@ -193,7 +197,7 @@ def test_published_rows_stand_beside_runs_on_their_images_whatever_these_are_cal
         record("own devkit", "VOC", evaluated=of("dddd", 1449, 3), online_unfiltered=50),
     ]  # fmt: skip
     tables = leaderboard(runs)
-    rows = {item.protocol: item.rows for item in tables if item.name == "voc val" and item.rows[0].benchmark
+    rows = {item.protocol: item.rows for item in tables if item.dataset == "VOC" and item.rows[0].benchmark
             and item.has_runs}  # fmt: skip
     unfiltered = [row.run for row in rows["unfiltered"]]
     assert unfiltered == ["WeCLIP", "ours", "CoSA (released log)"]
