@@ -1,4 +1,4 @@
-"""Rank the recorded runs, by data set and protocol, beside the published results.
+"""Rank the recorded runs, by evaluated images, protocol and settings, beside the published results.
 
 python jobs/leaderboard.py [--experiment NAME ...] [--dataset VOC] [--protocol unfiltered]
 python jobs/leaderboard.py --seeds              # runs that differ in their seed only as one line
@@ -13,10 +13,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosa_dist.tracking.leaderboard import PROTOCOLS
+from cosa_dist.tracking.leaderboard import PROTOCOLS, PUBLISHED_ONLY
 
 if TYPE_CHECKING:
     from cosa_dist.tracking.leaderboard import Table
+
+
+def _count(text: str) -> int:
+    """A number of pictures: 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures")
+    return int(text)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,8 +39,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         default="",
-        choices=PROTOCOLS,
-        help="only this protocol",
+        choices=(*PROTOCOLS, *PUBLISHED_ONLY),
+        help="only this protocol (server, unstated: published results only)",
     )
     parser.add_argument("--recipe", default="", help="only runs of this recipe")
     parser.add_argument("--backbone", default="", help="only backbones with this in their name")
@@ -44,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the page")
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="sample pictures of each run on the page"
+        "--pictures", type=_count, default=6, metavar="N", help="sample pictures of each run on the page"
     )
     return parser.parse_args(arguments)
 
@@ -67,7 +74,7 @@ def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> N
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the leaderboard; 1 if a named store cannot be read."""
+    """Print the leaderboard; 1 if a named store cannot be read or a file cannot be written."""
     options = parse_arguments(arguments)
     from cosa_dist.tracking.leaderboard import RunRecord, leaderboard, without_result
     from cosa_dist.tracking.leaderboard_views import print_tables, read_runs, to_markdown
@@ -95,7 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(groups_to_markdown(tables) if options.seeds else to_markdown(tables), end="")
     else:
         (print_groups if options.seeds else print_tables)(tables)
-    write_files(options, uri, tables)
+    try:
+        write_files(options, uri, tables)
+    except (StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     waiting = Counter(run.status.lower() for run in without_result(runs))
     if waiting:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(waiting.items()))

@@ -1,8 +1,8 @@
 """Send MLflow what it missed of a run: `python jobs/replay.py NAME`, where the server was away for good.
 
-Settings, tags, tables, files and every number of the run folder that the store has not got yet are sent,
-with the times of their first recording, so that nothing is there twice. A run that is not finished needs no
-replay: `jobs/train.py --resume` sends what is missing.
+Tags, tables, files and every number of the run folder that the store has not got yet are sent, with the times
+of their first recording, so that nothing is there twice. (The settings are there since the run began.) A run
+that is not finished needs no replay: `jobs/train.py --resume` sends what is missing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ def send(name: str, output: Path) -> int:
 
     Raises:
         ConfigError: no such run, or one without a tracking run.
-        StoreError: the store cannot be reached.
+        StoreError: the store cannot be reached, or does not know the run.
     """
     from cosa_dist.distributed.preparation import read_note
     from cosa_dist.tracking.local_tracker import METRICS_FILE
     from cosa_dist.tracking.mlflow_tracker import replay
-    from cosa_dist.tracking.store import prepare_store
+    from cosa_dist.tracking.store import prepare_store, require_store, resolve_uri
 
     folder = output / "runs" / name
     if not (folder / "run.json").is_file():
         others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
         raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
     note = read_note(folder)
-    if not note["run_id"]:
+    if not note.get("run_id"):
         raise ConfigError(f"run {name} was trained without tracking (tracking.enabled false)")
-    uri = prepare_store(str(note["tracking_uri"]), output)
+    uri = resolve_uri(str(note["tracking_uri"]), output)
+    require_store(uri)  # an empty one made here would not know the run
+    prepare_store(uri, output)
     return replay(folder / METRICS_FILE, uri, str(note["run_id"]))
 
 

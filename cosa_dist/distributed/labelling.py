@@ -44,6 +44,7 @@ from cosa_dist.distributed.shard_labeller import (
     finished_labels,
     shard_paths,
 )
+from cosa_dist.evaluation.image_set import image_key, image_set
 from cosa_dist.evaluation.mask_quality import MaskCounts
 
 QUALITY = "quality.json"
@@ -169,7 +170,9 @@ def _publish(
     counts = sum((shard.counts for shard in shards), MaskCounts.empty(train.info.num_foreground + 1))
     quality = counts.quality(train.info.class_names)
     numbers = [shard.summary.number for shard in shards]
-    traces = (trace for number in numbers for trace in shard_traces(shard_paths(task, number)[1]))
+    traces = [trace for number in numbers for trace in shard_traces(shard_paths(task, number)[1])]
+    keys = [image_key(trace.id) for trace in traces]
+    quality["image_set"] = image_set(train.info.class_names, keys, counts.true_pixels().tolist())
     described = split_description(train.info.class_names, [s.summary for s in shards], traces)
     made_by = {"run": Path(task.run).name, "step": int(task.checkpoint), "network": task.network}
     described["pseudo_masks"] = made_by | {"settings": task.masks, "key": task.key}

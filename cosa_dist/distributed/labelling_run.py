@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, read_yaml
@@ -137,6 +138,7 @@ def _label(
         else:
             outcome = label_split(task, config, shards, resources, labelled)
         tracker = open_tracker(folder, uri, run_id)
+        tracker.set_tags(_evaluated(outcome.quality, config))
         tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
         for picture in _pictures(task, config, folder / "pictures"):
             tracker.log_artifact(picture, "pictures")
@@ -155,6 +157,13 @@ def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]
     }
     values |= {f"final/iou_pseudo_masks/{name}": value for name, value in quality["iou"].items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _evaluated(quality: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
+    """Which images the masks' quality is of, as `EvalReport.tags` says it of an evaluation."""
+    classes = len(describe_split(config.data.shards, config.data.train_split).info.class_names)
+    counts = {"evaluated_images": str(quality["images_with_truth"]), "classes": str(classes)}
+    return {"image_set": quality.get("image_set", ""), "benchmark": "", **counts}
 
 
 def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:

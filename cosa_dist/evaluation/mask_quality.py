@@ -71,6 +71,10 @@ class MaskCounts:
         """
         return cls(**{**row, "table": torch.tensor(row["table"], dtype=torch.int64)})
 
+    def true_pixels(self) -> Tensor:
+        """Pixels of each of the K classes in the true masks, `[K]`."""
+        return self.table[:-1].sum(1)
+
     def quality(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Quality in per cent; where no true mask is known, only `ignored` has a value.
 
@@ -80,7 +84,7 @@ class MaskCounts:
         a figure has no pixel to stand on for has None.
         """
         confusion, missed = self.table[:-1, :-1], self.table[:-1, -1]
-        truth, labelled = confusion.sum(1) + missed, confusion.sum(0)
+        truth, labelled = self.true_pixels(), confusion.sum(0)
         return {
             "images": self.images,
             "images_with_truth": self.judged,

@@ -68,6 +68,8 @@ class EvalReport:
         cam_miou_by_background: mIoU of the CAM under `predicted_labels` for each background
             threshold of the settings' grid.
         settings: how it was measured.
+        image_set: digest of the classes and of the counted images; scores of another one are not comparable.
+        benchmark: the set that published results are of, such as `VOC val`; empty for any other.
     """
 
     network: str
@@ -80,6 +82,8 @@ class EvalReport:
     aux_map_class: float | None
     cam_miou_by_background: dict[float, float | None] = field(default_factory=dict)
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
+    image_set: str = ""
+    benchmark: str = ""
 
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""
@@ -97,6 +101,11 @@ class EvalReport:
         for threshold, miou in self.cam_miou_by_background.items():
             values[f"cam_miou_predicted_labels_at_{threshold:g}"] = miou
         return {f"{self.network}/{k}": v for k, v in values.items() if v is not None}
+
+    def tags(self) -> dict[str, str]:
+        """What was evaluated, as labels of a tracking run."""
+        counts = {"evaluated_images": str(self.images), "classes": str(len(self.class_names))}
+        return {"image_set": self.image_set, "benchmark": self.benchmark, **counts}
 
     def per_class_rows(self) -> list[dict[str, str | float | None]]:
         """One row per class, background first: its name and its IoU in each measurement."""
@@ -149,6 +158,12 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _images(report: EvalReport) -> str:
+    """What was evaluated, e.g. `1449 images (VOC val)`."""
+    name = report.benchmark or (f"set {report.image_set[:8]}" if report.image_set else "")
+    return f"{report.images} images" + (f" ({name})" if name else "")
+
+
 def summary_table(reports: Sequence[EvalReport]) -> Table:
     """One row per network and measurement: mIoU, accuracies, and the context's false foreground."""
     context = any(
@@ -167,7 +182,7 @@ def summary_table(reports: Sequence[EvalReport]) -> Table:
             table.add_row(report.network, SOURCES[source], protocol, *cells)
         table.add_section()
     table.caption = "\n".join(
-        f"{report.network}: {report.images} images, mAP {_shown(report.map_class)} per class, "
+        f"{report.network}: {_images(report)}, mAP {_shown(report.map_class)} per class, "
         f"{_shown(report.map_image)} per image"
         for report in reports
     )

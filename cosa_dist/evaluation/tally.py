@@ -1,13 +1,12 @@
 """The counts of one network's evaluation, before they become a report.
 
 Every count is a sum over images, so tallies of ranks are simply added; nothing here grows with the
-number of images but the classifier's scores (C numbers per image and head) and a fingerprint of
-each image's id, by which an image that was counted twice is found.
+number of images but the classifier's scores (C numbers per image and head) and a key of each image's
+id, by which an image that was counted twice is found and the whole set is known again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ from cosa_dist.evaluation.confusion import (
     mean_iou,
     pixel_accuracy,
 )
+from cosa_dist.evaluation.image_set import benchmark_of, image_key, image_set
 from cosa_dist.evaluation.protocols import CRF_PROTOCOLS, EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 
@@ -61,7 +61,7 @@ class Tally:
         self._context = {m: self._zeros(self._classes) for m in self.measurements}
         self._by_background = self._zeros(len(self.grid) + 1, *shape)
         self._skipped = self._zeros(1)
-        self._fingerprints: list[int] = []
+        self._keys: list[int] = []
         self._rows: list[Tensor] = []
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -73,8 +73,7 @@ class Tally:
 
     def add_image(self, image_id: str, logits: Tensor, aux_logits: Tensor, labels: Tensor) -> None:
         """Count one image and keep its classifiers' scores and labels (`[C]` each)."""
-        digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
-        self._fingerprints.append(int.from_bytes(digest, "big", signed=True))
+        self._keys.append(image_key(image_id))
         self._rows.append(torch.stack([logits, aux_logits, labels]).float())
 
     def add_prediction(
@@ -110,18 +109,19 @@ class Tally:
         Raises:
             ValueError: if no rank counted an image and `masks_needed`, or one was counted more than once.
         """
-        rows, images = self._rows_of_all_ranks(network)
-        if images == 0 and masks_needed:
+        rows, keys = self._rows_of_all_ranks(network)
+        if not keys and masks_needed:
             raise ValueError(
                 f"the evaluation of the network {network!r} found no image with a mask: "
                 "choose a split that has masks"
             )
         logits, aux_logits, labels = rows.unbind(1)
         by_background = sum_over_ranks(self._by_background)
+        true_pixels = sum_over_ranks(self._confusion["unfiltered"]).sum(1).tolist()
         return EvalReport(
             network=network,
             class_names=self.class_names,
-            images=images,
+            images=len(keys),
             images_without_mask=int(sum_over_ranks(self._skipped)),
             scores={m: self._score(m) for m in self.measurements},
             map_image=_per_cent(image_average_precision(logits, labels).mean()),
@@ -134,21 +134,24 @@ class Tally:
                 for index, threshold in enumerate(self.grid)
             },
             settings=self.settings,
+            image_set=image_set(self.class_names, keys, true_pixels),
+            benchmark=benchmark_of(self.class_names, keys),
         )
 
-    def _rows_of_all_ranks(self, network: str) -> tuple[Tensor, int]:
-        """Scores and labels `[N, 3, C]` of all images, ordered alike for any number of ranks."""
-        local = torch.tensor(self._fingerprints, dtype=torch.int64, device=self._device)
+    def _rows_of_all_ranks(self, network: str) -> tuple[Tensor, list[int]]:
+        """Scores and labels `[N, 3, C]` and keys of all images, ordered alike for any number of ranks."""
+        local = torch.tensor(self._keys, dtype=torch.int64, device=self._device)
         shape = (0, 3, self._classes - 1)
         rows = torch.stack(self._rows) if self._rows else torch.zeros(shape, device=self._device)
-        fingerprints, rows = concatenate_over_ranks(local), concatenate_over_ranks(rows)
-        images, distinct = len(fingerprints), len(fingerprints.unique())
+        keys, rows = concatenate_over_ranks(local), concatenate_over_ranks(rows)
+        images, distinct = len(keys), len(keys.unique())
         if distinct != images:
             raise ValueError(
                 f"the evaluation of the network {network!r} counted {images} images of which only "
                 f"{distinct} are different: give every image to one rank once, and unique ids"
             )
-        return rows[fingerprints.argsort()], images
+        order = keys.argsort()
+        return rows[order], keys[order].tolist()
 
     def _score(self, measurement: str) -> SegmentationScore:
         confusion = sum_over_ranks(self._confusion[measurement]).cpu()

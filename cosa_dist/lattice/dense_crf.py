@@ -68,7 +68,7 @@ CRF_SETTINGS: dict[CrfName, CrfSettings] = {
     "released": CrfSettings(),
     "ten_iterations": CrfSettings(10, 4.0, 3.0, 83.0, 5.0, 3.0),
 }
-"""The released evaluation's setting, and the one most used in weakly supervised segmentation."""
+"""The released evaluation's setting, and a stronger one, which no published result is of."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The leaderboard as one self-contained page: tables, learning curves, IoU per class, pictures side by side.
 
-The tables hold all runs and the published numbers, by data set and protocol. Curves, classes and pictures
+The tables hold all runs and the published numbers, runs first. Curves, classes and pictures
 are embedded for the best runs of the tables only, so that the page stays of a size that a browser opens at
 once; plots are drawn by plotly, whose code is part of the page.
 """
@@ -129,10 +129,14 @@ def _run_data(row: Row, details: RunDetails) -> dict[str, Any]:
         },
         "network": chosen,
         "iou": dict(networks[chosen]) if chosen else {},
-        "pictures": {name: _picture(content) for name, content in details.pictures.items()},
+        "pictures": {n: uri for n, content in details.pictures.items() if (uri := _picture(content))},
     }
 
 
 def _picture(content: bytes) -> str:
-    with Image.open(io.BytesIO(content)) as picture:
-        return data_uri(picture.convert("RGB"), PICTURE_SIDE)
+    """The picture as a data URI; empty for a damaged file."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return data_uri(picture.convert("RGB"), PICTURE_SIDE)
+    except OSError:
+        return ""

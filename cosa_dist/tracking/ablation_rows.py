@@ -36,6 +36,8 @@ class AblationRow:
     """unfiltered share of the coexisting context's background pixels by predicted class; empty without one"""
     seconds: float
     """training time"""
+    image_set: str = ""
+    """digest of classes and evaluated images; empty in older rows"""
 
 
 def make_row(
@@ -70,6 +72,7 @@ def make_row(
         iou=dict(zip(names, score.iou, strict=True)) if segments else {},
         context=dict(zip(names, context, strict=True)) if context else {},
         seconds=seconds,
+        image_set=report.image_set,
     )
 
 
@@ -113,7 +116,12 @@ def as_markdown(rows: Sequence[AblationRow], parts: Sequence[str], context_class
 
     Returns:
         Markdown; figures are the mean over the seeds, with smallest to largest in brackets.
+
+    Raises:
+        ValueError: the rows are of different images or classes.
     """
+    if len({row.image_set for row in rows} - {""}) > 1:
+        raise ValueError("the rows are of different images or classes: one table is for one of them")
     measures = {
         "unfiltered": lambda row: row.miou.get("unfiltered"),
         "unfiltered, CRF": lambda row: row.miou.get("unfiltered_crf"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
+from cosa_dist.tracking.evaluation_text import crf_text, evaluation_text
 from cosa_dist.tracking.leaderboard import Row, RunRecord, Table
 from cosa_dist.tracking.seed_groups import experiment_digest
 from cosa_dist.tracking.store import StoreError, require_store, without_password
@@ -24,7 +25,6 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "recipe": lambda row: row.recipe,
     "network": lambda row: row.network,
     "mIoU": lambda row: "nan" if math.isnan(row.miou) else f"{row.miou:.1f}",
-    "protocol": lambda row: row.protocol,
     "data set": lambda row: f"{row.dataset} {row.split}",
     "backbone": lambda row: row.backbone,
     "steps": lambda row: row.steps,
@@ -33,8 +33,17 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "time": lambda row: duration(row.seconds),
     "hardware": lambda row: row.hardware,
     "commit": lambda row: row.commit,
-    "status": lambda row: f"{row.status} ({row.note})" if row.note else row.status,
+    "status": lambda row: _status(row),
+    "measured at": lambda row: row.evaluation if row.published else "",
 }
+"""cell by column; what the heading says of all rows is in none"""
+ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+def _status(row: Row) -> str:
+    """E.g. `finished`, `finished (control)`, `published 2024 (CLIP, not verified)`."""
+    words = f"{row.status} {row.year}" if row.year else row.status
+    return f"{words} ({row.note})" if row.note else words
 
 
 def read_runs(uri: str, experiments: Sequence[str] = ()) -> list[RunRecord]:
@@ -81,7 +90,9 @@ def _runs(client: MlflowClient, experiment_id: str, experiment: str) -> list[Run
         page = client.search_runs([experiment_id], max_results=1000, page_token=token)
         for run in page:
             info = run.info
-            ended = info.end_time is not None and info.start_time is not None
+            # A run that was taken up again still has the end of its first part.
+            timed = info.status in ENDED and info.end_time is not None and info.start_time is not None
+            tags, params = dict(run.data.tags), dict(run.data.params)
             records.append(
                 RunRecord(
                     run_id=info.run_id,
@@ -89,9 +100,11 @@ def _runs(client: MlflowClient, experiment_id: str, experiment: str) -> list[Run
                     experiment=experiment,
                     status=info.status,
                     metrics=dict(run.data.metrics),
-                    tags=dict(run.data.tags),
-                    digest=experiment_digest(run.data.params),
-                    seconds=(info.end_time - info.start_time) / 1000 if ended else None,
+                    tags=tags,
+                    digest=experiment_digest(params, tags.get("data_fingerprint_train", "")),
+                    seconds=(info.end_time - info.start_time) / 1000 if timed else None,
+                    evaluation=evaluation_text(params),
+                    crf=crf_text(params),
                 )
             )
         token = page.token
@@ -118,12 +131,13 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     # A pipe or a log file has no width of its own; a narrow guess would cut the cells.
     console = console or Console()
     if not console.is_terminal:
-        console.width = max(console.width, 200)
+        console.width = max(console.width, 260)
     for table in tables:
         names = used_columns(table)
         shown = RichTable(title=table.title, title_justify="left")
         for name in names:
-            shown.add_column(name, justify="right" if name in ("rank", "mIoU") else "left")
+            narrow = name in ("rank", "mIoU")
+            shown.add_column(name, justify="right" if narrow else "left", overflow="fold")
         for row in table.rows:
             cells = [Text(COLUMNS[name](row)) for name in names]
             shown.add_row(*cells, style="dim" if row.published else "")
@@ -131,8 +145,14 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
 
 
 def used_columns(table: Table) -> list[str]:
-    """Names of the columns in which some row has something to say."""
-    return [name for name, cell in COLUMNS.items() if any(cell(row) for row in table.rows)]
+    """Names of the columns in which some row has something to say that the heading does not."""
+    heading = f"{table.dataset} {table.split}".casefold()
+    said = (
+        {"data set"} if all(COLUMNS["data set"](row).casefold() == heading for row in table.rows) else set()
+    )
+    return [
+        name for name, cell in COLUMNS.items() if name not in said and any(cell(row) for row in table.rows)
+    ]
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -159,9 +179,11 @@ def to_json(tables: Sequence[Table]) -> str:
     """All tables as JSON; a score that is not a number becomes null."""
     content = [
         {
+            "title": table.title,
             "dataset": table.dataset,
             "split": table.split,
             "protocol": table.protocol,
+            "evaluation": table.evaluation,
             "rows": [
                 {
                     key: None if isinstance(value, float) and math.isnan(value) else value

@@ -35,7 +35,7 @@ from cosa_dist.tracking.mlflow_client import (
     send_points,
     send_tags,
 )
-from cosa_dist.tracking.store import without_password
+from cosa_dist.tracking.store import StoreError, without_password
 from cosa_dist.tracking.tracker import CombinedTracker, Status
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def replay(mirror: Path, uri: str, run_id: str) -> int:
     """Send what the store misses of a run folder, with the times of the first recording.
 
     Args:
-        mirror: the run's `metrics.jsonl`; settings, tags, tables and files beside it are sent too.
+        mirror: the run's `metrics.jsonl`; tags, tables and files beside it are sent too.
         uri: absolute URI of the store.
         run_id: run that the folder belongs to.
 
@@ -176,10 +176,22 @@ def replay(mirror: Path, uri: str, run_id: str) -> int:
 
     Raises:
         FileNotFoundError: if there is no such mirror.
+        StoreError: the store has no such run, or refuses or does not answer.
     """
-    client = connect(uri)
-    sent = send_missing(client, run_id, list(mirror_points(mirror)))
-    folder = mirror.parent
+    from mlflow.exceptions import MlflowException
+
+    points = list(mirror_points(mirror))
+    try:
+        return _replay(connect(uri), mirror.parent, run_id, points)
+    except MlflowException as error:
+        first = error.message.splitlines()[0]
+        raise StoreError(f"tracking store {without_password(uri)}: {first}") from error
+
+
+def _replay(client: MlflowClient, folder: Path, run_id: str, points: list[Point]) -> int:
+    """Send a run folder's points and the records beside them."""
+    client.get_run(run_id)
+    sent = send_missing(client, run_id, points)
     tags = read_mapping(folder / TAGS_FILE)
     status = tags.pop("status", "")
     send_params(client, run_id, read_mapping(folder / PARAMS_FILE))

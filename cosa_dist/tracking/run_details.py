@@ -1,11 +1,12 @@
 """More of a few chosen runs than the leaderboard's tables need: learning curves, IoU per class, pictures.
 
 Read from the tracking store, so that a page about runs of other people's machines can be made anywhere.
-What a run does not have (a killed run has no report) is left empty.
+What a run does not have (a killed run has no report), or what cannot be read any more, is left empty.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CURVE_PREFIXES = ("train/", "val/")
 PICTURES = "pictures"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class RunDetails:
 def read_details(uri: str, run_id: str, pictures: int = 6) -> RunDetails:
     """Read a run's curves, reports and first `pictures` pictures.
 
+    A file that is missing or damaged (a store that was copied without its artifacts) is a warning.
+
     Raises:
         StoreError: the store does not answer or has no such run.
     """
@@ -51,20 +55,33 @@ def read_details(uri: str, run_id: str, pictures: int = 6) -> RunDetails:
         curves = {
             key: _history(client, run_id, key) for key in run.data.metrics if key.startswith(CURVE_PREFIXES)
         }
-        names = [entry.path for entry in client.list_artifacts(run_id)]
-        with tempfile.TemporaryDirectory() as folder:
-            reports = [
-                EvalReport.from_json(_fetch(client, run_id, name, folder).decode())
-                for name in names
-                if PurePosixPath(name).match("report_*.json")
-            ]
-            shown = client.list_artifacts(run_id, PICTURES) if PICTURES in names else []
-            files = [entry.path for entry in shown if entry.path.endswith(".png")][:pictures]
-            images = {PurePosixPath(name).stem: _fetch(client, run_id, name, folder) for name in files}
     except MlflowException as error:
         first = error.message.splitlines()[0]
         raise StoreError(f"tracking store {without_password(uri)}: {first}") from error
-    return RunDetails(run_id, curves, {report.network: _iou(report) for report in reports}, images)
+    try:
+        iou, images = _files(client, run_id, pictures)
+    except (MlflowException, ValueError, KeyError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("run %s: its reports and pictures are left out: %s", run.info.run_name or run_id, first)
+        iou, images = {}, {}
+    return RunDetails(run_id, curves, iou, images)
+
+
+def _files(
+    client: MlflowClient, run_id: str, pictures: int
+) -> tuple[dict[str, dict[str, float | None]], dict[str, bytes]]:
+    """IoU by network and the first pictures, out of a run's files."""
+    names = [entry.path for entry in client.list_artifacts(run_id)]
+    with tempfile.TemporaryDirectory() as folder:
+        reports = [
+            EvalReport.from_json(_fetch(client, run_id, name, folder).decode())
+            for name in names
+            if PurePosixPath(name).match("report_*.json")
+        ]
+        shown = client.list_artifacts(run_id, PICTURES) if PICTURES in names else []
+        files = [entry.path for entry in shown if entry.path.endswith(".png")][:pictures]
+        images = {PurePosixPath(name).stem: _fetch(client, run_id, name, folder) for name in files}
+    return {report.network: _iou(report) for report in reports}, images
 
 
 def _history(client: MlflowClient, run_id: str, key: str) -> tuple[tuple[int, float], ...]:

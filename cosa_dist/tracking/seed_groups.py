@@ -62,8 +62,8 @@ class SeedGroup:
         return mean(known) if known else None
 
 
-def experiment_digest(params: Mapping[str, str]) -> str:
-    """Short name of all options that make the experiment; empty if none are recorded."""
+def experiment_digest(params: Mapping[str, str], training_data: str = "") -> str:
+    """Short name of the options and the training data that make the experiment; empty without any option."""
     kept = {
         key: value
         for key, value in params.items()
@@ -74,6 +74,8 @@ def experiment_digest(params: Mapping[str, str]) -> str:
     if not kept:
         return ""
     kept["weights"] = params.get("model.weights", "").replace("\\", "/").rsplit("/", 1)[-1]
+    if training_data:
+        kept["training data"] = training_data
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -174,6 +174,8 @@ def _evaluate(
         total = state.step * state.config.training.global_batch_size
         metrics["final/images_per_second"] = total / state.seconds if state.seconds else 0.0
     if rank() == 0:
+        if last:
+            around.tracker.set_tags(next(iter(reports.values())).tags())
         around.tracker.log_metrics(metrics, state.step)
         around.tracker.flush()
         if score is None:

@@ -177,6 +177,22 @@ def test_without_a_crf_nothing_of_it_is_computed(monkeypatch):
     assert "unfiltered_crf" not in run([one_image()]).scores
 
 
+def test_a_report_tells_which_images_it_is_of():
+    samples = many_images(5)
+    report = run(samples)
+    assert report.image_set
+    assert report.benchmark == ""
+    assert report.tags() == {
+        "image_set": report.image_set, "benchmark": "", "evaluated_images": "5", "classes": "3",
+    }  # fmt: skip
+    assert run(samples[::-1], replace(PLAIN, scales=(1.0, 0.5), flip=False)).image_set == report.image_set
+    assert run(samples[:4]).image_set != report.image_set
+    filled = [replace(s, mask=s.mask.masked_fill(s.mask == 255, 0)) for s in samples]
+    assert run(filled).image_set != report.image_set
+    # an image without a mask is not evaluated
+    assert run([*samples, replace(samples[0], id="more", mask=None)]).image_set == report.image_set
+
+
 def test_any_batch_size_gives_the_same():
     samples = many_images(5)
     settings = replace(PLAIN, scales=(1.0, 0.5, 1.5), cam_background_grid=(0.4,))

@@ -32,6 +32,7 @@ def make_report(network: str = "online", context: float | None = None) -> EvalRe
         aux_map_class=None,
         cam_miou_by_background={0.3: 41.0, 0.35: 42.5, 1e-05: None},
         settings=EvaluationSettings(size=64, cam_background_grid=(0.3, 0.35)),
+        image_set="0123456789abcdef",
     )
 
 
@@ -80,8 +81,8 @@ def test_a_report_with_a_crf_round_trips_and_one_from_before_it_is_read():
     assert with_crf.metrics()["online/miou_unfiltered_crf"] == 70.0
     assert "true_labels_crf" in as_text([with_crf])
     old = json.loads(plain.to_json())
-    del old["settings"]["crf"]
-    assert EvalReport.from_json(json.dumps(old)) == plain
+    del old["settings"]["crf"], old["image_set"], old["benchmark"]
+    assert EvalReport.from_json(json.dumps(old)) == replace(plain, image_set="")
 
 
 @given(st.text() | st.dictionaries(st.sampled_from(["network", "scores"]), st.none()).map(json.dumps))
@@ -92,6 +93,8 @@ def test_other_text_is_refused_with_a_clear_error(text):
 
 def test_table_shows_networks_protocols_and_classes():
     text = as_text([make_report("online"), make_report("assignment")])
+    assert "online: 7 images (set 01234567)" in text
+    assert "7 images (VOC val)" in as_text([replace(make_report(), benchmark="VOC val")])
     assert "context" not in text
     assert "context" in as_text([make_report(context=1.0)])
     for part in ("online", "assignment", "auxiliary CAM", "predicted_labels", "70.00", "dog", "-"):

@@ -40,6 +40,7 @@ def make_store(folder: Path) -> str:
     for name, dataset, seed, miou, colour in RUNS:
         tags = {"dataset": dataset, "split": "val", "recipe": "demo", "backbone": "vit_tiny", "seed": seed}
         tags |= {"steps": "100", "kind": "cosa", "git_commit": "0123456789abcdef", "cpu_count": "2"}
+        tags |= {"image_set": f"{dataset}-images", "evaluated_images": "3", "classes": "2", "benchmark": ""}
         params = {"seed": seed, "losses.energy": "0.05", "data.shards": f"/somewhere/{seed}"}
         run_id = create_run(uri, "pages", name, tags=tags, params=params)
         points = [Point("train/total", 2.0 / step, 1000 + step, step) for step in range(1, 6)]

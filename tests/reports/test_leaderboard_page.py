@@ -61,6 +61,23 @@ def test_the_page_embeds_the_runs_and_nothing_from_elsewhere(page):
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?!data:)', text)
 
 
+def test_runs_come_first_and_columns_do_not_repeat_the_heading(page, store):
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings[:5] == [
+        "synthetic val (3 images), unfiltered, settings not recorded",
+        "synthetic val (3 images), true_labels, settings not recorded",
+        "VOC-mini val (3 images), unfiltered, settings not recorded",
+        "VOC-mini val (3 images), true_labels, settings not recorded",
+        "VOC val, unfiltered",
+    ]
+    columns = re.findall(r'<button type="button">(.*?)</button>', text)
+    assert not {"protocol", "data set"} & set(columns)
+    assert "the best 3 runs have a box" in text
+    one = leaderboard_page(store, leaderboard(read_runs(store), dataset="synthetic", with_published=False))
+    assert "Tick up to six runs in the tables above." in one
+
+
 def test_every_table_has_a_turn_before_any_has_a_second():
     tables = [
         Table("a", "val", "unfiltered", (row("a1", 9), row("a2", 8), row("a3", 7))),
@@ -89,13 +106,18 @@ def test_the_digest_forgets_seed_and_places_but_not_options_and_weights():
     assert experiment_digest({**plain, "losses.energy": "0"}) != experiment_digest(plain)
     assert experiment_digest({**plain, "model.weights": "/here/v.pth"}) != experiment_digest(plain)
     assert experiment_digest({"seed": "1"}) == ""
+    assert experiment_digest(plain, "sha256:01") != experiment_digest(plain, "sha256:02")
 
 
 @pytest.mark.slow
 @pytest.mark.integration
 def test_a_browser_sorts_filters_and_shows_the_chosen_runs(page, tmp_path):
-    with browser_page() as (tab, wrong):
+    with browser_page(1300) as (tab, wrong):
         tab.goto(page.as_uri())
+        widths = tab.evaluate(
+            "[...document.querySelectorAll('.scroll')].map(e => [e.scrollWidth, e.clientWidth])"
+        )
+        assert all(needed <= there for needed, there in widths if there)
         table = tab.locator("section.ranking[data-dataset='VOC-mini'][data-protocol='unfiltered'] table.runs")
 
         def shown() -> list[str]:

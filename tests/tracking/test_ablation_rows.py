@@ -85,3 +85,10 @@ def test_the_table_gives_mean_and_range_over_the_seeds():
         *("25.0 (25.0 to 25.0)", "51.5 (50.0 to 53.0)", "0 1"),
     ]
     assert "synthetic val; recipe demo; commits abc" in source
+
+
+def test_rows_of_different_images_make_no_table():
+    rows = [row("with", 0, 50.0, image_set="a"), row("with", 1, 51.0), row("with", 2, 52.0, image_set="a")]
+    assert "51.0 (50.0 to 52.0)" in as_markdown(rows, ["separation"])
+    with pytest.raises(ValueError, match="different images or classes"):
+        as_markdown([*rows, row("with", 3, 60.0, image_set="b")], ["separation"])

@@ -12,7 +12,6 @@ from rich.console import Console
 from cosa_dist.tracking.leaderboard import (
     CAM_CONTROL,
     RunRecord,
-    Table,
     leaderboard,
     rows_of,
     without_result,
@@ -24,16 +23,37 @@ from cosa_dist.tracking.leaderboard_views import (
     to_csv,
     to_json,
     to_markdown,
+    used_columns,
 )
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import StoreError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COSA = "448 square, 5 scales + mirror"
+VOC_VAL = {"image_set": "aaaaaaaabbbb", "benchmark": "VOC val", "evaluated_images": "1449", "classes": "20"}
 
 
-def record(name: str, dataset: str = "VOC", status: str = "FINISHED", **metrics: float) -> RunRecord:
-    """A run; `online_unfiltered=70` stands for `final/online/miou_unfiltered`."""
+def of(image_set: str, images: int = 120, classes: int = 3, benchmark: str = "") -> dict[str, str]:
+    """Tags that say what was evaluated."""
+    counts = {"evaluated_images": str(images), "classes": str(classes)}
+    return {"image_set": image_set, "benchmark": benchmark, **counts}
+
+
+def record(
+    name: str,
+    dataset: str = "VOC",
+    status: str = "FINISHED",
+    *,
+    evaluated: dict[str, str] | None = None,
+    evaluation: str = COSA,
+    crf: str = "released CRF",
+    **metrics: float,
+) -> RunRecord:
+    """A run; `online_unfiltered=70` stands for `final/online/miou_unfiltered`.
+
+    `evaluated` are its tags of the evaluated images, by default one set for each data set.
+    """
     measures = {}
     for key, value in metrics.items():
         network, _, measure = key.partition("_")
@@ -41,12 +61,11 @@ def record(name: str, dataset: str = "VOC", status: str = "FINISHED", **metrics:
         measures[f"final/{network}/{prefix}{measure}"] = value
     tags = {"dataset": dataset, "split": "val", "recipe": "r", "backbone": "vit", "seed": "1"}
     tags |= {"steps": "100", "git_commit": COMMIT + "-dirty", "kind": "cosa"}
-    return RunRecord(name, name, "cosa", status, measures | {"final/images_per_second": 12.5}, tags, 75.0)
-
-
-def table(tables: list[Table], title: str) -> Table:
-    (found,) = [item for item in tables if item.title == title]
-    return found
+    tags |= of(f"{dataset}-set") if evaluated is None else evaluated
+    measures["final/images_per_second"] = 12.5
+    return RunRecord(
+        name, name, "cosa", status, measures, tags, 75.0, evaluation=evaluation, crf=crf
+    )  # fmt: skip
 
 
 def test_the_better_network_counts_and_runs_are_ranked_by_it():
@@ -81,39 +100,173 @@ def test_protocols_and_data_sets_are_never_mixed():
         record("b", "VOC-mini", online_unfiltered=80, online_predicted_labels=81),
     ]
     tables = leaderboard(runs, with_published=False)
-    assert {item.title: [row.run for row in item.rows] for item in tables} == {
-        "VOC val, unfiltered": ["a"],
-        "VOC val, true_labels": ["a"],
-        "VOC-mini val, unfiltered": ["b"],
-        "VOC-mini val, predicted_labels": ["b"],
+    assert {(item.dataset, item.protocol): [row.run for row in item.rows] for item in tables} == {
+        ("VOC", "unfiltered"): ["a"],
+        ("VOC", "true_labels"): ["a"],
+        ("VOC-mini", "unfiltered"): ["b"],
+        ("VOC-mini", "predicted_labels"): ["b"],
+    }
+    assert tables[-1].title == f"VOC-mini val (120 images), predicted_labels, {COSA}"
+
+
+def titles_and_runs(runs: list[RunRecord], **options) -> dict[str, list[str]]:
+    tables = leaderboard(runs, with_published=False, **options)
+    return {item.title: [row.run for row in item.rows] for item in tables}
+
+
+def test_two_data_sets_of_one_name_are_two_rankings_told_apart_in_the_title():
+    runs = [
+        record("leaf", "photos", evaluated=of("1111aaaa9999", 120, 3), online_unfiltered=70),
+        record("rust", "photos", evaluated=of("2222bbbb9999", 1250, 2), online_unfiltered=80),
+        record("rust2", "photos", evaluated=of("2222bbbb9999", 1250, 2), online_unfiltered=60),
+        record("other", "scans", evaluated=of("3333cccc9999", 7, 2), online_unfiltered=50),
+    ]
+    assert titles_and_runs(runs) == {
+        f"photos val (2 classes, 1,250 images, set 2222bbbb), unfiltered, {COSA}": ["rust", "rust2"],
+        f"photos val (3 classes, 120 images, set 1111aaaa), unfiltered, {COSA}": ["leaf"],
+        f"scans val (7 images), unfiltered, {COSA}": ["other"],
     }
 
 
-def test_published_rows_have_no_rank_and_stand_only_in_their_data_set():
+def test_the_same_images_under_two_names_are_one_ranking():
     runs = [
-        record("ours", "voc", online_unfiltered=75, online_true_labels=76.3),
+        record("a", "photos", evaluated=of("1111aaaa9999"), online_unfiltered=70),
+        record("b", "colleague", evaluated=of("1111aaaa9999"), online_unfiltered=75),
+    ]
+    title = f"colleague / photos val (120 images), unfiltered, {COSA}"
+    assert titles_and_runs(runs) == {title: ["b", "a"]}
+    assert list(titles_and_runs(runs, dataset="photos")) == [title]
+    (table_of_both,) = leaderboard(runs, with_published=False)
+    assert "data set" in used_columns(table_of_both)
+    third = record("c", "photos", evaluated=of("2222bbbb9999", 50), online_unfiltered=75)
+    assert list(titles_and_runs([*runs, third]))[1].startswith(
+        "photos val (3 classes, 50 images, set 2222bbbb)"
+    )
+    (single,) = leaderboard(runs[:1], with_published=False)
+    assert "data set" not in used_columns(single)
+
+
+def test_other_sizes_scales_or_mirroring_are_other_rankings_and_a_crf_counts_where_it_is_used():
+    scores = {"online_unfiltered": 70, "online_unfiltered_crf": 71}
+    runs = [
+        record("a", "d", **scores),
+        record("b", "d", crf="CRF 10 iterations 4/3 83/5/3", **scores),
+        record("c", "d", evaluation="192 square, 5 scales + mirror", online_unfiltered=90),
+        record("d", "d", evaluation="448 square, 1 scale, no mirror", online_unfiltered=90),
+    ]
+    assert titles_and_runs(runs) == {
+        "d val (120 images), unfiltered, 192 square, 5 scales + mirror": ["c"],
+        "d val (120 images), unfiltered, 448 square, 1 scale, no mirror": ["d"],
+        f"d val (120 images), unfiltered, {COSA}": ["a", "b"],
+        f"d val (120 images), unfiltered_crf, {COSA}, CRF 10 iterations 4/3 83/5/3": ["b"],
+        f"d val (120 images), unfiltered_crf, {COSA}, released CRF": ["a"],
+    }
+
+
+def test_a_part_of_the_images_is_another_ranking():
+    whole = record("whole", evaluated=VOC_VAL, online_unfiltered=70)
+    part = record("part", evaluated=of("cccc", 50, 20), online_unfiltered=80)
+    tables = leaderboard([whole, part])
+    of_part = [item for item in tables if "part" in {row.run for row in item.rows}]
+    assert [item.title for item in of_part] == [
+        f"VOC val (20 classes, 50 images, set cccc), unfiltered, {COSA}"
+    ]
+    assert [row.run for row in of_part[0].rows] == ["part"]
+
+
+def test_runs_that_did_not_record_their_images_go_by_name_in_a_marked_table():
+    old = {"data_fingerprint_val": "sha256:0123456789"}
+    runs = [
+        record("new", evaluated=VOC_VAL, online_unfiltered=70),
+        record("old", evaluated={}, online_unfiltered=75),
+        record("older", evaluated={}, online_unfiltered=74),
+        record("print", evaluated=old, online_unfiltered=73),
+    ]
+    tables = {item.title: [row.run for row in item.rows] for item in leaderboard(runs) if item.has_runs}
+    assert tables[f"VOC val (images not recorded), unfiltered, {COSA}"] == ["old", "older"]
+    assert tables[f"VOC val (images not recorded, set 01234567), unfiltered, {COSA}"] == ["print"]
+    assert [names for names in tables.values() if "new" in names and "old" in names] == []
+    assert "WeCLIP" in tables[f"VOC val (1,449 images), unfiltered, {COSA}"]
+
+
+def test_published_rows_stand_beside_runs_on_their_images_whatever_these_are_called():
+    runs = [
+        record("ours", "pictures", evaluated=VOC_VAL, online_unfiltered=74, online_true_labels=76.3,
+               online_unfiltered_crf=75, online_true_labels_crf=76.3),
         record("mini", "VOC-mini", online_unfiltered=99),
-        record("part", "VOC", online_unfiltered=50),
+        record("own devkit", "VOC", evaluated=of("dddd", 1449, 3), online_unfiltered=50),
+    ]  # fmt: skip
+    tables = leaderboard(runs)
+    rows = {item.protocol: item.rows for item in tables if item.dataset == "VOC" and item.rows[0].benchmark
+            and item.has_runs}  # fmt: skip
+    unfiltered = [row.run for row in rows["unfiltered"]]
+    assert unfiltered == ["WeCLIP", "ours", "CoSA (released log)"]
+    assert [row.run for row in rows["true_labels"]] == ["ours", "CoSA", "CoSA (released log)"]
+    assert [row.run for row in rows["true_labels_crf"]] == ["CoSA + CRF", "ours"]
+    crf = [row.run for row in rows["unfiltered_crf"]]
+    assert crf.index("MoRe") < crf.index("ours") < crf.index("SeCo")
+    assert all((row.rank is None) == row.published for item in tables for row in item.rows)
+    assert [row.rank for row in rows["unfiltered"]] == [None, 1, None]
+    for own in ("mini", "own devkit"):
+        (its,) = [item for item in tables if own in {row.run for row in item.rows}]
+        assert [row.run for row in its.rows] == [own]
+
+
+def test_a_published_row_says_how_it_was_measured_and_one_view_stands_apart():
+    one_view = "448 square, one view"
+    runs = [
+        record("many", evaluated=VOC_VAL, online_unfiltered=74),
+        record("one", evaluated=VOC_VAL, evaluation=one_view, online_unfiltered=71),
+    ]
+    tables = {item.evaluation: item for item in leaderboard(runs, dataset="VOC", protocol="unfiltered")}
+    assert set(tables) == {COSA, one_view}
+    assert [row.run for row in tables[one_view].rows] == [
+        "ExCEL",
+        "SeCo",
+        "MoRe",
+        "one",
+        "DuPL",
+        "DuPL",
+        "ToCo",
+    ]
+    assert {row.run for row in tables[COSA].rows} == {"many", "WeCLIP", "CoSA (released log)"}
+    lines = to_markdown([tables[COSA]]).splitlines()
+    (weclip,) = [line for line in lines if "WeCLIP" in line]
+    assert "longer side 512, 2 scales + mirror, mean" in weclip
+    assert "published 2024 (CLIP, not verified)" in weclip
+
+
+def test_runs_come_first_and_what_is_unstated_stands_beside_none():
+    runs = [
+        record("mini", "VOC-mini", online_unfiltered=20),
+        record("voc", evaluated=VOC_VAL, online_unfiltered=70),
     ]
     tables = leaderboard(runs)
-    assert [row.run for row in table(tables, "VOC-mini val, unfiltered").rows] == ["mini"]
-    unfiltered = table(tables, "voc val, unfiltered").rows
-    names = [row.run for row in unfiltered]
-    assert names.index("WeCLIP") < names.index("ours") < names.index("SeCo")
-    assert all((row.rank is None) == row.published for row in unfiltered)
-    assert next(row.rank for row in unfiltered if row.run == "ours") == 1
-    filtered = table(tables, "voc val, true_labels").rows
-    assert [row.run for row in filtered] == ["CoSA + CRF", "ours", "CoSA"]
-    assert {"CoSA + CRF", "CoSA"}.isdisjoint(names)
-    assert [row.protocol for row in unfiltered if row.run == "CoSA-MS"] == ["unstated"]
+    assert [item.rows[0].benchmark or item.dataset for item in tables[:2]] == ["VOC val", "VOC-mini"]
+    assert not any(item.has_runs for item in tables[2:])
+    unstated = [item for item in tables if any(row.protocol == "unstated" for row in item.rows)]
+    assert [item.title for item in unstated] == [
+        "VOC val, unstated protocol: not comparable",
+        "COCO val, unstated protocol: not comparable",
+    ]
+    assert not any(item.has_runs for item in unstated)
+    assert "CoSA-MS" in {row.run for row in unstated[0].rows}
 
 
 def test_without_any_run_the_published_tables_remain():
     assert [item.title for item in leaderboard([])] == [
         "VOC val, unfiltered",
+        "VOC val, unfiltered, one view",
         "VOC val, true_labels",
-        "COCO val, unfiltered",
+        "VOC val, unfiltered_crf",
+        "VOC val, true_labels_crf",
+        "VOC val, unstated protocol: not comparable",
+        "VOC test, server",
         "COCO val, true_labels",
+        "COCO val, unfiltered_crf",
+        "COCO val, true_labels_crf",
+        "COCO val, unstated protocol: not comparable",
+        "COCO val_part, unfiltered",
     ]
     assert leaderboard([], with_published=False) == []
 
@@ -129,13 +282,13 @@ def test_the_cam_control_is_a_row_of_its_own():
                  assignment_cam_control_predicted_labels=40)  # fmt: skip
     rows = {row.protocol: (row.network, row.miou) for row in rows_of(run)}
     assert rows == {"predicted_labels": ("online", 50.0), CAM_CONTROL: ("assignment", 40.0)}
-    titles = [item.title for item in leaderboard([run], protocol="predicted_labels")]
-    assert titles == ["VOC val, predicted_labels", f"VOC val, {CAM_CONTROL}"]
+    protocols = [item.protocol for item in leaderboard([run], protocol="predicted_labels")]
+    assert protocols == ["predicted_labels", CAM_CONTROL]
 
 
 def test_filters():
     runs = [record("a", online_unfiltered=70), record("b", "VOC-mini", online_unfiltered=80)]
-    assert [t.title for t in leaderboard(runs, dataset="voc-mini")] == ["VOC-mini val, unfiltered"]
+    assert [t.dataset for t in leaderboard(runs, dataset="voc-mini")] == ["VOC-mini"]
     assert {t.protocol for t in leaderboard(runs, protocol="true_labels")} == {"true_labels"}
 
 
@@ -153,16 +306,20 @@ def test_durations(seconds, text):
 
 
 def test_the_views_show_the_same_rows():
-    runs = [record("our | [b]run", online_unfiltered=75, assignment_unfiltered=math.nan)]
-    tables = leaderboard(runs, dataset="VOC", protocol="unfiltered")
+    runs = [
+        record("our | [b]run", evaluated=VOC_VAL, online_unfiltered=75, assignment_unfiltered=math.nan),
+    ]
+    tables = leaderboard(runs, dataset="VOC", protocol="unfiltered")[:1]
     markdown = to_markdown(tables)
-    assert "| 1 | our \\| [b]run | r | online | 75.0 | unfiltered | VOC val |" in markdown
-    assert markdown.count("published") == 8
+    assert "| 1 | our \\| [b]run | r | online | 75.0 | vit |" in markdown
+    assert markdown.count("| published") == 2
     rows = list(csv.DictReader(io.StringIO(to_csv(tables))))
-    assert len(rows) == 9
+    assert len(rows) == 3
     (ours,) = [row for row in rows if row["status"] == "finished"]
     assert (ours["rank"], float(ours["miou"]), ours["seed"]) == ("1", 75.0, "1")
+    assert (ours["evaluation"], ours["images"], ours["image_set"]) == (COSA, "1449", "aaaaaaaabbbb")
     (content,) = json.loads(to_json(tables))
+    assert content["title"] == f"VOC val (1,449 images), unfiltered, {COSA}"
     assert [row["run"] for row in content["rows"]] == [row["run"] for row in rows]
     text = io.StringIO()
     print_tables(tables, Console(file=text))
@@ -195,6 +352,24 @@ def test_runs_come_out_of_a_real_store(store):
         ("low", 30.0, "failed"),
     ]
     assert "elsewhere" in {run.name for run in read_runs(store)}
+
+
+def test_settings_and_times_come_out_of_a_real_store(store):
+    params = {"evaluation.size": "192", "evaluation.scales": "[1.0]", "evaluation.flip": "False"}
+    client = connect(store)
+    for name, status in (("ended", "FINISHED"), ("taken up again", "FINISHED")):
+        run_id = create_run(store, "settings", name, params=params, tags={"data_fingerprint_train": name})
+        client.log_metric(run_id, "final/online/miou_unfiltered", 10.0)
+        client.set_terminated(run_id, status)
+        if name != "ended":
+            client.update_run(run_id, status="RUNNING")
+    runs = {run.name: run for run in read_runs(store, ["settings"])}
+    assert runs["ended"].evaluation == "192 square, one view"
+    assert runs["ended"].crf == "CRF: settings not recorded"
+    assert runs["ended"].seconds is not None
+    assert runs["taken up again"].seconds is None
+    # other training images: no seed of the same experiment
+    assert runs["ended"].digest != runs["taken up again"].digest
 
 
 def test_an_unknown_experiment_is_answered_with_the_known_ones(store):

@@ -6,21 +6,37 @@ from cosa_dist.tracking.published import PUBLISHED, published_results
 
 
 def test_numbers_of_the_method_stand_under_their_protocol():
-    found = {(r.method, r.dataset, r.protocol): r.miou for r in PUBLISHED}
-    assert found["CoSA + CRF", "VOC", "true_labels"] == 76.4
-    assert found["CoSA", "VOC", "true_labels"] == 76.2
-    assert found["CoSA + CRF", "COCO", "true_labels"] == 51.1
-    assert found["CoSA", "COCO", "true_labels"] == 51.0
-    assert found["CoSA-MS", "VOC", "unstated"] == 81.4
-    assert found["CoSA-MS", "COCO", "unstated"] == 53.7
-    unfiltered = [r.miou for r in PUBLISHED if "released log" in r.method]
-    assert unfiltered == [73.7, 48.5]
+    found = {(r.method, f"{r.dataset} {r.split}", r.protocol): r.miou for r in PUBLISHED}
+    assert found["CoSA + CRF", "VOC val", "true_labels_crf"] == 76.4
+    assert found["CoSA", "VOC val", "true_labels"] == 76.2
+    assert found["CoSA", "VOC test", "server"] == 75.1
+    assert found["CoSA + CRF", "COCO val", "true_labels_crf"] == 51.1
+    assert found["CoSA", "COCO val", "true_labels"] == 51.0
+    assert found["CoSA-MS", "VOC val", "unstated"] == 81.4
+    assert found["CoSA-MS", "COCO val", "unstated"] == 53.7
+    logs = {(r.split, r.protocol): r.miou for r in PUBLISHED if "released log" in r.method}
+    assert logs == {
+        ("val", "unfiltered"): 73.7,
+        ("val", "true_labels"): 75.7,
+        ("val_part", "unfiltered"): 48.5,
+    }
+
+
+def test_other_methods_headline_numbers_are_after_their_crf():
+    others = [r for r in PUBLISHED if not r.method.startswith("CoSA")]
+    for result in others:
+        assert (result.protocol == "unfiltered_crf") == ("CRF" in result.evaluation), result
+    plain = {(r.method, r.miou) for r in others if r.protocol == "unfiltered" and not r.one_view}
+    assert plain == {("WeCLIP", 74.9)}
+    views = {(r.method, r.backbone): r.miou for r in others if r.one_view}
+    assert sorted(views.values()) == [69.2, 69.9, 70.4, 72.1, 72.2, 75.6]
 
 
 def test_every_result_is_complete_and_none_occurs_twice():
-    keys = [(r.method, r.dataset, r.split, r.protocol) for r in PUBLISHED]
+    keys = [(r.method, r.backbone, r.dataset, r.split, r.protocol, r.evaluation) for r in PUBLISHED]
     assert len(set(keys)) == len(keys)
-    assert all(r.source and r.backbone and 20 < r.miou < 95 for r in PUBLISHED)
+    assert all(r.source and r.backbone and 20 < r.miou < 95 and r.year > 2022 for r in PUBLISHED)
+    assert all(r.evaluation or r.protocol in ("server", "unstated") for r in PUBLISHED)
 
 
 @pytest.mark.parametrize("name", ["VOC-mini", "VOC mini", "coco-mini", "demo", "", "VOC2007"])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.tracking.mlflow_runs import create_run
@@ -17,6 +19,38 @@ PROJECT = Path(__file__).resolve().parents[2]
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "jobs" / "replay.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
+    """The job says in one line why it could not do it."""
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ({"run_id": "0" * 32}, "Run with id=00000000000000000000000000000000 not found"),
+        ({"tracking_uri": "sqlite:///{folder}/gone.db"}, "no tracking store at"),
+        ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
+        ({"run_id": ""}, "trained without tracking"),
+        ({"metrics": False}, "metrics.jsonl"),
+    ],
+)
+def test_a_store_that_cannot_take_it_is_one_line(store, tmp_path, note, words):
+    folder = tmp_path / "runs" / "lost"
+    content = {"tracking_uri": store, "run_id": create_run(store, "replay", "lost"), "finished": True}
+    mirror = LocalTracker(folder)
+    mirror.log_metrics({"loss": 1.0}, 1)
+    mirror.close("FINISHED")
+    if not note.pop("metrics", True):
+        (folder / "metrics.jsonl").unlink()
+    content |= {key: value.replace("{folder}", str(tmp_path)) for key, value in note.items()}
+    (folder / "run.json").write_text(json.dumps(content))
+    assert_one_line(call("lost", "--output", str(tmp_path)), words)
+    assert not (tmp_path / "gone.db").exists()
 
 
 def test_what_is_missing_is_sent_once(store, tmp_path):
@@ -30,6 +64,9 @@ def test_what_is_missing_is_sent_once(store, tmp_path):
     first = call("lonely", "--output", str(tmp_path))
     assert first.stdout == "4 points were missing and are there now\n", first.stderr
     assert connect(store).get_run(run_id).info.status == "FINISHED"
+    connect(store).delete_run(run_id)
+    deleted = call("lonely", "--output", str(tmp_path))
+    assert_one_line(deleted, "tracking store sqlite")
     wrong = call("lonly", "--output", str(tmp_path))
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: no run named 'lonly'")

@@ -1,0 +1,96 @@
+"""Which images were evaluated: a digest of classes, image ids and true masks, and the field's sets by name.
+
+Scores may stand in one ranking only if they are of the same classes on the same images, whatever the data set
+is called. Masks are in the digest by the number of pixels of each class: the same images with other masks (a
+border that is ignored or not) give other scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from cosa_dist.data.catalog import COCO, VOC, DatasetInfo
+
+KEY_BYTES = 8
+# COCO lists its val ids in rising order; its 5,000 image part, used while training, is their beginning.
+_FIRST_OF_COCO = (42, 73, 74, 133, 1000, 2006, 3001, 4011, 5001, 6005, 7023, 8005)
+_LATER_OF_COCO = (71673, 71682, 71699, 71711, 71737, 71756, 71807, 71826, 71857)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A set of images that published results are of.
+
+    Attributes:
+        name: data set and split, e.g. `VOC val`.
+        info: its data set, whose classes must be evaluated.
+        images: number of its images.
+        ids_digest: `ids_digest` of its ids; empty where only `members` is known.
+        members: ids that must be among the evaluated ones.
+    """
+
+    name: str
+    info: DatasetInfo
+    images: int
+    ids_digest: str = ""
+    members: tuple[str, ...] = ()
+
+    def holds(self, class_names: Sequence[str], keys: Collection[int]) -> bool:
+        """Whether these classes and images are the benchmark's."""
+        if sorted(class_names) != sorted(self.info.class_names) or len(keys) != self.images:
+            return False
+        there = set(keys)
+        return self.ids_digest in ("", ids_digest(keys)) and all(image_key(m) in there for m in self.members)
+
+
+def image_key(image_id: str) -> int:
+    """A number of 64 bits (signed) that stands for an image id."""
+    digest = hashlib.blake2b(image_id.encode(), digest_size=KEY_BYTES).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def ids_digest(keys: Iterable[int]) -> str:
+    """Digest of a set of image keys, in whatever order they come."""
+    parts = sorted(key.to_bytes(KEY_BYTES, "big", signed=True) for key in keys)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def image_set(class_names: Sequence[str], keys: Collection[int], pixels: Sequence[int]) -> str:
+    """Digest of what was evaluated; the order of images and classes does not matter.
+
+    Args:
+        class_names: the C foreground classes.
+        keys: `image_key` of every evaluated image; without any, the digest is empty.
+        pixels: true pixels of each of the K = C + 1 classes, background first.
+    """
+    if not keys:
+        return ""
+    classes = sorted(zip(class_names, pixels[1:], strict=True))
+    text = repr((pixels[0], classes, ids_digest(keys)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def benchmark_of(class_names: Sequence[str], keys: Collection[int]) -> str:
+    """Name of the benchmark that these classes and images are, empty if none."""
+    return next((known.name for known in BENCHMARKS if known.holds(class_names, keys)), "")
+
+
+def _coco(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"COCO_val2014_{number:012d}" for number in numbers)
+
+
+BENCHMARKS = (
+    Benchmark(
+        "VOC val",
+        VOC,
+        1449,
+        # of ImageSets/Segmentation/val.txt as in chendudai/CLIMS 050d608, voc12/val.txt (ids as year_number)
+        ids_digest="2ed3d5f7e4a764a9de116cf12bbb3ef745675bca56e40d2f9c7b866fa8106c66",
+    ),
+    # No complete list of ids was at hand: the number and these members stand for it.
+    Benchmark("COCO val", COCO, 40137, members=_coco(*_FIRST_OF_COCO, *_LATER_OF_COCO)),
+    # members: rulixiang/ToCo ab46ceb, datasets/coco/val_part.txt; the last one is the list's last
+    Benchmark("COCO val_part", COCO, 5000, members=_coco(*_FIRST_OF_COCO, *_LATER_OF_COCO)),
+)
