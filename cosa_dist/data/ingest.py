@@ -14,11 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from cosa_dist.data.catalog import DatasetInfo
+from cosa_dist.data.catalog import KNOWN, DatasetInfo
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.ingest_masks import mask_lines, merged
 from cosa_dist.data.ingest_options import IngestOptions
 from cosa_dist.data.ingest_pool import shard_pool
-from cosa_dist.data.ingest_report import SplitReport
+from cosa_dist.data.ingest_report import SplitReport, class_lines
 from cosa_dist.data.ingest_split import SplitIngest, say
 from cosa_dist.data.ingest_write import partial_folder, publish
 from cosa_dist.data.shards import DESCRIPTION, FORMAT, FORMAT_VERSION
@@ -47,13 +48,12 @@ def ingest(
         console: where progress, counts and rejections are shown; None shows nothing.
 
     Raises:
-        DataError: `out` may not be written, a split is empty, or too many of its records are bad.
+        DataError: `out` may not be written, a split is empty, too many of its records are bad, the masks
+            are no class masks or contradict the tags, or the name is that of another known data set.
         OSError: the disk is full or cannot be written to.
     """
     options = options or IngestOptions()
-    for split in sources:
-        if reason := unsafe_id(split):
-            raise DataError(f"split name '{split}' cannot be used: {reason}")
+    _check_names(info, sources)
     console = console or Console(quiet=True)
     reports: list[SplitReport] = []
     described: dict[str, Any] = {}
@@ -64,6 +64,7 @@ def ingest(
             say(console, *report.rejection_lines(), report.line())
             reports.append(report)
         say(console, *splits.repeats.lines())
+        _say_of_classes(info, reports, described, options, console)
         description = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -75,3 +76,32 @@ def ingest(
         documents = {DESCRIPTION: description, REJECTED: rejected, REPEATED: splits.repeats.groups()}
         publish(folder, out, options.overwrite, documents)
     return reports
+
+
+def _check_names(info: DatasetInfo, splits: Iterable[str]) -> None:
+    """Raise `DataError` for a known data set's name with other classes, or a split that leaves the folder."""
+    known = KNOWN.get(info.name.casefold())
+    if known and known.class_names != info.class_names:
+        raise DataError(
+            f"the name '{info.name}' is that of a known data set with {known.num_foreground} other classes; "
+            "give this one its own with --name"
+        )
+    for split in splits:
+        if reason := unsafe_id(split):
+            raise DataError(f"split name '{split}' cannot be used: {reason}")
+
+
+def _say_of_classes(
+    info: DatasetInfo,
+    reports: list[SplitReport],
+    described: Mapping[str, Any],
+    options: IngestOptions,
+    console: Console,
+) -> None:
+    """Say which id is which class, how often it occurs, and how masks and tags fit; refuse if not at all."""
+    surveys = {report.name: report.survey for report in reports}
+    total = merged({split: survey.as_row() for split, survey in surveys.items()})
+    counts = {split: described[split]["class_counts"] for split in surveys}
+    say(console, *class_lines(info.class_names, counts, total))
+    say(console, *(line for report in reports for line in report.rotation_lines()))
+    say(console, *mask_lines(surveys, info.class_names, options.classes_given))

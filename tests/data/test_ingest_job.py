@@ -25,8 +25,19 @@ def test_sources_become_shards(voc_root: Path, coco_root: Path, tmp_path: Path) 
     voc, coco = tmp_path / "made" / "voc", tmp_path / "made" / "coco"
     done = run("voc", voc_root, "--out", voc, "--name", "voc_drawn")
     assert (done.returncode, done.stderr) == (0, "")
-    *counts, last = done.stdout.splitlines()
-    assert counts == ["train: 6 records in 6 shards", "val: 2 records in 2 shards"]
+    first, second, head, *classes, ignored, last = done.stdout.splitlines()
+    assert (first, second) == ("train: 6 records in 6 shards", "val: 2 records in 2 shards")
+    assert head.split() == ["id", "class", "train", "val"]
+    rows = [line.split() for line in classes]
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 21)]
+    # Record n has the classes n + 1 and 20; records 6 and 7 are for validation.
+    assert (rows[0], rows[6], rows[19]) == (
+        ["1", "aeroplane", "1", "0"],
+        ["7", "car", "0", "1"],
+        ["20", "tvmonitor", "6", "2"],
+    )
+    # Five of the 40 + n columns are ignored.
+    assert ignored == "masks: 11.5 % of their pixels are 255, which is ignored"
     assert last.startswith(f"wrote {voc}: 8 images in ")
     assert last.endswith(" per process)")
     assert open_split(voc, "train").info.name == "voc_drawn"
@@ -51,7 +62,7 @@ def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.C
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4), (shade, 9, 9)).save(pictures / name)
         (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (6, 4), 1).save(tmp_path / "masks" / name)
+        Image.new("L", (6, 4), 2).save(tmp_path / "masks" / name)
     (tmp_path / "t.csv").write_text("picture,subject\n" + "".join(f"{name},{tags}\n" for name, tags in rows))
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     named = {"picture": [str(name) for name, _ in rows], "kind": [tags.split(";") for _, tags in rows]}
