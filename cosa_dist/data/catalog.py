@@ -55,6 +55,11 @@ class DatasetInfo:
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise DataError(f"data set '{self.name}' names a class twice")
+        if named := [name for name in self.class_names if name.strip(" _").casefold() == "background"]:
+            raise DataError(
+                f"data set '{self.name}' has a class '{named[0]}', but background is no class: it is id 0 of "
+                "masks beside the classes, and pictures of nothing else have no tag; take it out"
+            )
 
     @property
     def num_foreground(self) -> int:
