@@ -18,6 +18,8 @@ from cosa_dist.data.ingest_check import CheckedRecord
 Key = tuple[str | int, ...]
 _NAMED = 5
 """Most classes that a line names."""
+_ENOUGH = 2
+"""So many masks that hold none of their picture's tags are no single mistake."""
 _SAME = 0.8
 """Overlap (intersection over union) of the pictures with a tag and those with a mask value from which the
 value stands for the tag."""
@@ -160,7 +162,7 @@ def _refuse_one_value(total: MaskSurvey, class_names: Sequence[str]) -> None:
     (value,) = held
     tags = [tag for tag in range(len(class_names)) if total["both", tag, value]]
     others = total["tagged"] - total["tag", value - 1]
-    if len(tags) > 1 and others and total["against"] >= others / 2:
+    if len(tags) > 1 and total["against"] >= max(_ENOUGH, others / 2):
         raise DataError(
             f"the masks tell no classes apart: all hold the value {value} ('{class_names[value - 1]}'), also "
             f"{total['against']} whose pictures have other tags only (first: {total.first['against']}); "
@@ -200,24 +202,25 @@ def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given:
         f"value {value} stands on pictures tagged '{class_names[tag]}', which is id {tag + 1}"
         for tag, value in list(moved.items())[:_NAMED]
     )
+    cure = "give the class names in the order of the masks' ids with --classes FILE, or mend the masks"
     shifts = {value - tag - 1 for tag, value in moved.items()}
     if len(moved) > 1 and len(shifts) == 1:
         shift = shifts.pop()
-        which = f"{abs(shift)} too {'high' if shift > 0 else 'low'}"
+        which, change = (f"{shift} too high", "subtract {}") if shift > 0 else (f"{-shift} too low", "add {}")
         stand += f": ids are {which}, for 0 is background and 1 the first class"
+        cure = f"{change.format(abs(shift))} in the masks (not to 255), or {cure}"
     against, drawn = total["against"], total["drawn"]
-    if against <= drawn / 2 and not (moved and against >= drawn / 10):
+    if against <= drawn / 2 and not (moved and against >= max(1, drawn / 10)):
         return [f"masks and tags: {stand}"] if stand else []
     said = (
         f"masks and tags contradict each other: {against} of {drawn} masks with a class hold none of "
-        f"their picture's tags (first: {total.first.get('against', total.first['without'])})"
+        f"their picture's tags (first: {total.first['against']})"
     )
     said += f"; {stand}" * bool(stand)
-    if classes_given:
-        return [f"WARNING: {said}; mend the masks, or the order in --classes"]
-    raise DataError(
-        f"{said}; give the class names in the order of the masks' ids with --classes FILE, or mend the masks"
-    )
+    said += f"; {cure}"
+    if classes_given or against < _ENOUGH:
+        return [f"WARNING: {said}"]
+    raise DataError(said)
 
 
 def _moved(total: MaskSurvey, num_foreground: int) -> dict[int, int]:

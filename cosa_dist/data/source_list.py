@@ -56,10 +56,11 @@ def listed_data_set(
         return known
     if classes is None:
         raise DataError(
-            f"'{foreign}' is no image id of {known.name.upper()}, so the masks' ids need not be its classes; "
+            f"'{foreign}' is no image id of {known.name.upper()}, so the masks may hold other classes; "
             f"give the class names in id order with --classes FILE, or in {homes[0] / 'labels.txt'}"
         )
-    return DatasetInfo(homes[0].resolve().name, classes)
+    name = homes[0].resolve().name
+    return DatasetInfo(f"own_{name}" if name.casefold() == known.name else name, classes)
 
 
 def parse_id_list(text: str) -> list[str]:

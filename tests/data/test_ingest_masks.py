@@ -71,7 +71,11 @@ EXCHANGED = by_class(((0, 2), (0, 1), (0, 3)))
         (by_class(((0,), (0,), (0,))), ANIMALS, "every mask is 0, which is background, though 9 of"),
         # One value for the objects of all classes, in equal and in unequal numbers.
         (by_class(((0, 1), (0, 1), (0, 1))), ANIMALS, "tell no classes apart: all hold the value 1 ('cat')"),
-        ([*by_class(((0, 1),), 20), ((2,), (0, 1))], ANIMALS, "all hold the value 1 ('cat'), also 1"),
+        (
+            [*by_class(((0, 1),), 20), ((2,), (0, 1)), ((1,), (1,))],
+            ANIMALS,
+            "all hold the value 1 ('cat'), also 2 whose pictures have other tags only (first: val/20); write",
+        ),
         (by_class(((0, 2, 255), (2, 255), (0, 2))), ANIMALS, "all hold the value 2 ('dog'), also 6"),
         # Other ids than the sorted names': two exchanged, all in a circle, and no background (ids from 0).
         (EXCHANGED, ANIMALS, "6 of 9 masks with a class hold none of their picture's tags (first: val/00)"),
@@ -79,6 +83,13 @@ EXCHANGED = by_class(((0, 2), (0, 1), (0, 3)))
         (EXCHANGED, ANIMALS, "in the order of the masks' ids with --classes FILE"),
         (by_class(((3, 255), (1,), (2, 0))), ANIMALS, "value 3 stands on pictures tagged 'cat', which is"),
         (by_class(((0, 255), (1, 255), (2, 255))), ANIMALS, "ids are 1 too low, for 0 is background and"),
+        (by_class(((0, 255), (1, 255), (2, 255))), ANIMALS, "; add 1 in the masks (not to 255), or"),
+        # Ids of a list with a class that no picture is tagged with, the last of them on one picture.
+        (
+            [*by_class(((0, 3), (0, 4)), 5), ((2,), (0, 5))],
+            (*ANIMALS, "ant", "bee"),
+            "ids are 2 too high, for 0 is background and 1 the first class; subtract 2 in the masks",
+        ),
         (by_class(((0, 2), (0, 3), (0, 1)), 1), ANIMALS, "contradict each other: 3 of 3"),
         # Two of ten exchanged: 20 per cent of the masks contradict their tags.
         (
@@ -159,6 +170,14 @@ def test_with_classes_given_a_contradiction_is_said_and_one_value_for_all_is_sti
     assert "REFUSED the masks tell no classes" in said(
         tmp_path / "b", by_class(((1,), (1,), (1,))), given=True
     )
+
+
+def test_a_single_contradiction_is_said_and_refuses_nothing(tmp_path: Path) -> None:
+    found = said(tmp_path, [((0,), (2,)), ((0, 1), (2,))])
+    assert "REFUSED" not in found
+    assert "WARNING: masks and tags contradict each other: 1 of 2 masks with a class" in found
+    assert "value 2 stands on pictures tagged 'cat', which is id 1" in found
+    assert "1 of 2 masks hold no class" in said(tmp_path / "b", [((0,), (0, 1)), ((1,), (0, 1))])
 
 
 def test_a_split_without_a_class_is_said_beside_one_that_has_some(tmp_path: Path) -> None:

@@ -222,6 +222,6 @@ def test_folders_of_masks_are_cocos_only_with_its_ids(coco_root: Path) -> None:
     (coco_root / "classes.txt").write_text("roof\nroad\n")
     lines: list[str] = []
     info, entries = coco_source(coco_root, ("train", "val"), tell=lines.append)
-    assert (info.name, info.class_names, len(entries["train"])) == ("coco", ("roof", "road"), 3)
+    assert (info.name, info.class_names, len(entries["train"])) == ("own_coco", ("roof", "road"), 3)
     assert lines == [f"the masks' 2 classes are those of {coco_root / 'classes.txt'}"]
     assert coco_source(coco_root, ("val",), ("a",))[0].class_names == ("a",)
