@@ -1,6 +1,7 @@
 """Turn a source of images into shards.
 
     python jobs/ingest.py voc VOC2012 --out SHARDS [--splits train_aug,val] [--sbd benchmark_RELEASE]
+    python jobs/ingest.py voc OWN_DEVKIT --out SHARDS --classes NAMES.txt
     python jobs/ingest.py coco COCO --out SHARDS [--annotations COCO/annotations]
     python jobs/ingest.py folder PICTURES --out SHARDS [--masks MASKS] [--val-share 0.1]
     python jobs/ingest.py table PICTURES TAGS.csv --out SHARDS [--tags-column tags] [--classes NAMES.txt]
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
+from cosa_dist.data.catalog import DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
@@ -32,13 +33,13 @@ from cosa_dist.data.ingest_sources import (
     HfColumns,
     annotated_info,
     coco_annotated,
-    coco_records,
+    coco_source,
     folder_source,
     hf_source,
     synthetic_info,
     synthetic_records,
     table_source,
-    voc_records,
+    voc_source,
 )
 from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
@@ -62,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     coco.add_argument("root", type=Path, help="folder with train2014 and val2014 (or 2017)")
     coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
     coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, or one, instead of masks")
+    for source, name in ((voc, "VOC"), (coco, "COCO")):
+        source.add_argument("--classes", type=Path, help=f"class names in id order, if they are not {name}'s")
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
     folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
     folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
@@ -117,35 +120,37 @@ def _options_of_own_data() -> argparse.ArgumentParser:
 
 
 def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
-    """Return the data set and its entries by split, as the command line asks."""
+    """Return the data set and its entries by split, as the command line asks; `tell` takes lines on it."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
             split: synthetic_records(split, count, seed=asked.seed, image_size=asked.image_size)
             for split, count in counts.items()
         }
+    classes = None if asked.classes is None else read_class_names(asked.classes, tell)
     if asked.source in ("voc", "coco"):
         splits = [split.strip() for split in asked.splits.split(",") if split.strip()]
         if not splits:
             raise DataError("--splits names no split")
         if asked.source == "voc":
-            return VOC, {split: voc_records(asked.root, split, asked.sbd) for split in splits}
+            return voc_source(asked.root, splits, asked.sbd, classes, tell)
         if asked.annotations is None:
-            return COCO, {split: coco_records(asked.root, split) for split in splits}
+            return coco_source(asked.root, splits, classes, tell)
+        if classes is not None:
+            raise DataError("--classes is not for --annotations, whose JSON names the categories")
         return annotated_info(asked.root, splits, asked.annotations, tell), {
             split: coco_annotated(asked.root, split, asked.annotations, tell) for split in splits
         }
-    info, entries = _own_data(asked, cache, tell)
+    info, entries = _own_data(asked, classes, cache, tell)
     if asked.val_share is not None:
         entries = with_validation(entries, asked.val_share, asked.seed, tell)
     return info, entries
 
 
 def _own_data(
-    asked: argparse.Namespace, cache: Path, tell: Tell
+    asked: argparse.Namespace, classes: tuple[str, ...] | None, cache: Path, tell: Tell
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
     """Return data set and entries of a source that brings neither class names nor splits with it."""
-    classes = None if asked.classes is None else read_class_names(asked.classes, tell)
     val_share = 0.1 if asked.val_share is None else asked.val_share
     if asked.source == "folder":
         return folder_source(
@@ -179,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overwrite=asked.overwrite,
             processes=asked.processes,
             untagged=asked.untagged or ("leave-out" if annotated else "keep"),
+            classes_given=getattr(asked, "classes", None) is not None,
         )
         console = Console()
         info, sources = open_source(asked, cache, lambda line: say(console, line))

@@ -56,7 +56,8 @@ def quality_text(quality: dict[str, Any]) -> str:
     """The masks' quality as a few lines for the terminal."""
     lines = [f"{quality['images']} images, {quality['ignored']:.2f} % of the pixels ignored"]
     if quality["miou"] is None:
-        return lines[0]
+        why = "; no mIoU: no class of the true masks lies on labelled pixels"
+        return lines[0] + why * bool(quality["images_with_truth"])
     lines.append(f"{'class':<16} {'IoU':>6} {'ignored':>8} {'labelled':>9} {'truth':>6}  (per cent)")
     columns = (("iou", 6), ("ignored_of_class", 8), ("share", 9), ("true_share", 6))
     for name, iou in quality["iou"].items():

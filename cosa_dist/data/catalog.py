@@ -39,6 +39,11 @@ COCO_CLASSES = (
 )  # fmt: skip
 
 
+def is_background(name: str) -> bool:
+    """Whether a name means background, id 0 of masks: `background` in any case, also `_background_`."""
+    return name.strip("_ \t").casefold() == "background"
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """A data set's name, its foreground class names in id order, and its known split sizes."""
@@ -55,6 +60,11 @@ class DatasetInfo:
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise DataError(f"data set '{self.name}' names a class twice")
+        if named := [name for name in self.class_names if is_background(name)]:
+            raise DataError(
+                f"data set '{self.name}' has a class '{named[0]}', but background is no class: it is id 0 of "
+                "masks beside the classes, and pictures of nothing else have no tag; take it out"
+            )
 
     @property
     def num_foreground(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from cosa_dist.data.errors import RecordError
 
 MAX_PIXELS = 2**26
 """Largest picture that is decoded (67 megapixels); anything larger is taken for a bomb."""
+
+ORIENTATION = 0x0112
+"""EXIF tag of the rotation or mirroring with which a picture is to be shown."""
 
 # PIL stretches grey PNGs of 2 and 4 bits to 0..255; class ids need the stored values.
 _GREY_STRETCH = {2: 85, 4: 17}
@@ -71,6 +75,17 @@ def decode_image(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return picture.convert("RGB")
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """Return the EXIF orientation of a decoded picture, 1..8; 1 (as stored) where none can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation: Any = picture.getexif().get(ORIENTATION)
+    except Exception:  # damaged notes raise many kinds
+        return 1
+    return int(orientation) if orientation in range(2, 9) else 1
 
 
 def decode_mask(data: bytes) -> NDArray[np.uint8]:

@@ -14,15 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from cosa_dist.data.catalog import DatasetInfo
+from cosa_dist.data.catalog import KNOWN, DatasetInfo
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.ingest_masks import mask_lines, merged
 from cosa_dist.data.ingest_options import IngestOptions
 from cosa_dist.data.ingest_pool import shard_pool
-from cosa_dist.data.ingest_report import SplitReport, coverage_lines
+from cosa_dist.data.ingest_report import SplitReport, class_lines, coverage_lines
 from cosa_dist.data.ingest_split import SplitIngest, say
 from cosa_dist.data.ingest_write import partial_folder, publish
 from cosa_dist.data.shards import DESCRIPTION, FORMAT, FORMAT_VERSION
-from cosa_dist.data.source_classes import is_background
 from cosa_dist.data.source_record import Entry, unsafe_id
 
 __all__ = ["REJECTED", "REPEATED", "IngestOptions", "SplitReport", "ingest"]
@@ -48,11 +48,12 @@ def ingest(
         console: where progress, counts and rejections are shown; None shows nothing.
 
     Raises:
-        DataError: `out` may not be written, a split is empty, or too many of its records are bad.
+        DataError: `out` may not be written, a split is empty, too many of its records are bad, the masks
+            are no class masks or contradict the tags, or the name is that of another known data set.
         OSError: the disk is full or cannot be written to.
     """
     options = options or IngestOptions()
-    _refuse_names(sources, info)
+    _check_names(info, sources)
     console = console or Console(quiet=True)
     reports: list[SplitReport] = []
     described: dict[str, Any] = {}
@@ -63,9 +64,7 @@ def ingest(
             say(console, *report.rejection_lines(), report.line())
             reports.append(report)
         say(console, *splits.repeats.lines())
-        counts = {split: described[split]["class_counts"] for split in described}
-        sizes = {report.name: report.count for report in reports}
-        say(console, *coverage_lines(info.class_names, counts, sizes))
+        _say_of_classes(info, reports, described, options, console)
         description = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -79,13 +78,31 @@ def ingest(
     return reports
 
 
-def _refuse_names(splits: Iterable[str], info: DatasetInfo) -> None:
-    """Raise `DataError` for a split that cannot be a folder and for a class that is background."""
+def _check_names(info: DatasetInfo, splits: Iterable[str]) -> None:
+    """Raise `DataError` for a known data set's name with other classes, or a split that leaves the folder."""
+    known = KNOWN.get(info.name.casefold())
+    if known and known.class_names != info.class_names:
+        raise DataError(
+            f"the name '{info.name}' is that of a known data set with {known.num_foreground} other classes; "
+            "give this one its own with --name"
+        )
     for split in splits:
         if reason := unsafe_id(split):
             raise DataError(f"split name '{split}' cannot be used: {reason}")
-    if named := [name for name in info.class_names if is_background(name)]:
-        raise DataError(
-            f"'{named[0]}' is a class of data set '{info.name}', but background is id 0 and no class; take "
-            "it out of the classes, and leave pictures of nothing else without a tag"
-        )
+
+
+def _say_of_classes(
+    info: DatasetInfo,
+    reports: list[SplitReport],
+    described: Mapping[str, Any],
+    options: IngestOptions,
+    console: Console,
+) -> None:
+    """Say which id is which class, how often it occurs, and how masks and tags fit; refuse if not at all."""
+    surveys = {report.name: report.survey for report in reports}
+    total = merged({split: survey.as_row() for split, survey in surveys.items()})
+    counts = {split: described[split]["class_counts"] for split in surveys}
+    say(console, *class_lines(info.class_names, counts, total))
+    say(console, *coverage_lines(info.class_names, counts, {report.name: report.count for report in reports}))
+    say(console, *(line for report in reports for line in report.rotation_lines()))
+    say(console, *mask_lines(surveys, info.class_names, options.classes_given))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask
+from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask, orientation_of
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.source_record import Content, Entry, Rejection, SourceRecord
 
@@ -22,7 +22,11 @@ UNTAGGED = ("keep", "leave-out")
 
 @dataclass(frozen=True)
 class CheckedRecord:
-    """One record as it goes into a shard; `labels` are sorted 0-based foreground indices."""
+    """One record as it goes into a shard; `labels` are sorted 0-based foreground indices.
+
+    Beside that for the counts: the mask's values and number of ignored pixels, whether the tags were
+    given (and not taken from the mask), and whether the picture carries an EXIF rotation.
+    """
 
     id: str
     image: bytes
@@ -31,6 +35,10 @@ class CheckedRecord:
     width: int
     height: int
     context: bytes | None
+    mask_values: tuple[int, ...] = ()
+    ignored: int = 0
+    own_tags: bool = False
+    turned: bool = False
 
 
 Result = CheckedRecord | Rejection
@@ -52,12 +60,16 @@ def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> Re
     content: bytes | Content | None = entry.image
     try:
         image = _read(entry.image, "image")
-        width, height = decode_image(image).size
-        mask, labels = None, entry.tags or ()
+        picture = decode_image(image)
+        width, height = picture.size
+        mask, labels, ignored = None, entry.tags or (), 0
+        values: tuple[int, ...] = ()
         if entry.mask is not None:
             content = entry.mask
-            mask, present = _checked_mask(entry.mask, (width, height), num_foreground)
-            labels = present if entry.tags is None else entry.tags
+            mask, pixels = _checked_mask(entry.mask, (width, height), num_foreground)
+            values, ignored = tuple(np.flatnonzero(pixels).tolist()), int(pixels[IGNORE])
+            if entry.tags is None:
+                labels = tuple(value - 1 for value in values if value not in (0, IGNORE))
         if any(not 0 <= label < num_foreground for label in labels):
             raise RecordError(f"tag outside 0..{num_foreground - 1}: {labels}")
         content = entry.context
@@ -65,14 +77,26 @@ def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> Re
     except RecordError as error:
         return _rejection(entry.id, str(error), content)
     if not labels and untagged == "leave-out":
-        return _without_tags(entry)
-    return CheckedRecord(entry.id, image, mask, tuple(sorted(set(labels))), width, height, context)
+        return _without_tags(entry, values)
+    return CheckedRecord(
+        entry.id,
+        image,
+        mask,
+        tuple(sorted(set(labels))),
+        width,
+        height,
+        context,
+        mask_values=values,
+        ignored=ignored,
+        own_tags=entry.tags is not None,
+        turned=orientation_of(picture) != 1,
+    )
 
 
 def _checked_mask(
     content: bytes | Content, size: tuple[int, int], num_foreground: int
-) -> tuple[bytes, tuple[int, ...]]:
-    """Return a mask as a grey PNG, and its 0-based foreground classes; raises `RecordError`.
+) -> tuple[bytes, NDArray[np.int64]]:
+    """Return a mask as a grey PNG, and its number of pixels of each value `[256]`; raises `RecordError`.
 
     Args:
         content: the mask.
@@ -86,13 +110,12 @@ def _checked_mask(
         raise RecordError(
             f"mask is {ids.shape[1]}x{ids.shape[0]} pixels, the image {width}x{height}; make them equal"
         )
-    values = np.unique(ids)
-    _refuse_unknown(values, num_foreground)
-    present = tuple(int(value) - 1 for value in values if 0 < value <= num_foreground)
-    return as_grey_png(data, ids), present
+    pixels = np.bincount(ids.ravel(), minlength=IGNORE + 1)
+    _refuse_unknown(np.flatnonzero(pixels), num_foreground)
+    return as_grey_png(data, ids), pixels
 
 
-def _refuse_unknown(values: NDArray[np.uint8], num_foreground: int) -> None:
+def _refuse_unknown(values: NDArray[np.int64], num_foreground: int) -> None:
     """Raise `RecordError` if one of a mask's values is neither a class nor ignored."""
     outside = values[(values > num_foreground) & (values != IGNORE)]
     if outside.size:
@@ -117,9 +140,11 @@ def _read(content: bytes | Content, what: str) -> bytes:
         raise RecordError(reason) from error
 
 
-def _without_tags(record: SourceRecord) -> Rejection:
+def _without_tags(record: SourceRecord, mask_values: tuple[int, ...] = ()) -> Rejection:
     """Return the rejection of an image that has no tag."""
     reason = "image has no tag and such images are left out (--untagged keep takes them)"
+    if record.tags is None and mask_values:
+        reason = f"mask holds no class (only {' and '.join(map(str, mask_values))}): {reason}"
     return Rejection(record.id, reason, by_rule=True)
 
 

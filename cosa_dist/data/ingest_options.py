@@ -13,8 +13,9 @@ class IngestOptions:
     """How to ingest.
 
     `shards` per split (None chooses 8 to 128), `max_bad_share` of a split's entries that may be
-    left out, whether an existing shard folder is replaced, how many processes work, and whether
-    images without tags are kept (`keep`) or left out (`leave-out`).
+    left out, whether an existing shard folder is replaced, how many processes work, whether images
+    without tags are kept (`keep`) or left out (`leave-out`), and whether the user gave the order of the
+    classes: then masks that contradict the tags are only said.
     """
 
     shards: int | None = None
@@ -22,6 +23,7 @@ class IngestOptions:
     overwrite: bool = False
     processes: int = 1
     untagged: str = "keep"
+    classes_given: bool = False
 
     def __post_init__(self) -> None:
         if self.shards is not None and self.shards < 1:

@@ -8,11 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.ingest_masks import MaskSurvey
 from cosa_dist.data.ingest_shard import ShardSummary, Trace
 from cosa_dist.data.source_record import Rejection
 
 _SHOWN = 10
+_CLASSES_SHOWN = 40
+"""Most classes that are listed; of more, the first ten and the last five are."""
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class SplitReport:
     rejections: tuple[Rejection, ...]
     without_tags: int = 0
     without_mask: int = 0
+    survey: MaskSurvey = field(default_factory=MaskSurvey)
 
     def line(self) -> str:
         """One line for the terminal."""
@@ -52,6 +59,15 @@ class SplitReport:
         if len(bad) > _SHOWN:
             lines.append(f"{self.name}: {len(bad) - _SHOWN} more rejected, all in rejected.json")
         return lines
+
+    def rotation_lines(self) -> list[str]:
+        """One line if pictures are to be shown rotated or mirrored."""
+        if not self.survey["turned"]:
+            return []
+        return [
+            f"{self.name}: {self.survey['turned']} pictures carry an EXIF rotation (first: "
+            f"{self.survey.first['turned']}); pixels are taken as they are stored, and masks must be drawn so"
+        ]
 
     def rejection_rows(self) -> list[dict[str, Any]]:
         """The rejections as rows of `rejected.json`."""
@@ -90,6 +106,34 @@ class Repeats:
             f"{len(groups)} pictures occur more than once, such as {examples}; all are kept and listed in "
             "repeated.json: take what is not meant off the lists"
         ]
+
+
+def class_lines(
+    class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]], survey: MaskSurvey
+) -> list[str]:
+    """Return a table of the classes: mask id, name, images tagged with it in each split.
+
+    Args:
+        class_names: the C foreground classes.
+        counts: images by class name, for each split.
+        survey: of all splits; where masks were compared with tags, a column counts the masks that
+            hold the id.
+    """
+    compared = bool(survey["compared"])
+    rows = [["id", "class", *counts, *(["masks with id"] if compared else [])]]
+    for number, name in enumerate(class_names, start=1):
+        masks = [str(survey["held", number])] if compared else []
+        shown = name if cell_len(name) <= _LONGEST_NAME else f"{set_cell_size(name, _LONGEST_NAME - 3)}..."
+        rows.append([str(number), shown, *(str(counted[name]) for counted in counts.values()), *masks])
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[1] = set_cell_size(row[1], widths[1])
+        lines.append("  ".join(cells))
+    if len(class_names) > _CLASSES_SHOWN:
+        lines[11:-5] = [f"... {len(class_names) - 15} more, all in dataset.json"]
+    return lines
 
 
 def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_share: float) -> None:

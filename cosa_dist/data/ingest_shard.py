@@ -12,17 +12,18 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cosa_dist.data.ingest_check import CheckedRecord, check_entry
+from cosa_dist.data.ingest_masks import MaskSurvey
 from cosa_dist.data.row_writer import RowWriter, stored
 from cosa_dist.data.shards import FORMAT_VERSION, record_features
 from cosa_dist.data.source_record import Entry, Rejection, entry_identity
 from cosa_dist.whole_file import write_whole
 
-_RULES = 1
+_RULES = 2
 """Raised when records are made in another way, so that no older shard is taken over."""
 
 
@@ -58,7 +59,10 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A finished shard: records, size in bytes, counts by class, records that lack something, rejections."""
+    """A finished shard: records, size in bytes, counts by class, records that lack something, rejections.
+
+    `survey` is the row of a `MaskSurvey`.
+    """
 
     number: int
     count: int
@@ -67,6 +71,7 @@ class ShardSummary:
     without_tags: int
     without_mask: int
     rejections: tuple[Rejection, ...]
+    survey: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def write_shard(task: ShardTask) -> ShardSummary:
     key = task.key()
     part = task.shard.with_suffix(f".part-{os.getpid()}")
     writer = RowWriter(part, record_features(task.class_names, task.with_context))
-    rejections, traces, classes, without_tags, without_mask = [], [], Counter[int](), 0, 0
+    rejections, traces, classes, survey = [], [], Counter[int](), MaskSurvey()
+    without_tags, without_mask = 0, 0
     try:
         for entry in task.entries:
             result = check_entry(entry, len(task.class_names), task.untagged)
@@ -97,6 +103,7 @@ def write_shard(task: ShardTask) -> ShardSummary:
             writer.add(_row_of(result))
             traces.append(record_trace(result.id, result.image, result.mask, result.labels))
             classes.update(result.labels)
+            survey.add(result)
             without_tags += not result.labels
             without_mask += result.mask is None
         size = writer.finish()
@@ -106,8 +113,9 @@ def write_shard(task: ShardTask) -> ShardSummary:
         part.unlink(missing_ok=True)
     class_counts = tuple(classes[index] for index in range(len(task.class_names)))
     summary = ShardSummary(
-        task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections)
-    )
+        task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections),
+        survey.as_row(),
+    )  # fmt: skip
     write_whole(task.record, json.dumps(shard_record(key, summary, traces)))
     return summary
 

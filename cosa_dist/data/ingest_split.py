@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.ingest_masks import merged
 from cosa_dist.data.ingest_options import IngestOptions
 from cosa_dist.data.ingest_pool import Write
 from cosa_dist.data.ingest_report import Repeats, SplitReport, refuse_too_many, split_description
@@ -99,7 +101,10 @@ class SplitIngest:
         rejections = [rejection for summary in summaries for rejection in summary.rejections]
         if described["count"] == 0:
             total = len(rejections)
-            raise DataError(f"split '{split}': all {total} records were left out; nothing was written")
+            reason = Counter(rejection.reason for rejection in rejections).most_common(1)[0][0]
+            raise DataError(
+                f"split '{split}': all {total} records were left out ({reason}); nothing was written"
+            )
         report = SplitReport(
             name=split,
             count=described["count"],
@@ -108,6 +113,7 @@ class SplitIngest:
             rejections=tuple(sorted(rejections, key=lambda rejection: (rejection.id, rejection.reason))),
             without_tags=sum(summary.without_tags for summary in summaries),
             without_mask=sum(summary.without_mask for summary in summaries),
+            survey=merged(summary.survey for summary in summaries),
         )
         return report, described
 

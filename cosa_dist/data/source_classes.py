@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cosa_dist.data.catalog import is_background
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_record import Tell, untold
 
@@ -40,11 +41,6 @@ _FORMS = (
 def plain(name: str) -> str:
     """Return a name without outer spaces and with accents in one spelling (NFC), for comparison."""
     return unicodedata.normalize("NFC", name.strip())
-
-
-def is_background(name: str) -> bool:
-    """Whether a name means background, id 0 of masks: `background` in any case, also `_background_`."""
-    return plain(name).strip("_ ").casefold() == "background"
 
 
 def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:

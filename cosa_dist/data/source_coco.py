@@ -6,17 +6,37 @@ splits are others. Class ids are 1..80 in the order of COCO's category ids (whic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cosa_dist.data.catalog import COCO, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError, nearest_name
 from cosa_dist.data.source_coco_json import annotated_records
-from cosa_dist.data.source_list import existing_folder, listed_records, read_id_list
+from cosa_dist.data.source_list import existing_folder, listed_data_set, listed_records, read_id_list
 from cosa_dist.data.source_record import Entry, Tell, untold
 
 _FOLDERS = {"train": "train2014", "val": "val2014"}
 _YEARS = ("2014", "2017")
+_IDS = re.compile(r"(COCO_(train|val)2014_)?\d{12}")
+
+
+def coco_source(
+    root: Path, splits: Sequence[str], classes: tuple[str, ...] | None = None, tell: Tell = untold
+) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
+    """Open COCO, or own data in its layout with folders of masks; return the data set and entries by split.
+
+    Args:
+        root: see `coco_records`.
+        splits: `train`, `val` or both.
+        classes: class names in id order; None takes those of a list in `root`, else COCO's.
+        tell: takes lines for the user on how it was read.
+
+    Raises:
+        DataError: a folder or list is not there, or the pictures are not COCO's and no classes are known.
+    """
+    entries = {split: list(coco_records(root, split)) for split in splits}
+    return listed_data_set(COCO, _IDS, (root,), entries, classes, tell), entries
 
 
 def coco_records(root: Path, split: str) -> Iterator[Entry]:

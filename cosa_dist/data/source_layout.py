@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cosa_dist.data.catalog import is_background
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_classes import is_background, plain
+from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
 from cosa_dist.data.source_split import TRAIN, usual_split
 

@@ -1,16 +1,66 @@
-"""Id lists, and the records they name: pictures in one folder, masks of the same name in another."""
+"""Id lists, and the records they name: pictures in one folder, masks of the same name in another.
+
+Own data come in the layouts of VOC and COCO as well. Their classes are those of the data set that the
+layout is named after only if the ids are that data set's; otherwise a list of classes is needed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, nearest_name
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord, unsafe_id
+from cosa_dist.data.source_classes import read_class_names
+from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord, Tell, unsafe_id
 
 # Lists of some repositories give paths instead of ids: "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png".
 _LISTED_PATH = re.compile(r"/?JPEGImages/([^/\\]+)\.jpg")
+
+CLASS_LISTS = ("labelmap.txt", "class_names.txt", "labels.txt", "classes.txt")
+"""Files of class names that tools write beside their masks (CVAT, labelme, ...)."""
+
+
+def listed_data_set(
+    known: DatasetInfo,
+    ids: re.Pattern[str],
+    homes: Sequence[Path],
+    entries: Mapping[str, Sequence[Entry]],
+    classes: tuple[str, ...] | None,
+    tell: Tell,
+) -> DatasetInfo:
+    """Return the data set in a known layout: `known` itself, or one of its own under the folder's name.
+
+    Args:
+        known: the data set that the layout is named after.
+        ids: what its ids look like.
+        homes: folders in which a list of classes may lie; the first gives own data their name.
+        entries: the records by split.
+        classes: class names in id order, if they were given.
+        tell: takes a line on where the classes are from.
+
+    Raises:
+        DataError: the ids are not those of `known`, and no classes are given or listed.
+    """
+    if classes is None:
+        found = next(
+            (path for home in homes for name in CLASS_LISTS if (path := home / name).is_file()), None
+        )
+        if found is not None:
+            classes = read_class_names(found, tell)
+            tell(f"the masks' {len(classes)} classes are those of {found}")
+    records = (entry for listed in entries.values() for entry in listed if isinstance(entry, SourceRecord))
+    foreign = next((record.id for record in records if not ids.fullmatch(record.id)), None)
+    if foreign is None and classes in (None, known.class_names):
+        return known
+    if classes is None:
+        raise DataError(
+            f"'{foreign}' is no image id of {known.name.upper()}, so the masks may hold other classes; "
+            f"give the class names in id order with --classes FILE, or in {homes[0] / 'labels.txt'}"
+        )
+    name = homes[0].resolve().name
+    return DatasetInfo(f"own_{name}" if name.casefold() == known.name else name, classes)
 
 
 def parse_id_list(text: str) -> list[str]:

@@ -8,17 +8,19 @@ bring it as a list and a folder `SegmentationClassAug`; from SBD's own release i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
+from cosa_dist.data.catalog import VOC, DatasetInfo
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.source_list import existing_folder, listed_records, read_id_list
-from cosa_dist.data.source_record import Entry, File, SourceRecord
+from cosa_dist.data.source_list import existing_folder, listed_data_set, listed_records, read_id_list
+from cosa_dist.data.source_record import Entry, File, SourceRecord, Tell, untold
 
 AUGMENTED = "train_aug"
 _AUGMENTED_LISTS = (
@@ -27,6 +29,7 @@ _AUGMENTED_LISTS = (
     "SegmentationAug/train_aug.txt",
     "SegmentationAug/trainaug.txt",
 )
+_IDS = re.compile(r"20(0[7-9]|1[0-2])_\d{6}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,29 @@ class SbdMask:
         return self.file.identity()
 
 
+def voc_source(
+    root: Path,
+    splits: Sequence[str],
+    sbd: Path | None = None,
+    classes: tuple[str, ...] | None = None,
+    tell: Tell = untold,
+) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
+    """Open splits of a VOC devkit, or of own data in its layout; return data set and entries by split.
+
+    Args:
+        root: see `voc_records`; so are `splits` and `sbd`.
+        splits: names of lists.
+        sbd: SBD's release.
+        classes: class names in id order; None takes those of a list in `root`, else VOC's.
+        tell: takes lines for the user on how it was read.
+
+    Raises:
+        DataError: a folder or list is not there, or the pictures are not VOC's and no classes are known.
+    """
+    entries = {split: list(voc_records(root, split, sbd)) for split in splits}
+    return listed_data_set(VOC, _IDS, (root, _home(root)), entries, classes, tell), entries
+
+
 def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Entry]:
     """Open a split of a VOC devkit and return its records.
 
@@ -70,10 +96,7 @@ def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Ent
     Raises:
         DataError: the folder or the list is not there.
     """
-    homes = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
-    home = next((folder for folder in homes if (folder / "JPEGImages").is_dir()), None)
-    if home is None:
-        raise DataError(f"no VOC devkit in {root}: it or its VOC2012 folder must hold JPEGImages")
+    home = _home(root)
     if split == AUGMENTED and sbd is not None:
         return _sbd_records(home, sbd)
     lists = existing_folder(home / "ImageSets" / "Segmentation", "id lists")
@@ -89,6 +112,15 @@ def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Ent
         plain, augmented = home / "SegmentationClass", home / "SegmentationClassAug"
         masks = existing_folder(plain if plain.is_dir() else augmented, "masks")
     return listed_records(names, home / "JPEGImages", masks)
+
+
+def _home(root: Path) -> Path:
+    """Return the folder with `JPEGImages`, `root` or one below it; raises `DataError` if there is none."""
+    homes = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
+    home = next((folder for folder in homes if (folder / "JPEGImages").is_dir()), None)
+    if home is None:
+        raise DataError(f"no VOC devkit in {root}: it or its VOC2012 folder must hold JPEGImages")
+    return home
 
 
 def augmented_ids(root: Path, sbd: Path) -> list[str]:

@@ -222,7 +222,8 @@ def _record(run: StagedRun, first: Path, quality: dict[str, Any], outcome: Outco
     """Give the parent run the three numbers that belong together."""
 
     def best(reports: Mapping[str, Any]) -> float | None:
-        return max((report.miou("unfiltered") or 0.0 for report in reports.values()), default=None)
+        scores = (report.miou("unfiltered") for report in reports.values())
+        return max((score for score in scores if score is not None), default=None)
 
     numbers = {
         "stage_one/miou_unfiltered": best(read_reports(first)),

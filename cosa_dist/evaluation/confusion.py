@@ -2,10 +2,13 @@
 
 A segmentation is judged from one `[K, K]` table of pixel counts: row = true class, column =
 predicted class. Tables of images, batches and ranks are added, so predictions are never kept.
-Scores are fractions in float64; a score that has no pixel to stand on is NaN, not 0.
+Scores are fractions in float64; a score that has no pixel to stand on is NaN, not 0. So are the scores of
+truth that is all background: finding nothing would be perfect.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -57,20 +60,24 @@ def mean_iou(confusion: Tensor) -> float:
     """Mean IoU over the classes that occur in the ground truth, as a fraction (released code).
 
     A class that is only predicted lowers the IoU of the classes it takes pixels from, but has no
-    share of its own in the mean. NaN if no pixel was counted.
+    share of its own in the mean. NaN if no foreground class occurs in the ground truth.
     """
-    present = confusion.sum(1) > 0
-    return float(iou_per_class(confusion)[present].mean())
+    return _mean_of_present(iou_per_class(confusion), confusion)
 
 
 def pixel_accuracy(confusion: Tensor) -> float:
-    """Share of the counted pixels with the right class; NaN if no pixel was counted."""
+    """Share of the counted pixels with the right class; NaN if no foreground class is in the ground truth."""
     counts = confusion.double()
-    return float(counts.diagonal().sum() / counts.sum())
+    return float(counts.diagonal().sum() / counts.sum()) if counts[1:].any() else math.nan
 
 
 def mean_accuracy(confusion: Tensor) -> float:
-    """Mean over the classes in the ground truth of the share of their pixels that are right."""
+    """Mean over the classes in the ground truth of the share of their pixels that are right; NaN as above."""
     counts = confusion.double()
-    present = counts.sum(1) > 0
-    return float((counts.diagonal() / counts.sum(1))[present].mean())
+    return _mean_of_present(counts.diagonal() / counts.sum(1), confusion)
+
+
+def _mean_of_present(values: Tensor, confusion: Tensor) -> float:
+    """Mean of the values `[K]` over the classes in the ground truth; NaN if that is at most background."""
+    present = confusion.sum(1) > 0
+    return float(values[present].mean()) if present[1:].any() else math.nan

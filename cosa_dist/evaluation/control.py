@@ -60,7 +60,7 @@ def choose_background(report: EvalReport) -> float:
     if not scored:
         raise ValueError(
             f"the report of {report.network!r} has no CAM scores by background threshold: "
-            "evaluate with cam_background_grid set"
+            "evaluate with cam_background_grid set, on masks in which a class occurs"
         )
     return max(sorted(scored), key=scored.__getitem__)
 
@@ -88,7 +88,7 @@ def classification_control(
         The same result on every rank.
 
     Raises:
-        ValueError: as `evaluate`, or if the masks hold nothing but ignore (255).
+        ValueError: as `evaluate`, or if no class occurs in the masks.
     """
     settings = settings or EvaluationSettings()
     grid = settings.cam_background_grid or BACKGROUND_GRID
@@ -108,5 +108,5 @@ def classification_control(
     training_miou = training.cam_miou_by_background[background]
     validation_miou = validation.cam_miou_by_background[background]
     if training_miou is None or validation_miou is None:
-        raise ValueError("no mask has a pixel that counts: the masks hold nothing but ignore (255)")
+        raise ValueError("no class occurs in the masks: they hold background and ignored pixels (255) only")
     return ControlResult(background, training_miou, validation_miou, training, validation)

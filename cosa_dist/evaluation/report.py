@@ -33,7 +33,8 @@ class SegmentationScore:
     """How well one kind of prediction agrees with the masks, in per cent.
 
     Attributes:
-        miou: mean IoU over the classes that occur in the masks.
+        miou: mean IoU over the classes that occur in the masks; None, like the accuracies, if no foreground
+            class does.
         pixel_accuracy: share of the counted pixels with the right class.
         mean_accuracy: mean over the occurring classes of the share of their pixels that are right.
         iou: IoU of each of the K classes, background first.
@@ -88,6 +89,14 @@ class EvalReport:
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""
         return self.scores[protocol].miou
+
+    def without_score(self) -> str:
+        """Why there is no segmentation score; empty if there is one."""
+        if self.miou() is not None:
+            return ""
+        if not self.images:
+            return "no image has a mask"
+        return "no class occurs in the masks (only background or ignored pixels)"
 
     def metrics(self) -> dict[str, float]:
         """Every score that has a value, by a name for trackers (`online/miou_unfiltered`)."""
@@ -164,6 +173,11 @@ def _images(report: EvalReport) -> str:
     return f"{report.images} images" + (f" ({name})" if name else "")
 
 
+def _why_without(report: EvalReport) -> str:
+    reason = report.without_score()
+    return f"; no scores: {reason}" if reason else ""
+
+
 def summary_table(reports: Sequence[EvalReport]) -> Table:
     """One row per network and measurement: mIoU, accuracies, and the context's false foreground."""
     context = any(
@@ -183,7 +197,7 @@ def summary_table(reports: Sequence[EvalReport]) -> Table:
         table.add_section()
     table.caption = "\n".join(
         f"{report.network}: {_images(report)}, mAP {_shown(report.map_class)} per class, "
-        f"{_shown(report.map_image)} per image"
+        f"{_shown(report.map_image)} per image{_why_without(report)}"
         for report in reports
     )
     return table

@@ -1,17 +1,19 @@
 """Reads one picture for prediction, with the limits and the decoder of training.
 
-As in training, EXIF rotation is not applied: a mask belongs to the pixels as they are stored.
+As in training, EXIF rotation is not applied: a mask belongs to the pixels as they are stored. The note is
+kept, so that what is written can be shown as the picture is.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
 
-from cosa_dist.data.decode import decode_image
+from cosa_dist.data.decode import decode_image, orientation_of
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.shards import MappedSplit, open_split
 from cosa_dist.data.source_record import MAX_FILE_BYTES
@@ -19,11 +21,20 @@ from cosa_dist.data.views import to_tensor
 from cosa_dist.inference.pictures import Picture, Skipped
 
 
-def read_picture(picture: Picture) -> Tensor | Skipped:
-    """The picture's pixels `[3, H, W]` uint8, or why it cannot be read."""
+@dataclass(frozen=True)
+class ReadPicture:
+    """A picture's pixels `[3, H, W]` uint8 as they are stored, and its EXIF orientation (1..8)."""
+
+    pixels: Tensor
+    orientation: int = 1
+
+
+def read_picture(picture: Picture) -> ReadPicture | Skipped:
+    """The picture, or why it cannot be read."""
     try:
         data = _file_bytes(picture.path) if picture.path else _record_bytes(picture)
-        return to_tensor(decode_image(data))
+        decoded = decode_image(data)
+        return ReadPicture(to_tensor(decoded), orientation_of(decoded))
     except RecordError as error:
         return Skipped(picture.where, str(error))
     except OSError as error:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.inference.coco_rle import annotations_of
 from cosa_dist.inference.pictures import Picture, Skipped
-from cosa_dist.inference.reading import read_picture
+from cosa_dist.inference.reading import ReadPicture, read_picture
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.inference.trained import TrainedModel, load_trained
 from cosa_dist.inference.writing import MASKS, PROBABILITIES, RLE, write_outputs
@@ -119,17 +118,17 @@ class PredictionWorker:
             read = [
                 self._admitted(p, r) for p, r in zip(pictures, pool.map(read_picture, pictures), strict=True)
             ]
-        images = [image for image in read if isinstance(image, Tensor)]
+        images = [one.pixels for one in read if isinstance(one, ReadPicture)]
         made = iter(self.segmenting(images) if images else [])
         outcomes: list[Predicted | Skipped] = []
-        for picture, image in zip(pictures, read, strict=True):
-            if isinstance(image, Skipped):
-                outcomes.append(image)
+        for picture, one in zip(pictures, read, strict=True):
+            if isinstance(one, Skipped):
+                outcomes.append(one)
                 continue
             found = next(made)
-            pixels = image.permute(1, 2, 0).numpy()
-            names = self.model.class_names
-            write_outputs(Path(self.task.out), picture.name, pixels, found, names, self.task.outputs)
+            pixels = one.pixels.permute(1, 2, 0).numpy()
+            out, names = Path(self.task.out), self.model.class_names
+            write_outputs(out, picture.name, pixels, found, names, self.task.outputs, one.orientation)
             height, width = found.classes.shape
             labelled = torch.from_numpy(found.classes).flatten().bincount(minlength=len(names) + 1)
             shares = {
@@ -141,15 +140,16 @@ class PredictionWorker:
             outcomes.append(Predicted(picture.name, picture.where, width, height, shares, annotations))
         return outcomes
 
-    def _admitted(self, picture: Picture, image: Tensor | Skipped) -> Tensor | Skipped:
+    def _admitted(self, picture: Picture, read: ReadPicture | Skipped) -> ReadPicture | Skipped:
         """The picture, unless its probabilities would not fit into memory."""
-        if isinstance(image, Skipped) or PROBABILITIES not in self.task.outputs:
-            return image
-        values = (len(self.model.class_names) + 1) * image.shape[-2] * image.shape[-1]
+        if isinstance(read, Skipped) or PROBABILITIES not in self.task.outputs:
+            return read
+        height, width = read.pixels.shape[-2:]
+        values = (len(self.model.class_names) + 1) * height * width
         if values <= MOST_PROBABILITIES:
-            return image
+            return read
         reason = (
-            f"probabilities of {image.shape[-1]}x{image.shape[-2]} pixels would take "
+            f"probabilities of {width}x{height} pixels would take "
             f"{values * 2 / 2**30:.1f} GiB; scale the picture down, or leave --outputs probabilities out"
         )
         return Skipped(picture.where, reason)

@@ -4,7 +4,8 @@
     OUT/overlays/TREE/NAME.jpg            the picture with the classes laid over it
     OUT/probabilities/TREE/NAME.npz       `probabilities` [C + 1, H, W] float16, `class_names`
 
-Nothing is written outside the output folder, wherever a name or a link in it may lead.
+Masks and overlays have the pixels of the picture as they are stored, and its EXIF orientation: viewers turn
+them like the picture. Nothing is written outside the output folder, wherever a name or a link in it may lead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cosa_dist.data.catalog import voc_colour_map
+from cosa_dist.data.decode import ORIENTATION
 from cosa_dist.data.errors import DataError
 from cosa_dist.inference.segmentation import Segmentation
 
@@ -41,6 +43,7 @@ def write_outputs(
     made: Segmentation,
     class_names: Sequence[str],
     outputs: Sequence[str],
+    orientation: int = 1,
 ) -> None:
     """Write the chosen files of one picture.
 
@@ -51,16 +54,23 @@ def write_outputs(
         made: its segmentation.
         class_names: the C foreground classes.
         outputs: some of `OUTPUTS`; `rle` writes no file of its own here.
+        orientation: the picture's EXIF orientation, 1..8; written where it is not 1.
 
     Raises:
         WriteError: the disk is full or cannot be written to, or a link leads out of `out`.
     """
+    note: dict[str, Image.Exif] = {}
+    if orientation != 1:
+        note["exif"] = Image.Exif()
+        note["exif"][ORIENTATION] = orientation
     if MASKS in outputs:
         mask = palette_mask(made.classes)
-        write_file(out, f"{MASKS}/{name}.png", lambda file: mask.save(file, format="PNG"))
+        write_file(out, f"{MASKS}/{name}.png", lambda file: mask.save(file, format="PNG", **note))
     if OVERLAYS in outputs:
         laid = overlay(image, made.classes)
-        write_file(out, f"{OVERLAYS}/{name}.jpg", lambda file: laid.save(file, format="JPEG", quality=90))
+        write_file(
+            out, f"{OVERLAYS}/{name}.jpg", lambda file: laid.save(file, format="JPEG", quality=90, **note)
+        )
     if PROBABILITIES in outputs and made.probabilities is not None:
         values, names = made.probabilities, np.array(["background", *class_names])
 

@@ -129,7 +129,7 @@ def run_page(
         summary=[_summary(report) for report in run.reports],
         scores=_scores(judged),
         classes=[_class_rows(report) for report in judged],
-        why_no_scores="no validation image has a mask" if run.reports else "they come at the end",
+        why_no_scores=run.reports[0].without_score() if run.reports else "they come at the end",
         pictures={name: _picture(path) for name, path in run.pictures.items()},
         examination=examination,
         why_not=why_not,

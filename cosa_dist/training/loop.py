@@ -163,7 +163,7 @@ def _evaluate(
     metrics: dict[str, float] = {}
     for report in reports.values():
         metrics.update({f"{prefix}/{key}": value for key, value in report.metrics().items()})
-    # None where no validation image has a mask, as with pictures and tags of one's own.
+    # None where no validation image has a mask, as with pictures and tags of one's own, or none a class.
     found = [score for report in reports.values() if (score := report.miou("unfiltered")) is not None]
     score = max(found, default=None)
     if score is not None:
@@ -179,7 +179,8 @@ def _evaluate(
         around.tracker.log_metrics(metrics, state.step)
         around.tracker.flush()
         if score is None:
-            log.warning("step %d  no validation image has a mask: there are no scores", state.step)
+            reason = "; ".join(sorted({report.without_score() for report in reports.values()}))
+            log.warning("step %d  there are no scores: on the validation images %s", state.step, reason)
         else:
             best = max(score, state.best_score)
             log.info("step %d  unfiltered mIoU %.2f (best %.2f)", state.step, score, best)

@@ -35,6 +35,15 @@ def test_entries_are_checked() -> None:
         DatasetInfo("x", tuple(str(i) for i in range(255)))
 
 
+@pytest.mark.parametrize(
+    "name", ["background", "Background", "_background_", "__background__", " BACKGROUND "]
+)
+def test_background_is_no_class(name: str) -> None:
+    with pytest.raises(DataError, match="but background is no class: it is id 0"):
+        DatasetInfo("x", ("cat", name))
+    assert DatasetInfo("x", ("cat", "background noise", "back", "ground")).num_foreground == 4
+
+
 def test_a_subset_under_its_own_name_has_no_known_sizes() -> None:
     assert renamed(VOC, None) is VOC
     assert dict(renamed(VOC, "voc_small").split_sizes) == {}

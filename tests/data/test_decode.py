@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 from cosa_dist.data import decode
-from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask, encode_jpeg, encode_mask
+from cosa_dist.data.decode import (
+    ORIENTATION,
+    as_grey_png,
+    decode_image,
+    decode_mask,
+    encode_jpeg,
+    encode_mask,
+    orientation_of,
+)
 from cosa_dist.data.errors import RecordError
 
 IDS = np.array([[0, 1, 2], [3, 20, 255]], dtype=np.uint8)
@@ -103,3 +111,23 @@ def test_grey_of_16_bits_keeps_its_upper_half_and_32_bits_are_refused() -> None:
         Image.fromarray(values).save(buffer, format="TIFF")
         with pytest.raises(RecordError, match="32 bits"):
             decode_image(buffer.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_exif_orientation_is_read_and_not_applied(kind: str, mode: str) -> None:
+    for orientation, expected in ((3, 3), (6, 6), (2, 2), (1, 1), (0, 1), (9, 1), (None, 1)):
+        buffer = io.BytesIO()
+        note = Image.Exif()
+        if orientation is not None:
+            note[ORIENTATION] = orientation
+        Image.new(mode, (5, 4)).save(buffer, format=kind, exif=note)
+        picture = decode_image(buffer.getvalue())
+        assert (orientation_of(picture), picture.size) == (expected, (5, 4))
+
+
+@pytest.mark.parametrize("note", [b"Exif\0\0noise", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"", b"II*\0"])
+def test_a_damaged_exif_note_is_none(note: bytes) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 4)).save(buffer, format="JPEG", exif=note)
+    assert orientation_of(decode_image(buffer.getvalue())) == 1

@@ -301,7 +301,7 @@ def test_lines_on_many_classes_and_on_one() -> None:
 
 @pytest.mark.parametrize("name", ["background", "_background_", "Background"])
 def test_background_is_no_class(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"'{name}' is a class of data set 'x', but background is id 0"):
+    with pytest.raises(DataError, match=f"'x' has a class '{name}', but background is no class"):
         ingest({"train": []}, DatasetInfo("x", ("cat", name)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

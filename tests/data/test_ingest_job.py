@@ -26,16 +26,27 @@ def test_sources_become_shards(voc_root: Path, coco_root: Path, tmp_path: Path) 
     voc, coco = tmp_path / "made" / "voc", tmp_path / "made" / "coco"
     done = run("voc", voc_root, "--out", voc, "--name", "voc_drawn")
     assert (done.returncode, done.stderr) == (0, "")
-    *counts, last = done.stdout.splitlines()
-    assert counts[:2] == ["train: 6 records in 6 shards", "val: 2 records in 2 shards"]
-    # The drawn masks hold classes 1 to 8, one each, and 20.
-    assert [line.split(";")[0] for line in counts[2:]] == [
+    first, second, head, *rest = done.stdout.splitlines()
+    classes, (*coverage, ignored, last) = rest[:20], rest[20:]
+    assert (first, second) == ("train: 6 records in 6 shards", "val: 2 records in 2 shards")
+    assert head.split() == ["id", "class", "train", "val"]
+    rows = [line.split() for line in classes]
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 21)]
+    # Record n has the classes n + 1 and 20; records 6 and 7 are for validation.
+    assert (rows[0], rows[6], rows[19]) == (
+        ["1", "aeroplane", "1", "0"],
+        ["7", "car", "0", "1"],
+        ["20", "tvmonitor", "6", "2"],
+    )
+    assert [line.split(";")[0] for line in coverage] == [
         "train: on every picture: 'tvmonitor'",
         "train: no picture of 'car', 'cat', only in val",
         "train: no picture of "
         + ", ".join(f"'{name}'" for name in VOC_CLASSES[8:18])
         + " and 1 more, nor elsewhere",
     ]
+    # Five of the 40 + n columns are ignored.
+    assert ignored == "masks: 11.5 % of their pixels are 255, which is ignored"
     assert last.startswith(f"wrote {voc}: 8 images in ")
     assert last.endswith(" per process)")
     assert open_split(voc, "train").info.name == "voc_drawn"
@@ -60,7 +71,7 @@ def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.C
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4), (shade, 9, 9)).save(pictures / name)
         (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (6, 4), 1).save(tmp_path / "masks" / name)
+        Image.new("L", (6, 4), 2).save(tmp_path / "masks" / name)
     (tmp_path / "t.csv").write_text("picture,subject\n" + "".join(f"{name},{tags}\n" for name, tags in rows))
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     named = {"picture": [str(name) for name, _ in rows], "kind": [tags.split(";") for _, tags in rows]}
@@ -103,9 +114,12 @@ def test_folders_say_how_they_were_read(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["folder", str(root), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == told
-    assert lines[3:7] == [
+    assert lines[3:10] == [
         "train: 10 records in 8 shards, 5 without tags, 10 without mask",
         "test: 1 records in 1 shards, 1 without mask",
+        "id  class  train  test",
+        " 1  rust       5     1",
+        " 2  scab       0     0",
         "train: no picture of 'scab', nor elsewhere; they cannot be learned",
         "no split 'val', which training wants: --data.val_split test, or ingest own data with "
         "--val-share 0.2 for such a share of train",

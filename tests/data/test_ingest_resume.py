@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cosa_dist.data import ingest_shard
 from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.decode import encode_jpeg
+from cosa_dist.data.decode import ORIENTATION, encode_jpeg
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_pool import shard_pool
@@ -87,6 +87,9 @@ def test_an_interrupted_ingest_continues_after_its_finished_shards(
     files: Files, read: list[str], tmp_path: Path
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
+    note = Image.Exif()
+    note[ORIENTATION] = 6
+    Image.new("RGB", (6, 4)).save(files.folder / "02.png", exif=note)
     stop_at(files, read, out, "07.png")
     assert not out.exists()
     assert sorted(path.name for path in (partial_path(out) / "val").iterdir()) == [
@@ -96,7 +99,8 @@ def test_an_interrupted_ingest_continues_after_its_finished_shards(
     assert read == [f"{number:02d}.png" for number in range(6, 12)]
     assert said.splitlines()[0] == "val: 2 of 4 shards are there from an earlier attempt"
     assert not partial_path(out).exists()
-    finish(files, whole)
+    assert finish(files, whole).splitlines() == said.splitlines()[1:]
+    assert "val: 1 pictures carry an EXIF rotation (first: 02)" in said
     for name in sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert len(list(out.rglob("*"))) == len(list(whole.rglob("*")))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from cosa_dist.data.catalog import VOC, VOC_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_record import File, SourceRecord
-from cosa_dist.data.source_voc import SbdMask, augmented_ids, voc_records
+from cosa_dist.data.source_voc import SbdMask, augmented_ids, voc_records, voc_source
 
 
 def records(root: Path, split: str, sbd: Path | None = None) -> dict[str, SourceRecord]:
@@ -100,3 +101,51 @@ def test_damaged_sbd_masks(tmp_path: Path) -> None:
             SbdMask(File(tmp_path, f"{name}.mat")).read()
     with pytest.raises(FileNotFoundError):
         SbdMask(File(tmp_path, "absent.mat")).read()
+
+
+OWN = ("weed", "crop", "soil")
+
+
+def rename_ids(voc_root: Path, old: str, new: str) -> None:
+    """Give one training picture of the devkit another id."""
+    (voc_root / "JPEGImages" / f"{old}.jpg").rename(voc_root / "JPEGImages" / f"{new}.jpg")
+    listing = voc_root / "ImageSets" / "Segmentation" / "train.txt"
+    listing.write_text(listing.read_text().replace(old, new))
+
+
+def test_a_devkit_with_vocs_ids_is_voc(voc_root: Path) -> None:
+    info, entries = voc_source(voc_root.parent.parent, ("train", "val"))
+    assert info is VOC
+    assert {split: len(listed) for split, listed in entries.items()} == {"train": 6, "val": 2}
+    (voc_root / "labels.txt").write_text("background\n" + "\n".join(VOC_CLASSES))
+    assert voc_source(voc_root, ("val",))[0] is VOC
+    assert voc_source(voc_root, ("val",), None, VOC_CLASSES)[0] is VOC
+
+
+@pytest.mark.parametrize("name", ["weeds_01", "000005", "2024_000001", "2007_0000011", "2007-000001"])
+def test_other_ids_need_their_own_classes(voc_root: Path, name: str) -> None:
+    rename_ids(voc_root, "2007_000001", name)
+    with pytest.raises(
+        DataError, match=f"'{name}' is no image id of VOC, .*--classes FILE, or in .*labels.txt"
+    ):
+        voc_source(voc_root, ("train", "val"))
+    assert voc_source(voc_root, ("val",))[0] is VOC
+    info, _ = voc_source(voc_root, ("train",), None, OWN)
+    assert (info.name, info.class_names) == ("VOC2012", OWN)
+    # VOC's classes on other pictures are no VOC either.
+    info, _ = voc_source(voc_root, ("train",), None, VOC_CLASSES)
+    assert (info.name, info.class_names, dict(info.split_sizes)) == ("VOC2012", VOC_CLASSES, {})
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "class_names.txt", "classes.txt", "labelmap.txt"])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_list_of_classes_beside_the_pictures_is_taken(voc_root: Path, name: str, above: bool) -> None:
+    root = voc_root.parent.parent if above else voc_root
+    (root / name).write_text("\n".join(OWN))
+    lines: list[str] = []
+    info, _ = voc_source(root, ("train", "val"), tell=lines.append)
+    assert (info.name, info.class_names) == (root.name, OWN)
+    assert lines == [f"the masks' 3 classes are those of {root / name}"]
+    given: list[str] = []
+    assert voc_source(root, ("train",), None, ("a", "b"), given.append)[0].class_names == ("a", "b")
+    assert given == []

@@ -44,14 +44,19 @@ def test_equals_a_loop_over_pixels():
 
 
 def test_a_class_that_is_only_predicted_has_no_share_in_the_mean():
-    confusion = confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), 2)
-    assert iou_per_class(confusion)[1] == 0
-    assert mean_iou(confusion) == pytest.approx(2 / 3)
+    confusion = confusion_matrix(torch.tensor([0, 0, 2, 1]), torch.tensor([0, 0, 0, 1]), 3)
+    assert iou_per_class(confusion)[2] == 0
+    assert mean_iou(confusion) == pytest.approx((2 / 3 + 1) / 2)
+    assert mean_accuracy(confusion) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_nothing_counted_is_nan_and_not_zero():
-    confusion = confusion_matrix(torch.tensor([1]), torch.tensor([255]), 2)
-    assert confusion.sum() == 0
+@pytest.mark.parametrize(
+    ("prediction", "target"),
+    [([1], [255]), ([0, 0, 0], [0, 0, 0]), ([0, 1, 0], [0, 0, 255]), ([2, 0], [255, 255]), ([], [])],
+)
+def test_truth_without_a_foreground_class_gives_nan_and_neither_0_nor_100(prediction, target):
+    confusion = confusion_matrix(torch.tensor(prediction), torch.tensor(target), 3)
+    assert confusion[1:].sum() == 0
     for score in (mean_iou, pixel_accuracy, mean_accuracy):
         assert math.isnan(score(confusion))
 

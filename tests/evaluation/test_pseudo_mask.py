@@ -161,9 +161,15 @@ def test_counts_of_an_earlier_version_are_refused():
 
 def test_no_truth_counts_as_ignored_with_the_most_classes_a_mask_can_have():
     counts = MaskCounts.empty(IGNORE)
-    counts.add(
-        torch.tensor([[0, 0, IGNORE, IGNORE]], dtype=torch.uint8), torch.tensor([[0, IGNORE, 0, IGNORE]])
-    )
+    given = torch.tensor([[0, 0, IGNORE, IGNORE, 1]], dtype=torch.uint8)
+    counts.add(given, torch.tensor([[0, IGNORE, 0, IGNORE, 1]]))
     quality = counts.quality([f"class {number}" for number in range(1, IGNORE)])
-    assert quality["miou_missed"] == pytest.approx(50.0)
+    assert quality["miou_missed"] == pytest.approx(100 * (1 / 2 + 1) / 2)
     assert quality["ignored_of_class"]["background"] == pytest.approx(50.0)
+
+
+def test_truth_without_a_class_gives_no_quality():
+    counts = MaskCounts.empty(3)
+    counts.add(torch.tensor([[0, 0, 1]], dtype=torch.uint8), torch.tensor([[0, IGNORE, 0]]))
+    quality = counts.quality(["cat", "dog"])
+    assert (quality["miou"], quality["miou_missed"], quality["images_with_truth"]) == (None, None, 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cosa_dist.evaluation.control import choose_background
 from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.report import as_text
 from cosa_dist.evaluation.tally import Tally
 
 
@@ -23,12 +25,24 @@ def test_a_value_at_a_threshold_of_the_grid_is_background():
     assert found[0.5] == pytest.approx(100 * (2 / 4 + 0 + 0) / 3)
 
 
-def test_masks_of_ignore_alone_give_no_score_and_no_metric():
-    tally = Tally(("a",), EvaluationSettings(), torch.device("cpu"))
-    nothing = torch.full((2, 2), 255, dtype=torch.uint8)
-    tally.add_prediction("unfiltered", torch.zeros(2, 2, dtype=torch.int64), nothing, None)
+@pytest.mark.parametrize("values", [[255, 255, 255], [0, 0, 0], [0, 255, 0]])
+def test_masks_without_a_class_give_no_score_and_no_metric(values):
+    tally = Tally(("a",), EvaluationSettings(cam_background_grid=(0.5,)), torch.device("cpu"))
+    mask = torch.tensor([values], dtype=torch.uint8)
+    tally.add_prediction("unfiltered", torch.zeros(1, 3, dtype=torch.int64), mask, None)
+    tally.add_activation(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.int64), mask)
     tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
     report = tally.report("online")
     assert report.miou() is None
     assert report.map_class is None
     assert report.metrics() == {"online/images": 1.0}
+    assert report.without_score() == "no class occurs in the masks (only background or ignored pixels)"
+    assert "no scores: no class occurs in the masks" in " ".join(as_text([report], width=200).split())
+    with pytest.raises(ValueError, match="on masks in which a class occurs"):
+        choose_background(report)
+
+
+def test_images_without_masks_give_no_score_for_another_reason():
+    tally = Tally(("a",), EvaluationSettings(), torch.device("cpu"))
+    tally.skip_image()
+    assert tally.report("online", masks_needed=False).without_score() == "no image has a mask"

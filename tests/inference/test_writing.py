@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from cosa_dist.data.catalog import VOC_CLASSES, voc_colour_map
-from cosa_dist.data.decode import decode_mask
+from cosa_dist.data.decode import ORIENTATION, decode_mask, orientation_of
 from cosa_dist.data.errors import DataError
 from cosa_dist.inference.coco_rle import annotations_of, coco_file, decode_rle
 from cosa_dist.inference.segmentation import Segmentation
@@ -51,6 +51,24 @@ def test_all_outputs_of_one_picture(tmp_path):
     with np.load(tmp_path / "probabilities/a/b.npz", allow_pickle=False) as archive:
         assert archive["class_names"].tolist() == ["background", "cat", "dog"]
         assert archive["probabilities"].shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 2])
+def test_masks_and_overlays_are_shown_as_the_picture_is(tmp_path, orientation):
+    """Viewers turn them like the picture; the stored pixels stay those of the picture's."""
+    made = Segmentation(CLASSES, {0: 1.0}, None)
+    image = np.zeros((2, 3, 3), np.uint8)
+    write_outputs(tmp_path, "a", image, made, ("cat", "dog"), ("masks", "overlays"), orientation)
+    for name in ("masks/a.png", "overlays/a.jpg"):
+        with Image.open(tmp_path / name) as opened:
+            assert orientation_of(opened) == orientation
+            assert opened.size == (3, 2)
+            assert dict(opened.getexif()) == ({} if orientation == 1 else {ORIENTATION: orientation})
+            shown = ImageOps.exif_transpose(opened)
+            if name.endswith("png"):
+                turned = {1: CLASSES, 3: CLASSES[::-1, ::-1], 6: np.rot90(CLASSES, -1), 2: CLASSES[:, ::-1]}
+                assert np.asarray(shown).tolist() == turned[orientation].tolist()
+    assert (decode_mask((tmp_path / "masks/a.png").read_bytes()) == CLASSES).all()
 
 
 def test_what_fails_leaves_the_old_file_and_no_part(tmp_path):

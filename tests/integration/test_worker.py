@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
+from io import StringIO
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 
+from cosa_dist.data.decode import decode_mask, encode_mask
 from cosa_dist.data.ingest import ingest
 from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import run_worker
+from cosa_dist.tracking.leaderboard import RunRecord, rows_of, without_result
+from cosa_dist.training.checkpoint import best_checkpoint
 from cosa_dist.training.loop import NonFiniteLossError
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
@@ -183,6 +189,36 @@ def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path
     found = torch.tensor(curve(folder, "train/total"))
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
+def in_white(record):
+    """The record with 255 for all classes in its mask, as masks for people have it."""
+    ids = decode_mask(record.mask.read())
+    white = encode_mask(np.where(ids > 0, 255, 0).astype(np.uint8))
+    return replace(record, mask=white, tags=tuple((np.unique(ids[ids > 0]) - 1).tolist()), context=None)
+
+
+def test_validation_masks_without_a_class_give_no_score_no_best_checkpoint_and_no_rank(tmp_path, caplog):
+    shards, shown = tmp_path / "white", StringIO()
+    sources = {
+        "train": [replace(r, context=None) for r in synthetic_records("train", 8, seed=3, image_size=48)],
+        "val": [in_white(record) for record in synthetic_records("val", 3, seed=3, image_size=48)],
+    }
+    ingest(sources, synthetic_info(), shards, console=Console(file=shown))
+    assert "WARNING: split 'val': the masks hold 0 and 255 only" in shown.getvalue()
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.WARNING):
+        reports = run_worker(task_of(small_config(shards, tmp_path, "run", training={"steps": 2}), folder, 4))
+    assert "there are no scores: on the validation images no class occurs in the masks" in caplog.text
+    assert {report.miou() for report in reports.values()} == {None}
+    assert reports["online"].images == 3
+    assert curve(folder, "final/miou_unfiltered") == curve(folder, "final/online/miou_unfiltered") == []
+    assert best_checkpoint(folder / "checkpoints") is None
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+    metrics = {f"final/{key}": value for one in reports.values() for key, value in one.metrics().items()}
+    run = RunRecord("1", "run", "cosa", "FINISHED", metrics, {"dataset": "synthetic"})
+    assert rows_of(run) == []
+    assert without_result([run]) == [run]
 
 
 def test_a_run_on_pictures_without_masks_ends_without_scores(tmp_path):

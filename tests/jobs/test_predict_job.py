@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_dist.data.decode import decode_mask
+from cosa_dist.data.decode import ORIENTATION, decode_mask, orientation_of
 from cosa_dist.evaluation.report import EvalReport
 from jobs import predict
 from tests.inference.conftest import photos, trained_run  # noqa: F401
@@ -86,14 +86,18 @@ def test_bad_pictures_are_listed_and_the_others_done(call, photos, tmp_path):  #
     assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 5
 
 
-def test_rotation_by_exif_is_not_applied_as_in_training(call, tmp_path):
+def test_rotation_by_exif_is_not_applied_as_in_training_and_carried_on(call, tmp_path):
     picture = Image.new("RGB", (40, 20), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "rotated.jpg", exif=exif)
-    assert call(tmp_path / "rotated.jpg", "--out", tmp_path / "out")[0] == 0
-    with Image.open(tmp_path / "out/masks/rotated.png") as mask:
-        assert mask.size == (40, 20)
+    for orientation in (1, 3, 6):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        picture.save(tmp_path / f"{orientation}.jpg", exif=exif)
+    pictures = [tmp_path / f"{orientation}.jpg" for orientation in (1, 3, 6)]
+    assert call(*pictures, "--out", tmp_path / "out", "--outputs", "masks,overlays")[0] == 0
+    for orientation in (1, 3, 6):
+        for name in (f"masks/{orientation}.png", f"overlays/{orientation}.jpg"):
+            with Image.open(tmp_path / "out" / name) as written:
+                assert (written.size, orientation_of(written)) == ((40, 20), orientation)
 
 
 @pytest.mark.parametrize(

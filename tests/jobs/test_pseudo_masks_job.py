@@ -18,3 +18,6 @@ def test_quality_is_printed_by_class_or_in_one_line_without_truth():
     blind = MaskCounts.empty(3)
     blind.add(torch.tensor([[0, 255]], dtype=torch.uint8), None)
     assert quality_text(blind.quality(["cat", "dog"])) == "1 images, 50.00 % of the pixels ignored"
+    empty = MaskCounts.empty(3)
+    empty.add(torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([[0, 0]]))
+    assert "no mIoU: no class of the true masks lies on" in quality_text(empty.quality(["cat", "dog"]))

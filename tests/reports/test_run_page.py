@@ -152,7 +152,7 @@ def test_a_run_on_images_without_masks_has_no_empty_tables(run):
     content["scores"] = {name: score | unmeasured for name, score in content["scores"].items()}
     (run / "report_online.json").write_text(json.dumps(content))
     text = run_page(read_run(run))
-    assert text.count("No scores: no validation image has a mask.") == 2
+    assert text.count("No scores: no class occurs in the masks (only background or ignored pixels).") == 2
     assert "<td>unfiltered</td>" not in text
     assert "left out without a mask; image classifier mAP" in text
 
