@@ -14,6 +14,11 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+def is_background(name: str) -> bool:
+    """Whether a class name means background, id 0 of every mask: `background` in any case, also as `_background_`."""
+    return plain(name).strip("_ ").casefold() == "background"
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Return the class names of a text file, one a line, in the order of their ids 1..C.
 
