@@ -26,7 +26,6 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_split import say
 from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
@@ -40,6 +39,7 @@ from cosa_dist.data.ingest_sources import (
     table_source,
     voc_records,
 )
+from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
 from cosa_dist.data.source_record import Tell
 
@@ -73,7 +73,10 @@ def parser() -> argparse.ArgumentParser:
     for source in (table, hf):
         source.add_argument("--image-column", help="column of pictures (default: image and the like)")
         source.add_argument("--mask-column", help="column of masks (default: mask)")
-    table.add_argument("--tags-column", help="column of tags (default: tags, labels and the like)")
+        what = "what is between two tags in a text (default: ; or | or else ,)"
+        source.add_argument("--tags-separator", help=what)
+    what = "column of tags, or several separated by commas (default: tags and the like, or those of 0 and 1)"
+    table.add_argument("--tags-column", help=what)
     table.add_argument("--split-column", help="column of splits (default: split)")
     synthetic = sources.add_parser("synthetic", parents=[shared], help="generated pictures")
     synthetic.add_argument("--train", type=int, default=400, help="training pictures")
@@ -128,19 +131,24 @@ def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
     classes = None if asked.classes is None else read_class_names(asked.classes)
     if asked.source == "folder":
         return folder_source(
-            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed, tell=tell
+            asked.root,
+            masks=asked.masks,
+            classes=classes,
+            val_share=asked.val_share,
+            seed=asked.seed,
+            tell=tell,
         )
     if asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
         return table_source(
             asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
-            val_share=asked.val_share, seed=asked.seed, tell=tell,
+            separator=asked.tags_separator, val_share=asked.val_share, seed=asked.seed, tell=tell,
         )  # fmt: skip
     labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
     hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
     return hf_source(
-        asked.path, cache, columns=hf_columns, classes=classes, val_share=asked.val_share, seed=asked.seed,
-        tell=tell,
+        asked.path, cache, columns=hf_columns, classes=classes, separator=asked.tags_separator,
+        val_share=asked.val_share, seed=asked.seed, tell=tell,
     )  # fmt: skip
 
 

@@ -155,15 +155,26 @@ def id_of(name: str) -> str:
 
 def duplicates_rejected(entries: Iterable[Entry]) -> list[Entry]:
     """Return all entries, each id that came before replaced by a rejection."""
-    seen: set[str] = set()
+    first: dict[str, Entry] = {}
     kept: list[Entry] = []
     for entry in entries:
-        if entry.id in seen:
-            kept.append(Rejection(entry.id, "id occurs twice in the list; the first one is kept"))
-        else:
+        other = first.setdefault(entry.id, entry)
+        if other is entry:
             kept.append(entry)
-        seen.add(entry.id)
+            continue
+        reason = "id occurs twice in the list; the first one is kept"
+        if isinstance(entry, SourceRecord) and isinstance(other, SourceRecord) and entry.image != other.image:
+            reason = (
+                f"id belongs to another picture too{_of(other)}, which is kept; give this one another name"
+            )
+        kept.append(Rejection(entry.id, reason, _of(entry).strip(" ()")))
     return kept
+
+
+def _of(entry: Entry) -> str:
+    """Return where an entry's picture is, in brackets, or nothing."""
+    image = entry.image if isinstance(entry, SourceRecord) else b""
+    return "" if isinstance(image, bytes) else f" ({image.where})"
 
 
 def _content_identity(content: bytes | Content | None) -> str:
