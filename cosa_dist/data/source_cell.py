@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import unicodedata
@@ -21,7 +22,9 @@ _NUMBERS = re.compile(r"-?\d+(?:\.\d*)?(?:\s+-?\d+(?:\.\d*)?)+")
 _WRAPPED = re.compile(
     r"(?:\w+\.)?(?:array|tensor|list|tuple|set|frozenset)\((.*?)(?:,\s*dtype=[^)]*)?\)", re.DOTALL
 )
-_TOKEN = re.compile(r"""\s*(?:u?"((?:[^"\\]|\\.)*)"|u?'((?:[^'\\]|\\.)*)'|([^\s,:'"\[\](){}]+))\s*,?\s*""")
+_TOKEN = re.compile(
+    r"""\s*(?:(u?"(?:[^"\\]|\\.)*"|u?'(?:[^'\\]|\\.)*')|([^\s,:'"\[\](){}]+))\s*,?\s*""", re.DOTALL
+)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _MAX_NAME = 200
 
@@ -139,7 +142,7 @@ def listed_text(text: str) -> list[Any] | None:
         text = wrapped[1].strip() or "[]"
     if text[:1] not in _CLOSING:
         return None
-    quoted = text[1:].lstrip()[:1] in ("'", '"') and len(text) > 1
+    quoted = re.match(r"""\s*u?['"]""", text[1:]) is not None
     if len(text) < 2 or text[-1] != _CLOSING[text[0]]:
         if quoted:
             raise RecordError(f"tags are a list without an end: {shown(text)}; put the cell into quotes")
@@ -153,12 +156,17 @@ def listed_text(text: str) -> list[Any] | None:
     inner = text[1:-1].strip()
     if text[0] == "(" and inner and not (quoted or "," in inner or _NUMBERS.fullmatch(inner)):
         return None
-    items = _tokens(inner) if quoted else re.split(r"[,;|]", inner)
-    if not quoted and _NUMBERS.fullmatch(inner):
-        items = inner.split()
-    if items is None or "..." in items or any(re.search(r"[\[\]{}]", item) for item in items if not quoted):
+    items: list[str] | None
+    if quoted or re.search(r""",\s*['"]""", inner):
+        items = _tokens(inner)
+    elif "..." in inner or re.search(r"[\[\]{}]", inner):
+        items = None
+    else:
+        items = re.split(r"\s+" if _NUMBERS.fullmatch(inner) else r"\s*[,;|]\s*", inner)
+        items = [item.split(".")[0] for item in items] if all(map(NUMBER.fullmatch, items)) else items
+    if items is None or "..." in items:
         raise RecordError(f"tags are no complete list of names: {shown(text)}; mend the row")
-    return [item for item in items if quoted or item.strip()]
+    return [word for item in items if (word := item.strip())]
 
 
 def _tokens(inner: str) -> list[str] | None:
@@ -168,7 +176,9 @@ def _tokens(inner: str) -> list[str] | None:
         found = _TOKEN.match(inner, place)
         if found is None:
             return None
-        text = next(group for group in found.groups() if group is not None)
-        tokens.append(text if found[3] else re.sub(r"\\(.)", r"\1", text))
+        try:
+            tokens.append(found[2] or str(ast.literal_eval(found[1])))
+        except (ValueError, SyntaxError):
+            tokens.append(found[1].strip("u")[1:-1])
         place = found.end()
     return tokens

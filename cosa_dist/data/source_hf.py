@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_arrow import ArrowCell, ArrowTable, holds_pictures, open_tables, rows_without
 from cosa_dist.data.source_cell import TagRules, shown, text_of
-from cosa_dist.data.source_classes import TagIndex, class_names_of
+from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
 from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
 from cosa_dist.data.source_tags import (
@@ -79,8 +80,8 @@ def hf_source(
     opened = {split: table.open() for split, table in tables.items()}
     found = _columns_of(path, opened, columns or HfColumns(), rules)
     known = _class_label_names(path, opened, found, rules)
-    tags = _all_tags(opened, found, rules, known)
-    info = DatasetInfo(path.resolve().stem, classes or _names(path, tags, found, known))
+    tags, flags = _all_tags(opened, found, rules, known)
+    info = DatasetInfo(path.resolve().stem, classes or _names(path, tags, found, known, flags))
     index = TagIndex(info.class_names)
     entries: dict[str, list[Entry]] = {}
     for split, table in tables.items():
@@ -280,11 +281,12 @@ def _class_label_names(
 
 def _all_tags(
     opened: Mapping[str, Dataset], columns: HfColumns, rules: TagRules, known: Mapping[str, Sequence[str]]
-) -> dict[str, list[Tags | None]]:
-    """Return the tags of all rows by split, None where there are no labels."""
+) -> tuple[dict[str, list[Tags | None]], Tags]:
+    """Return the tags of all rows by split, None without labels, and the columns that are classes."""
     labels = columns.labels or ()
     if not labels:
-        return {split: [None] * len(table) for split, table in opened.items()}
+        return {split: [None] * len(table) for split, table in opened.items()}, ()
+    flags: Tags = ()
     alone = len(labels) == 1
     columns_of = {
         label: [cell for table in opened.values() for cell in table.select_columns([label])[:][label]]
@@ -294,7 +296,7 @@ def _all_tags(
         dict(zip(labels, row, strict=True)) for row in zip(*columns_of.values(), strict=True) if not alone
     ]
     if rows and not known and all_flags(rows, labels, rules):
-        tags = [flag_tags(row, labels) for row in rows]
+        tags, flags = [flag_tags(row, labels) for row in rows], tuple(map(plain, labels))
     else:
         parts: list[list[Tags]] = []
         for label, cells in columns_of.items():
@@ -306,13 +308,9 @@ def _all_tags(
             else:
                 parts.append(column_tags(cells, label, rules, alone=alone))
         tags = parts[0] if alone else [united(said) for said in zip(*parts, strict=True)]
-    tags = settled(tags, rules, [name for names in known.values() for name in names])
-    by_split: dict[str, list[Tags | None]] = {}
-    start = 0
-    for split, table in opened.items():
-        by_split[split] = list(tags[start : start + len(table)])
-        start += len(table)
-    return by_split
+    *tags, flags = settled([*tags, flags], rules, [name for names in known.values() for name in names])
+    rest = iter(tags)
+    return {split: list(islice(rest, len(table))) for split, table in opened.items()}, flags
 
 
 def _names(
@@ -320,11 +318,12 @@ def _names(
     tags: Mapping[str, Sequence[Tags | None]],
     columns: HfColumns,
     known: Mapping[str, Sequence[str]],
+    flags: Tags,
 ) -> tuple[str, ...]:
-    """Return the names of the class labels if all label columns are such, else those that occur."""
+    """Return the names of class labels or columns if all labels are such, else those that occur."""
     if not columns.labels:
         raise DataError(f"{path} has masks but no labels: give the class names with --classes FILE")
     if all(label in known for label in columns.labels):
         return tuple(dict.fromkeys(name for names in known.values() for name in names))
-    occurring = (names for listed in tags.values() for names in listed if isinstance(names, tuple))
-    return class_names_of(occurring, str(path))
+    occurring = [names for listed in tags.values() for names in listed if isinstance(names, tuple)]
+    return class_names_of([*occurring, flags] if any(occurring) else [], str(path))

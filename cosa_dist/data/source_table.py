@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_cell import MISSING, TagRules, text_of
-from cosa_dist.data.source_classes import TagIndex, class_names_of
+from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
 from cosa_dist.data.source_folder import optional_mask, refuse_without_masks
 from cosa_dist.data.source_record import (
     Entry,
@@ -113,24 +113,26 @@ def table_source(
     if not images.is_dir():
         raise DataError(f"no folder of pictures {images}")
     rules = TagRules(classes, separator, tell)
-    lines, tags = _read(table, columns or Columns(), rules)
-    lines, tags = _one_line_a_picture(lines, settled(tags, rules), tell)
-    known = (names for names in tags if isinstance(names, tuple))
-    info = DatasetInfo(table.stem, classes or class_names_of(known, f"table {table}"))
+    lines, tags, flags = _read(table, columns or Columns(), rules)
+    *tags, flags = settled([*tags, flags], rules)
+    lines, tags = _one_line_a_picture(lines, tags, tell)
+    known = [names for names in tags if isinstance(names, tuple)]
+    names = classes or class_names_of([*known, flags] if any(known) else [], f"table {table}")
+    info = DatasetInfo(table.stem, names)
     index = TagIndex(info.class_names)
     chosen = set[str]()
     if not any(line.split for line in lines):
         chosen = seeded_validation({line.image for line in lines}, val_share, seed)
     entries: dict[str, list[Entry]] = {}
-    for line, names in zip(lines, tags, strict=True):
+    for line, said in zip(lines, tags, strict=True):
         split = split_name(line.split) or (VAL if line.image in chosen else TRAIN)
-        entries.setdefault(split, []).append(_entry(images, table, line, names, masks, index))
+        entries.setdefault(split, []).append(_entry(images, table, line, said, masks, index))
     refuse_without_masks(masks, entries)
     return info, entries
 
 
-def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags]]:
-    """Return the table's rows and the tags in each."""
+def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags], Tags]:
+    """Return the table's rows, the tags in each, and the columns that are classes."""
     there = column_names(table)
     if not there:
         raise DataError(f"table {table} has no rows")
@@ -152,10 +154,10 @@ def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], 
     if not lines:
         raise DataError(f"table {table} has no rows")
     if found.flags:
-        return lines, flagged
+        return lines, flagged, tuple(map(plain, found.tags))
     alone = len(cells) == 1
     read = [column_tags(column, name, rules, alone=alone) for name, column in cells.items()]
-    return lines, read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
+    return lines, read[0] if alone else [united(parts) for parts in zip(*read, strict=True)], ()
 
 
 def _one_line_a_picture(
