@@ -15,7 +15,7 @@ def plain(name: str) -> str:
 
 
 def is_background(name: str) -> bool:
-    """Whether a class name means background, id 0 of every mask: `background` in any case, also as `_background_`."""
+    """Whether a name means background, id 0 of masks: `background` in any case, also `_background_`."""
     return plain(name).strip("_ ").casefold() == "background"
 
 

@@ -7,7 +7,7 @@ lists of them; without one, tags come from the masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -120,15 +120,16 @@ def _entries(
     index: TagIndex,
 ) -> Iterator[Entry]:
     """Yield the records of one table, rows of one picture as one."""
-    unmasked = rows_without(opened, columns.mask) if columns.mask else frozenset[int]()
+    mask = columns.mask if columns.mask in opened.column_names else None
+    unmasked = rows_without(opened, mask) if mask else frozenset[int]()
     for record_id, rows in _rows_by_picture(split, table, opened, columns):
         where = f"{table.name}, row {rows[0]}"
         if reason := unsafe_id(record_id) if record_id else "row has no id; give every picture one":
             yield Rejection(record_id or f"row {rows[0]}", reason, where)
             continue
-        masks = [ArrowCell(table, columns.mask, row) for row in rows if columns.mask and row not in unmasked]
+        masks = [ArrowCell(table, mask, row) for row in rows if mask and row not in unmasked]
         names = united(said for row in rows if (said := tags[row]) is not None)
-        if any(not mask.same_as(masks[0]) for mask in masks[1:]):
+        if any(not other.same_as(masks[0]) for other in masks[1:]):
             names = "rows of this picture have several masks; keep one"
         try:
             if isinstance(names, str):
@@ -177,47 +178,51 @@ def _rows(small: Dataset, count: int) -> Iterator[Mapping[str, Any]]:
 
 def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rules: TagRules) -> HfColumns:
     """Return the names of the columns that there are; raises `DataError` for one that is not."""
-    first = next(iter(opened.values()))
-    there, pictures = (
-        first.column_names,
-        [name for name in first.features if holds_pictures(first.features[name])],
-    )
+    there = next(iter(opened.values())).column_names
+    features = {name: kind for table in opened.values() for name, kind in table.features.items()}
+    pictures = [name for name, kind in features.items() if holds_pictures(kind)]
 
-    def column(name: str | None, usual: Sequence[str]) -> str | None:
+    def column(name: str | None, usual: Sequence[str], known: Collection[str] = there) -> str | None:
         if name is None:
-            return next((usual_name for usual_name in usual if usual_name in there), None)
-        if name not in there:
-            known = ", ".join(there)
-            raise DataError(f"{path} has no column '{name}'{nearest_name(name, there)}; there: {known}")
+            return next((usual_name for usual_name in usual if usual_name in known), None)
+        if name not in known:
+            listed = f"{', '.join(known):.300}"
+            raise DataError(f"{path} has no column '{name}'{nearest_name(name, known)}; there: {listed}")
         return name
 
     image = column(asked.image, ("image", "img", "picture"))
+    has = f"{path} has columns {', '.join(there):.300}"
     if image is None:
-        raise DataError(f"{path} has columns {', '.join(there)}; say which holds pictures: --image-column")
+        raise DataError(f"{has}; say which holds pictures: --image-column")
     masks = [name for name in (*_MASK_COLUMNS, *_LABEL_COLUMNS) if name in pictures and name != image]
-    mask = column(asked.mask, ("mask", *masks))
-    if mask and mask != asked.mask and mask != "mask":
+    mask = column(asked.mask, ("mask", *masks), features)
+    if mask and mask not in (asked.mask, "mask"):
         rules.tell(f"column '{mask}' holds pictures: they are taken as the masks")
-    usual_label = column(None, [name for name in _LABEL_COLUMNS if name not in (*pictures, mask)])
-    labels = tuple(filter(None, (column(name.strip(), ()) for name in asked.labels or ()))) or (
-        (usual_label,) if usual_label else ()
-    )
+    labels = tuple(filter(None, (column(name.strip(), ()) for name in asked.labels or ())))
+    usual = column(None, [name for name in _LABEL_COLUMNS if name not in (*pictures, mask)])
+    labels = labels or ((usual,) if usual else ())
     if not labels and mask is None:
-        others = [name for name in there if name != image and _holds_tags(first.features[name])]
+        others = [name for name in there if name != image and _holds_tags(features[name])]
+        others = [name for name in others if all(name in table.column_names for table in opened.values())]
         rows = (row for table in opened.values() for row in _rows(table.select_columns(others), len(table)))
-        missing = f"{path} has columns {', '.join(there)}; say which holds tags: --labels-column"
-        labels = flags_found(rows, others, missing, rules)
+        labels = flags_found(rows, others, f"{has}; say which holds tags: --labels-column", rules)
     found = HfColumns(image, labels, mask, column(asked.id, ("id", "image_id")))
     for split, table in opened.items():
-        _check_kinds(path, split, table, found)
+        _check_kinds(path, split, table, found, rules)
     return found
 
 
-def _check_kinds(path: Path, split: str, table: Dataset, columns: HfColumns) -> None:
-    """Raise `DataError` unless a split has the columns, and in them what they are taken for."""
+def _check_kinds(path: Path, split: str, table: Dataset, columns: HfColumns, rules: TagRules) -> None:
+    """Raise `DataError` unless a split has the columns, and in them what they are taken for.
+
+    Only masks may be in other splits alone, if there are labels.
+    """
     labels = columns.labels or ()
     for name in filter(None, (columns.image, columns.mask, columns.id, *labels)):
         if name not in table.column_names:
+            if name == columns.mask and labels:
+                rules.tell(f"split '{split}' has no column '{name}': its pictures have no mask")
+                continue
             raise DataError(
                 f"split '{split}' of {path} has no column '{name}'; add it, or leave the split out"
             )
@@ -225,6 +230,8 @@ def _check_kinds(path: Path, split: str, table: Dataset, columns: HfColumns) -> 
         if name in labels and not _holds_tags(feature):
             what = "pictures, not tags: --mask-column names masks" if holds_pictures(feature) else "no tags"
             raise DataError(f"column '{name}' of {path} holds {what}; name that of tags with --labels-column")
+        if name == columns.id and not isinstance(feature, Value):
+            raise DataError(f"column '{name}' of {path} holds no ids; name another with --id-column")
         paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
         if name in (columns.image, columns.mask) and not (paths or holds_pictures(feature)):
             raise DataError(f"column '{name}' of {path} holds neither pictures nor their paths; name another")

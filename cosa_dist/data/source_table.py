@@ -143,9 +143,15 @@ def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], 
     cells: dict[str, list[Any]] = {name: [] for name in found.tags}
     for number, row in read_rows(table, used):
         _refuse_open_quote(table, number, row, used)
+        if isinstance(row.get(found.image), bytes | dict | list):
+            raise DataError(
+                f"table {table}: column '{found.image}' holds no file names; pictures in a table are "
+                "read by `ingest.py hf`"
+            )
         image = re.sub(r"(?:^|(?<=/))(?:\./)+", "", text_of(row.get(found.image)))
-        texts = (text_of(row.get(name or "")) for name in (found.mask, found.split))
-        lines.append(_Line(number, image, *("" if text.casefold() in MISSING else text for text in texts)))
+        texts = [text_of(row.get(name or "")) for name in (found.mask, found.split)]
+        mask, split = ("" if text.casefold() in MISSING else text for text in texts)
+        lines.append(_Line(number, image, mask, split))
         if found.flags:
             flagged.append(flag_tags(row, found.tags))
             continue
@@ -169,7 +175,7 @@ def _one_line_a_picture(
     """
     rows_of: dict[str, list[int]] = {}
     for place, line in enumerate(lines):
-        rows_of.setdefault(line.image or f"row {line.number}", []).append(place)
+        rows_of.setdefault(plain(line.image) or f"row {line.number}", []).append(place)
     if len(rows_of) == len(lines):
         return list(lines), list(tags)
     made, repeated = [], [rows for rows in rows_of.values() if len(rows) > 1]
@@ -215,14 +221,14 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
         if name not in there:
             near = nearest_name(name, there)
             raise DataError(
-                f"table {table} has no column '{name}'{near}; there: {', '.join(there)} ({option})"
+                f"table {table} has no column '{name}'{near}; there: {', '.join(there):.300} ({option})"
             )
         return name
 
     image = column(asked.image, _IMAGE_COLUMNS, "--image-column")
     if image is None:
         raise DataError(
-            f"table {table} has columns {', '.join(there)}; say with --image-column which to take"
+            f"table {table} has columns {', '.join(there):.300}; say with --image-column which to take"
         )
     split = column(asked.split, ("split",), "--split-column")
     mask = column(asked.mask, ("mask",), "--mask-column")
@@ -235,7 +241,7 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
         return _Found(image, tags, split, mask, flags=False)
     rows = (row for _, row in read_rows(table, frozenset(tags or others)))
     if not tags:
-        missing = f"table {table} has columns {', '.join(there)}; say with --tags-column which to take"
+        missing = f"table {table} has columns {', '.join(there):.300}; say with --tags-column which to take"
         tags = flags_found(rows, others, missing, rules)
         if len(tags) > 1:
             tell_flags(tags, rules)

@@ -317,6 +317,16 @@ def test_columns_of_other_things_are_refused_by_name(tmp_path: Path) -> None:
             hf_source(tmp_path / "d", tmp_path / "c", columns=columns)
 
 
+def test_masks_of_some_splits_only_are_taken(tmp_path: Path) -> None:
+    splits = {"train": dataset(2), "val": dataset(2, masks=True)}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    _, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    found = {split: [bool(entry.mask) for entry in listed] for split, listed in entries.items()}  # type: ignore[union-attr]
+    assert found == {"train": [False, False], "val": [True, True]}
+    assert told == ["split 'train' has no column 'mask': its pictures have no mask"]
+
+
 def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
