@@ -16,7 +16,7 @@ from cosa_dist.data.source_record import Tell, untold
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null", "unlabeled", "unlabelled")
 )
-_TRUE, _FALSE = ("1", "true", "yes"), ("0", "-1", "false", "no")
+_TRUE, _FALSE = ("1", "true", "yes", "t", "y", "x", "✓", "✔"), ("0", "-1", "false", "no", "f", "n")
 NUMBER = re.compile(r"-?\d+(?:\.0*)?")
 _NUMBERS = re.compile(r"-?\d+(?:\.\d*)?(?:\s+-?\d+(?:\.\d*)?)+")
 _WRAPPED = re.compile(
@@ -60,7 +60,7 @@ def text_of(cell: Any) -> str:
 
 
 def truth(cell: object) -> bool | None:
-    """Return whether a cell of 0 and 1 says that a class is there: 0, -1 and false no, blank None.
+    """Return whether a cell of 0 and 1 says that a class is there: 0, -1, false and the like no, blank None.
 
     Raises:
         ValueError: the cell holds something else.

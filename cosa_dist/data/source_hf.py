@@ -25,7 +25,7 @@ from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
 from cosa_dist.data.source_tags import (
     Tags,
     all_flags,
-    column_tags,
+    columns_tags,
     flag_tags,
     flags_found,
     no_class,
@@ -294,27 +294,22 @@ def _all_tags(
     if not labels:
         return {split: [None] * len(table) for split, table in opened.items()}, ()
     flags: Tags = ()
-    alone = len(labels) == 1
-    columns_of = {
+    cells = {
         label: [cell for table in opened.values() for cell in table.select_columns([label])[:][label]]
         for label in labels
     }
-    rows = [
-        dict(zip(labels, row, strict=True)) for row in zip(*columns_of.values(), strict=True) if not alone
-    ]
-    if rows and not known and all_flags(rows, labels, rules):
-        tags, flags = [flag_tags(row, labels) for row in rows], tuple(map(plain, labels))
-    else:
-        parts: list[list[Tags]] = []
-        for label, cells in columns_of.items():
-            if label in known:
-                kinds = [
-                    _inner(table.features[label]) for table in opened.values() for _ in range(len(table))
-                ]
-                parts.append(list(map(class_label_tags, kinds, cells)))
-            else:
-                parts.append(column_tags(cells, label, rules, alone=alone))
-        tags = parts[0] if alone else [united(said) for said in zip(*parts, strict=True)]
+    named: list[list[Tags]] = []
+    for label in known:
+        kinds = (_inner(table.features[label]) for table in opened.values() for _ in range(len(table)))
+        named.append(list(map(class_label_tags, kinds, cells.pop(label))))
+    several = len(cells) > 1
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True) if several]
+    if several and all_flags(rows, list(cells), rules):
+        named.append([flag_tags(row, cells) for row in rows])
+        flags = tuple(map(plain, cells))
+    elif cells:
+        named.append(columns_tags(cells, rules))
+    tags = named[0] if len(named) == 1 else [united(said) for said in zip(*named, strict=True)]
     *tags, flags = settled([*tags, flags], rules, [name for names in known.values() for name in names])
     rest = iter(tags)
     return {split: list(islice(rest, len(table))) for split, table in opened.items()}, flags

@@ -38,7 +38,7 @@ from cosa_dist.data.source_tags import (
     TAG_COLUMNS,
     Tags,
     all_flags,
-    column_tags,
+    columns_tags,
     flag_tags,
     flags_found,
     settled,
@@ -161,9 +161,7 @@ def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], 
         raise DataError(f"table {table} has no rows")
     if found.flags:
         return lines, flagged, tuple(map(plain, found.tags))
-    alone = len(cells) == 1
-    read = [column_tags(column, name, rules, alone=alone) for name, column in cells.items()]
-    return lines, read[0] if alone else [united(parts) for parts in zip(*read, strict=True)], ()
+    return lines, columns_tags(cells, rules), ()
 
 
 def _one_line_a_picture(

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from cosa_dist.data.errors import DataError, RecordError
@@ -23,6 +24,7 @@ Tags = tuple[str, ...] | str
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
 _SEPARATORS = (" and ", " & ", " + ", " / ", " - ", "+", "&", "/", "\\", ",", ";", ":", " ", "-", "_")
 _NUMBERING = re.compile(r"unnamed: \d+|index|id|image_id")
+_DECIMAL = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?|\d+\.", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,0+")
 
 
@@ -127,6 +129,23 @@ def column_tags(cells: Sequence[Any], column: str, rules: TagRules, *, alone: bo
         if (found := read_as(rows, column, rules)) is not None:
             return found
     return _named(rows, column, rules)
+
+
+def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> list[Tags]:
+    """Return the tags in each row of one or several columns that are no flags, see `column_tags`.
+
+    Raises:
+        DataError: several columns hold numbers only: of classes, or how often each column's class is there.
+    """
+    alone = len(columns) == 1
+    read = [column_tags(cells, name, rules, alone=alone) for name, cells in columns.items()]
+    names = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
+    if not alone and names - rules.explicit and all(map(NUMBER.fullmatch, names)):
+        raise DataError(
+            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where a column's class is "
+            "there, or list the numbers in --classes if they are classes"
+        )
+    return read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
 
 
 def settled(rows: Sequence[Tags], rules: TagRules, known: Iterable[str] = ()) -> list[Tags]:
@@ -276,6 +295,15 @@ def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
     names: dict[str, str] = {value: value for value in values if value in rules.explicit}
     missing = {value for value in values - rules.explicit if value.casefold() in MISSING}
     rest = values - missing - names.keys()
+    if (
+        rest
+        and all(map(_DECIMAL.fullmatch, rest))
+        and (odd := sorted(rest - set(filter(NUMBER.fullmatch, rest))))
+    ):
+        raise DataError(
+            f"column '{column}' holds numbers such as {odd[0]}, which name no classes; write names or whole "
+            "numbers, or list them in --classes if they are classes"
+        )
     if all(NUMBER.fullmatch(value) for value in rest if not no_class(value)):
         missing |= {value for value in rest if value.startswith("-")}
         names |= {value: value.split(".")[0] for value in rest - missing}

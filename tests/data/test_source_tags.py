@@ -108,6 +108,7 @@ def test_missing_values_are_said_and_listed_classes_are_meant() -> None:
     _, told = read(["cat", "nan", "None"])
     assert told == ["column 'tags': taken as no tag: 'None', 'nan' (name in --classes what is a class)"]
     assert read(["cat", "nan", "None"], "cat", "nan", "None") == ([("cat",), ("nan",), ("None",)], [])
+    assert read(["2.5", "1"], "2.5", "1") == ([("2.5",), ("1",)], [])
     assert read(["1.0", "-1"], "1.0", "-1") == ([("1.0",), ("-1",)], [])
 
 
