@@ -142,8 +142,8 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> list[
     names = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
     if not alone and names - rules.explicit and all(map(NUMBER.fullmatch, names)):
         raise DataError(
-            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where a column's class is "
-            "there, or list the numbers in --classes if they are classes"
+            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where a column's class "
+            "is there, or list the numbers in --classes if they are classes"
         )
     return read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
 
@@ -295,11 +295,8 @@ def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
     names: dict[str, str] = {value: value for value in values if value in rules.explicit}
     missing = {value for value in values - rules.explicit if value.casefold() in MISSING}
     rest = values - missing - names.keys()
-    if (
-        rest
-        and all(map(_DECIMAL.fullmatch, rest))
-        and (odd := sorted(rest - set(filter(NUMBER.fullmatch, rest))))
-    ):
+    odd = sorted(value for value in rest if not NUMBER.fullmatch(value))
+    if odd and all(map(_DECIMAL.fullmatch, rest)):
         raise DataError(
             f"column '{column}' holds numbers such as {odd[0]}, which name no classes; write names or whole "
             "numbers, or list them in --classes if they are classes"
