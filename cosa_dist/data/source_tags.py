@@ -142,7 +142,7 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> list[
     names = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
     if not alone and names - rules.explicit and all(map(NUMBER.fullmatch, names)):
         raise DataError(
-            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where a column's class "
+            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where its class "
             "is there, or list the numbers in --classes if they are classes"
         )
     return read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
