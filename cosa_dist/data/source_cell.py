@@ -16,7 +16,8 @@ from cosa_dist.data.source_record import Tell, untold
 MISSING = frozenset(
     ("", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null", "unlabeled", "unlabelled")
 )
-_TRUE, _FALSE = ("1", "true", "yes", "t", "y", "x", "✓", "✔"), ("0", "-1", "false", "no", "f", "n")
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "-1", "false", "no")
+_TICKS, _NO_TICKS = ("x", "t", "y", "✓", "✔"), ("f", "n")
 NUMBER = re.compile(r"-?\d+(?:\.0*)?")
 _NUMBERS = re.compile(r"-?\d+(?:\.\d*)?(?:\s+-?\d+(?:\.\d*)?)+")
 _WRAPPED = re.compile(
@@ -59,8 +60,10 @@ def text_of(cell: Any) -> str:
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
-def truth(cell: object) -> bool | None:
-    """Return whether a cell of 0 and 1 says that a class is there: 0, -1, false and the like no, blank None.
+def truth(cell: object, ticks: bool = False) -> bool | None:
+    """Return whether a cell of 0 and 1 says that a class is there: 0, -1 and false no, blank None.
+
+    `ticks` takes letters such as `x` for it too.
 
     Raises:
         ValueError: the cell holds something else.
@@ -71,6 +74,8 @@ def truth(cell: object) -> bool | None:
     word = word.split(".")[0] if NUMBER.fullmatch(word) else word
     if word in MISSING:
         return None
+    if ticks and word in (*_TICKS, *_NO_TICKS):
+        return word in _TICKS
     if word not in (*_TRUE, *_FALSE):
         raise ValueError
     return word in _TRUE

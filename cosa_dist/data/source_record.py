@@ -158,23 +158,22 @@ def duplicates_rejected(entries: Iterable[Entry]) -> list[Entry]:
     first: dict[str, Entry] = {}
     kept: list[Entry] = []
     for entry in entries:
-        other = first.setdefault(entry.id, entry)
-        if other is entry:
+        other = first.get(entry.id)
+        if other is None:
+            first[entry.id] = entry
             kept.append(entry)
             continue
-        reason = "id occurs twice in the list; the first one is kept"
+        reason, where = "id occurs twice in the list; the first one is kept", ""
         if isinstance(entry, SourceRecord) and isinstance(other, SourceRecord) and entry.image != other.image:
-            reason = (
-                f"id belongs to another picture too{_of(other)}, which is kept; give this one another name"
-            )
-        kept.append(Rejection(entry.id, reason, _of(entry).strip(" ()")))
+            reason = f"id belongs to another picture too ({_place(other)}), which is kept; rename one of them"
+            where = _place(entry)
+        kept.append(Rejection(entry.id, reason, where))
     return kept
 
 
-def _of(entry: Entry) -> str:
-    """Return where an entry's picture is, in brackets, or nothing."""
-    image = entry.image if isinstance(entry, SourceRecord) else b""
-    return "" if isinstance(image, bytes) else f" ({image.where})"
+def _place(record: SourceRecord) -> str:
+    """Return where a record's picture is."""
+    return record.id if isinstance(record.image, bytes) else record.image.where
 
 
 def _content_identity(content: bytes | Content | None) -> str:

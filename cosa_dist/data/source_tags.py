@@ -34,7 +34,7 @@ def flag_columns(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> t
     for row in rows:
         for name in list(values):
             try:
-                values[name].add(truth(row.get(name)))
+                values[name].add(truth(row.get(name), ticks=True))
             except ValueError:
                 del values[name]
     return tuple(name for name, found in values.items() if found - {None})
@@ -84,7 +84,7 @@ def flags_found(
 
 def flag_tags(row: Mapping[str, Any], columns: Iterable[str]) -> Tags:
     """Return the names of the columns in which a row holds 1."""
-    return tuple(plain(name) for name in columns if truth(row.get(name)))
+    return tuple(plain(name) for name in columns if truth(row.get(name), ticks=True))
 
 
 def united(rows: Iterable[Tags]) -> Tags:

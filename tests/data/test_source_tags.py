@@ -172,6 +172,7 @@ def test_a_column_of_0_and_1_says_of_one_class_whether_it_is_there() -> None:
         read(["1", "0"], column="crack")
     with pytest.raises(DataError, match="only 'False', 'True'"):
         read([True, False], column="label")
+    assert read(["x", "Y", "f"])[0] == [("x",), ("Y",), ("f",)]
     assert read(["1", "0"], "0", "1", column="crack")[0] == [("1",), ("0",)]
     tags, told = read(["1.0", "0.0", "nan"])
     assert tags == [("1",), ("0",), ()]
