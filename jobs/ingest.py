@@ -80,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     for source in (table, hf):
         source.add_argument("--image-column", help="column of pictures (default: image and the like)")
         source.add_argument("--mask-column", help="column of masks (default: mask)")
-    table.add_argument("--tags-column", help="column of tags (default: tags, labels and the like)")
+        what = "what is between two tags in a text (default: ; or | or else ,)"
+        source.add_argument("--tags-separator", help=what)
+    what = "column of tags, or several separated by commas (default: tags and the like, or those of 0 and 1)"
+    table.add_argument("--tags-column", help=what)
     table.add_argument("--split-column", help="column of splits (default: split)")
     synthetic = sources.add_parser("synthetic", parents=[shared], help="generated pictures")
     synthetic.add_argument("--train", type=int, default=400, help="training pictures")
@@ -161,13 +164,13 @@ def _own_data(
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
         return table_source(
             asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
-            val_share=val_share, seed=asked.seed, tell=tell,
+            separator=asked.tags_separator, val_share=val_share, seed=asked.seed, tell=tell,
         )  # fmt: skip
     labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
     hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
     return hf_source(
-        asked.path, cache, columns=hf_columns, classes=classes, val_share=val_share, seed=asked.seed,
-        tell=tell,
+        asked.path, cache, columns=hf_columns, classes=classes, separator=asked.tags_separator,
+        val_share=val_share, seed=asked.seed, tell=tell,
     )  # fmt: skip
 
 

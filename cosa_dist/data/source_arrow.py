@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     Image,
+    Value,
     concatenate_datasets,
     disable_progress_bars,
     load_dataset,
@@ -59,9 +67,7 @@ class ArrowCell:
 
     def read(self) -> bytes:
         """Return the bytes; raises `RecordError` where there are none."""
-        value: Any = _column(self.table.files, self.column)[self.row][self.column]
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+        value = self._value()
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):
@@ -75,6 +81,32 @@ class ArrowCell:
     def identity(self) -> str:
         """The origin of the table, and the place in it."""
         return f"{self.table.origin} {self.column} {self.row}"
+
+    def same_as(self, other: ArrowCell) -> bool:
+        """Whether both cells hold the same bytes or the same path."""
+        return bool(self._value() == other._value())
+
+    def _value(self) -> Any:
+        """Return the bytes or the path in the cell."""
+        value = _column(self.table.files, self.column)[self.row][self.column]
+        return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+
+
+def holds_pictures(feature: Any) -> bool:
+    """Whether a column holds pictures or their bytes, whatever wrote it."""
+    if isinstance(feature, Value):
+        return "binary" in feature.dtype
+    return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def rows_without(opened: Dataset, column: str) -> frozenset[int]:
+    """Return the rows whose cell holds no picture; only looks at which cells are there."""
+    cells = opened.data.column(column)
+    missing = pc.is_null(cells)
+    if pa.types.is_struct(cells.type):
+        fields = [pc.is_null(pc.struct_field(cells, name)) for name in ("bytes", "path")]
+        missing = pc.or_(missing, pc.and_(*fields))
+    return frozenset(np.flatnonzero(missing.to_numpy()).tolist())
 
 
 def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
@@ -133,6 +165,7 @@ def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
     kinds = {file.suffix for file in files}
     if len(kinds) > 1:
         raise DataError(f"{files[0].parent} mixes Arrow and Parquet files of one split; keep one kind")
+    _refuse_other_columns(files, kinds == {".parquet"})
     arrow = files
     if kinds == {".parquet"}:
         disable_progress_bars()
@@ -141,18 +174,60 @@ def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
                 "parquet", data_files=list(map(str, files)), split="train", cache_dir=str(cache)
             )
         except Exception as error:  # damaged files give many kinds
-            raise DataError(f"Parquet of {files[0].parent} cannot be read ({_first_line(error)})") from error
+            reason = _first_line(error.__cause__ or error)
+            raise DataError(f"Parquet of {files[0].parent} cannot be read ({reason})") from error
         arrow = [Path(str(file["filename"])) for file in loaded.cache_files]
     return ArrowTable(tuple(map(str, arrow)), root, _origin(files))
+
+
+def _refuse_other_columns(files: Sequence[Path], parquet: bool) -> None:
+    """Raise `DataError` if a file of a split is damaged, or has other columns or numbers of classes."""
+    first: Features | None = None
+    for file in files:
+        try:
+            schema = pq.read_schema(file) if parquet else Dataset.from_file(str(file)).data.schema
+            features = Features.from_arrow_schema(schema)
+        except Exception as error:  # damaged files give many kinds
+            what = "Parquet file" if parquet else "Arrow file"
+            raise DataError(f"{what} {file} is damaged ({_first_line(error)}); get it again") from error
+        first = first or features
+        pair = f"{files[0].name} and {file.name} of {file.parent}"
+        if set(first) != set(features):
+            names = ", ".join(sorted(set(first) ^ set(features)))
+            raise DataError(
+                f"{pair} are one split, but only one has {names}; give all files the same columns"
+            )
+        for name in first:
+            kinds = [_kind(one[name]) for one in (first, features)]
+            if kinds[0] == kinds[1] or "null" in kinds:
+                continue
+            what = "hold other things in"
+            if all("ClassLabel" in kind for kind in kinds):
+                what = "number the classes differently in"
+            raise DataError(f"{pair} {what} column '{name}'; write all files of a split alike")
+
+
+def _kind(feature: Any) -> str:
+    """Return what a column holds as a text, numbers and texts of all widths alike."""
+    if holds_pictures(feature):
+        return "pictures"
+    return re.sub(r"large_|Large|u?(int|float)\d+", r"\1", str(feature))
 
 
 @lru_cache(maxsize=8)
 def _opened(files: tuple[str, ...]) -> Dataset:
     """Memory-map Arrow files as one dataset whose pictures stay undecoded."""
     try:
-        dataset = concatenate_datasets([Dataset.from_file(file) for file in files])
+        parts = [Dataset.from_file(file) for file in files]
     except Exception as error:  # damaged files give many kinds
         raise DataError(f"Arrow file {files[0]} or one after it is damaged ({_first_line(error)})") from error
+    try:
+        dataset = concatenate_datasets(parts)
+    except ValueError as error:
+        raise DataError(
+            f"Arrow file {files[0]} and those after it hold other kinds of columns; write them alike "
+            f"({_first_line(error):.200})"
+        ) from error
     for name, feature in dataset.features.items():
         if isinstance(feature, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
@@ -171,6 +246,6 @@ def _origin(files: list[Path]) -> str:
     return " ".join(f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0]

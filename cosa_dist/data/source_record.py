@@ -155,15 +155,25 @@ def id_of(name: str) -> str:
 
 def duplicates_rejected(entries: Iterable[Entry]) -> list[Entry]:
     """Return all entries, each id that came before replaced by a rejection."""
-    seen: set[str] = set()
+    first: dict[str, Entry] = {}
     kept: list[Entry] = []
     for entry in entries:
-        if entry.id in seen:
-            kept.append(Rejection(entry.id, "id occurs twice in the list; the first one is kept"))
-        else:
+        other = first.get(entry.id)
+        if other is None:
+            first[entry.id] = entry
             kept.append(entry)
-        seen.add(entry.id)
+            continue
+        reason, where = "id occurs twice in the list; the first one is kept", ""
+        if isinstance(entry, SourceRecord) and isinstance(other, SourceRecord) and entry.image != other.image:
+            reason = f"id belongs to another picture too ({_place(other)}), which is kept; rename one of them"
+            where = _place(entry)
+        kept.append(Rejection(entry.id, reason, where))
     return kept
+
+
+def _place(record: SourceRecord) -> str:
+    """Return where a record's picture is."""
+    return record.id if isinstance(record.image, bytes) else record.image.where
 
 
 def _content_identity(content: bytes | Content | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def read_rows(path: Path, columns: frozenset[str] | None = None) -> Iterator[tup
         yield from _parquet_rows(path, columns)
         return
     if ending not in readers:
-        raise DataError(f"table {path} is of an unknown kind; known: {', '.join((*readers, '.parquet'))}")
+        known = ", ".join((*readers, ".parquet"))
+        raise DataError(
+            f"table {path} is of an unknown kind; known: {known} "
+            "(save a spreadsheet as CSV, unpack what is compressed)"
+        )
     try:
         yield from readers[ending](path)
     except UnicodeDecodeError as error:
@@ -76,6 +81,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
         opened.seek(0)
         rows = csv.DictReader(opened, delimiter=separator, skipinitialspace=True)
         try:
+            names = Counter(name.strip() for name in rows.fieldnames or ())
+            if twice := [name for name, number in names.items() if name and number > 1]:
+                raise DataError(f"table {path} has two columns '{twice[0]}'; rename one of them")
             for row in rows:
                 # Cells of columns without a name, and those beyond the header, belong to nothing.
                 yield rows.line_num, {name: row[key] for key in row if key and (name := key.strip())}
@@ -92,7 +100,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     except RecursionError as error:
         raise DataError(f"table {path} is nested too deeply to be a list of objects") from error
     if not isinstance(content, list):
-        raise DataError(f"table {path} is not a list of objects; write [{{...}}, {{...}}]")
+        raise DataError(f"table {path} is not a list of objects, one a picture; write [{{...}}, {{...}}]")
     for number, row in enumerate(content, start=1):
         yield number, _object(path, number, row)
 

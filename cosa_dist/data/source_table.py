@@ -3,21 +3,22 @@
     image,tags,split
     holiday/1.jpg,cat;dog,train
 
-Tags are a list, or text separated by `;`, `|` or `,`; a cell that is itself the name of a class of
-`--classes` is one tag. Pictures, masks and splits are named by further columns, where there are any.
+Tags are a list, or text separated by `;`, `|` or `,`, or columns of 0 and 1 named after their classes; a
+cell that is itself the name of a class of `--classes` is one tag. Pictures, masks and splits are named by
+further columns, where there are any. Several rows of a picture are one record with the tags of all.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
+from cosa_dist.data.source_cell import MISSING, TagRules, text_of
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
 from cosa_dist.data.source_folder import optional_mask, refuse_without_masks
 from cosa_dist.data.source_record import (
@@ -33,14 +34,27 @@ from cosa_dist.data.source_record import (
 )
 from cosa_dist.data.source_rows import Row, column_names, read_rows
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name
+from cosa_dist.data.source_tags import (
+    TAG_COLUMNS,
+    Tags,
+    all_flags,
+    columns_tags,
+    flag_tags,
+    flags_found,
+    settled,
+    tell_flags,
+    united,
+)
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
-_TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None takes the usual ones where they are there."""
+    """Names of a table's columns; None takes the usual ones where they are there.
+
+    `tags` may be several names separated by commas.
+    """
 
     image: str | None = None
     tags: str | None = None
@@ -49,13 +63,22 @@ class Columns:
 
 
 class _Line(NamedTuple):
-    """What is kept of a row: its number, picture, mask, tags (or why they cannot be read), and split."""
+    """What is kept of a row beside its tags: its number, picture, mask and split."""
 
     number: int
     image: str
     mask: str
-    tags: tuple[str, ...] | str
     split: str
+
+
+class _Found(NamedTuple):
+    """The columns that are read: `flags` says that those of tags hold 0 and 1."""
+
+    image: str
+    tags: tuple[str, ...]
+    split: str | None
+    mask: str | None
+    flags: bool
 
 
 def table_source(
@@ -65,6 +88,7 @@ def table_source(
     columns: Columns | None = None,
     masks: Path | None = None,
     classes: tuple[str, ...] | None = None,
+    separator: str | None = None,
     val_share: float = 0.1,
     seed: int = 0,
     tell: Tell = untold,
@@ -77,113 +101,154 @@ def table_source(
         columns: their names.
         masks: the folder of masks; those of a mask column, or the pictures' names ending in `.png`.
         classes: class names in id order; None takes those that occur, sorted.
+        separator: what is between two tags in a text; None takes `;`, `|` or `,`.
         val_share: share that is for validation where the table has no column of splits.
         seed: which ones.
         tell: takes lines for the user on how it was read.
 
     Raises:
-        DataError: a file, folder or column is not there, the table is damaged, or no tag is in it.
+        DataError: a file, folder or column is not there, the table is damaged, no tag is in it, or its
+            tags can be read in two ways.
     """
     if not images.is_dir():
         raise DataError(f"no folder of pictures {images}")
-    lines = list(_lines(table, columns or Columns(), classes))
-    if not lines:
-        raise DataError(f"table {table} has no rows")
-    known = (line.tags for line in lines if isinstance(line.tags, tuple))
-    info = DatasetInfo(table.stem, classes or class_names_of(known, f"table {table}"))
+    rules = TagRules(classes, separator, tell)
+    lines, tags, flags = _read(table, columns or Columns(), rules)
+    *tags, flags = settled([*tags, flags], rules)
+    lines, tags = _one_line_a_picture(lines, tags, tell)
+    known = [names for names in tags if isinstance(names, tuple)]
+    names = classes or class_names_of([*known, flags] if any(known) else [], f"table {table}")
+    info = DatasetInfo(table.stem, names)
     index = TagIndex(info.class_names)
     chosen = set[str]()
     if not any(line.split for line in lines):
         chosen = seeded_validation({line.image for line in lines}, val_share, seed)
     entries: dict[str, list[Entry]] = {}
-    for line in lines:
+    for line, said in zip(lines, tags, strict=True):
         split = split_name(line.split) or (VAL if line.image in chosen else TRAIN)
-        entries.setdefault(split, []).append(_entry(images, table, line, masks, index))
+        entries.setdefault(split, []).append(_entry(images, table, line, said, masks, index))
     refuse_without_masks(masks, entries)
     return info, entries
 
 
-def tags_of_cell(cell: Any, classes: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the tags in a cell: of a list its items, of text the parts between separators.
-
-    Raises:
-        RecordError: the cell holds something else.
-    """
-    if cell is None:
-        return ()
-    if isinstance(cell, str):
-        if plain(cell) in classes:
-            return (plain(cell),)
-        parts: Iterable[Any] = re.split(r"[;|]" if re.search(r"[;|]", cell) else ",", cell)
-    elif isinstance(cell, int | float) and cell == int(cell):
-        parts = (cell,)
-    else:
-        parts = cell
-    if not isinstance(parts, list | tuple) or any(isinstance(part, dict | list) for part in parts):
-        raise RecordError(f"tags are neither text nor a list of names: {cell!r:.60}; mend the row")
-    words = (str(int(part)) if isinstance(part, float) and part == int(part) else str(part) for part in parts)
-    tags = tuple(dict.fromkeys(word for part in words if (word := plain(part))))
-    if any(unicodedata.category(character) == "Cc" for tag in tags for character in tag):
-        raise RecordError(f"tags hold control characters: {cell!r:.60}; mend the row")
-    return tags
-
-
-def _lines(table: Path, columns: Columns, classes: tuple[str, ...] | None) -> Iterator[_Line]:
-    """Yield what is kept of the table's rows."""
+def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags], Tags]:
+    """Return the table's rows, the tags in each, and the columns that are classes."""
     there = column_names(table)
     if not there:
-        return
-    found = _columns_of(table, there, columns)
-    names = frozenset(map(plain, classes or ()))
-    used = frozenset(filter(None, (found.image, found.tags, found.split, found.mask)))
+        raise DataError(f"table {table} has no rows")
+    found = _columns_of(table, there, columns, rules)
+    used = frozenset(filter(None, (found.image, found.split, found.mask, *found.tags)))
+    lines: list[_Line] = []
+    flagged: list[Tags] = []
+    cells: dict[str, list[Any]] = {name: [] for name in found.tags}
     for number, row in read_rows(table, used):
         _refuse_open_quote(table, number, row, used)
-        tags: tuple[str, ...] | str
-        try:
-            tags = tags_of_cell(row.get(found.tags or ""), names)
-        except (RecordError, ValueError, OverflowError) as error:
-            tags = str(error)
-        image, mask, split = (_text(row.get(name or "")) for name in (found.image, found.mask, found.split))
-        yield _Line(number, image, mask, tags, split)
+        if isinstance(row.get(found.image), bytes | dict | list):
+            raise DataError(
+                f"table {table}: column '{found.image}' holds no file names; pictures in a table are "
+                "read by `ingest.py hf`"
+            )
+        image = re.sub(r"(?:^|(?<=/))(?:\./)+", "", text_of(row.get(found.image)))
+        texts = [text_of(row.get(name or "")) for name in (found.mask, found.split)]
+        mask, split = ("" if text.casefold() in MISSING else text for text in texts)
+        lines.append(_Line(number, image, mask, split))
+        if found.flags:
+            flagged.append(flag_tags(row, found.tags))
+            continue
+        for name, column in cells.items():
+            column.append(row.get(name))
+    if not lines:
+        raise DataError(f"table {table} has no rows")
+    if found.flags:
+        return lines, flagged, tuple(map(plain, found.tags))
+    return lines, columns_tags(cells, rules), ()
+
+
+def _one_line_a_picture(
+    lines: Sequence[_Line], tags: Sequence[Tags], tell: Tell
+) -> tuple[list[_Line], list[Tags]]:
+    """Return one line for each picture, with the tags of all rows that name it.
+
+    Rows that contradict each other leave a reason instead of tags.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for place, line in enumerate(lines):
+        rows_of.setdefault(plain(line.image) or f"row {line.number}", []).append(place)
+    if len(rows_of) == len(lines):
+        return list(lines), list(tags)
+    made, repeated = [], [rows for rows in rows_of.values() if len(rows) > 1]
+    same = sum(len({frozenset(tags[place]) for place in rows}) == 1 for rows in repeated)
+    first = lines[repeated[0][0]]
+    tell(
+        f"{len(repeated)} pictures are in several rows, such as {first.image}: their tags are united "
+        f"({same} of them only repeat the same tags)"
+    )
+    for rows in rows_of.values():
+        line, names = lines[rows[0]], tags[rows[0]]
+        if len(rows) > 1:
+            names = united(tags[place] for place in rows)
+            splits = dict.fromkeys(split_name(lines[place].split) for place in rows if lines[place].split)
+            masks = dict.fromkeys(lines[place].mask for place in rows if lines[place].mask)
+            for what, said in (("splits", splits), ("masks", masks)):
+                if len(said) > 1:
+                    names = f"rows of this picture name several {what} ({', '.join(said):.80}); keep one"
+            line = line._replace(mask=next(iter(masks), ""), split=next(iter(splits), ""))
+        made.append((line, names))
+    return [line for line, _ in made], [names for _, names in made]
 
 
 def _refuse_open_quote(table: Path, number: int, row: Row, columns: Iterable[str]) -> None:
-    """Raise `DataError` for a cell over several lines: it may have swallowed many rows."""
+    """Raise `DataError` for a cell over several lines, if it is no array of numpy: it may hold many rows."""
     for name in columns:
-        if isinstance(cell := row.get(name), str) and "\n" in cell.strip():
+        if not isinstance(cell := row.get(name), str) or "\n" not in cell.strip():
+            continue
+        if not re.fullmatch(r"\[[^,;|\t]*\]", cell.strip()):
             raise DataError(
                 f"table {table}, line {number}: the cell of column '{name}' goes over several lines; "
                 "close its quotation mark"
             )
 
 
-def _columns_of(table: Path, there: tuple[str, ...], asked: Columns) -> Columns:
+def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagRules) -> _Found:
     """Return the names of the columns that there are; raises `DataError` for one that is not."""
 
     def column(name: str | None, usual: tuple[str, ...], option: str) -> str | None:
         if name is None:
-            return next((usual_name for usual_name in usual if usual_name in there), None)
+            folded = {other.casefold(): other for other in reversed(there)}
+            return next((folded[usual_name] for usual_name in usual if usual_name in folded), None)
         if name not in there:
             near = nearest_name(name, there)
             raise DataError(
-                f"table {table} has no column '{name}'{near}; there: {', '.join(there)} ({option})"
+                f"table {table} has no column '{name}'{near}; there: {', '.join(there):.300} ({option})"
             )
         return name
 
-    found = Columns(
-        image=column(asked.image, _IMAGE_COLUMNS, "--image-column"),
-        tags=column(asked.tags, _TAG_COLUMNS, "--tags-column"),
-        split=column(asked.split, ("split",), "--split-column"),
-        mask=column(asked.mask, ("mask",), "--mask-column"),
+    image = column(asked.image, _IMAGE_COLUMNS, "--image-column")
+    if image is None:
+        raise DataError(
+            f"table {table} has columns {', '.join(there):.300}; say with --image-column which to take"
+        )
+    split = column(asked.split, ("split",), "--split-column")
+    mask = column(asked.mask, ("mask",), "--mask-column")
+    names = [asked.tags] if asked.tags is None or asked.tags in there else asked.tags.split(",")
+    tags = tuple(
+        name for part in names if (name := column(part and part.strip(), TAG_COLUMNS, "--tags-column"))
     )
-    for name, option in ((found.image, "--image-column"), (found.tags, "--tags-column")):
-        if name is None:
-            raise DataError(f"table {table} has columns {', '.join(there)}; say with {option} which to take")
-    return found
+    others = [name for name in there if name not in (image, split, mask)]
+    if len(tags) == 1:
+        return _Found(image, tags, split, mask, flags=False)
+    rows = (row for _, row in read_rows(table, frozenset(tags or others)))
+    if not tags:
+        missing = f"table {table} has columns {', '.join(there):.300}; say with --tags-column which to take"
+        tags = flags_found(rows, others, missing, rules)
+        if len(tags) > 1:
+            tell_flags(tags, rules)
+        return _Found(image, tags, split, mask, flags=len(tags) > 1)
+    return _Found(image, tags, split, mask, flags=all_flags(rows, tags, rules))
 
 
-def _entry(images: Path, table: Path, line: _Line, masks: Path | None, index: TagIndex) -> Entry:
-    """Return the record of one row, or why it is left out."""
+def _entry(images: Path, table: Path, line: _Line, names: Tags, masks: Path | None, index: TagIndex) -> Entry:
+    """Return the record of one picture, or why it is left out."""
     where = f"{table.name}, row {line.number}"
     record_id = id_of(line.image) or f"row {line.number}"
     reason = unsafe_name(line.image) or unsafe_id(record_id)
@@ -191,16 +256,11 @@ def _entry(images: Path, table: Path, line: _Line, masks: Path | None, index: Ta
         reason = reason or unsafe_name(line.mask)
     if reason is not None:
         return Rejection(record_id, reason, where)
-    if isinstance(line.tags, str):
-        return Rejection(record_id, line.tags, where)
+    if isinstance(names, str):
+        return Rejection(record_id, names, where)
     try:
-        tags = index(line.tags)
+        tags = index(names)
     except RecordError as error:
         return Rejection(record_id, str(error), where)
     mask = File(masks or images, line.mask) if line.mask else optional_mask(masks, line.image)
     return SourceRecord(record_id, File(images, line.image), mask, tags)
-
-
-def _text(cell: Any) -> str:
-    """Return a cell as text without outer spaces."""
-    return "" if cell is None else str(cell).strip()

@@ -53,13 +53,13 @@ TAKEN: dict[str, tuple[str, str | bytes, int, str]] = {
     "quoted": (".csv", table([(f'"{i}"', f'"{t}"') for i, t in ROWS]), 4, ""),
     "more_columns": (".csv", "note,image,tags\n" + "".join(f"x,{i},{t}\n" for i, t in ROWS), 4, ""),
     "short_row": (".csv", with_rows("a2.jpg"), 4, "no image file"),
-    "long_row": (".csv", with_rows("a.jpg,cat,x,y,z"), 4, "twice"),
+    "long_row": (".csv", with_rows("a2.jpg,cat,x,y,z"), 4, "no image file"),
     "index_without_name": (".csv", ",image,tags\n" + "".join(f"7,{i},{t}\n" for i, t in ROWS), 4, ""),
     "json": (".json", listed([]), 4, ""),
     "json_lines": (".jsonl", lines(), 4, ""),
     "json_lines_blank": (".jsonl", lines("", "  "), 4, ""),
     "picture_missing": (".csv", with_rows("gone.jpg,cat"), 4, "no image file"),
-    "id_twice": (".csv", with_rows("a.jpg,dog"), 4, "twice"),
+    "id_twice": (".csv", with_rows("a.jpg,dog"), 4, ""),
     "id_twice_by_ending": (".csv", with_rows("a.png,dog"), 4, ""),
     "empty_tags": (".csv", with_rows("e.jpg,"), 5, ""),
     "separators_only": (".csv", with_rows("e.jpg,;;;"), 5, ""),
@@ -80,7 +80,7 @@ TAKEN: dict[str, tuple[str, str | bytes, int, str]] = {
     "tag_is_nested": (".json", listed([{"image": "e.jpg", "tags": [["cat"]]}]), 4, "neither text nor a list"),
     "tag_is_null": (".json", listed([{"image": "e.jpg", "tags": None}]), 5, ""),
     "tags_left_out": (".json", listed([{"image": "e.jpg"}]), 5, ""),
-    "tag_is_nan": (".json", listed([{"image": "e.jpg", "tags": float("nan")}]), 4, ""),
+    "tag_is_nan": (".json", listed([{"image": "e.jpg", "tags": float("nan")}]), 5, ""),
     "name_is_number": (".json", listed([{"image": 7, "tags": ["cat"]}]), 4, "no image file"),
 }
 REFUSED: dict[str, tuple[str, str | bytes, str]] = {
@@ -107,6 +107,13 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     "parquet_empty": (".parquet", b"", "Parquet"),
     "spreadsheet": (".xlsx", b"PK\x03\x04", "unknown kind"),
     "too_many_classes": (".csv", table([("a.jpg", ";".join(f"c{n}" for n in range(300)))]), "300 foreground"),
+    "vectors": (".jsonl", '{"image": "a.jpg", "tags": [0, 1, 1]}\n', "name the class of each"),
+    "flags_and_more": (".csv", "image,h,cat,dog\na.jpg,9,1,0\n", "(of 0 and 1: cat,dog)"),
+    "one_flag": (".csv", "image,crack\na.jpg,1\nb.jpg,0\n", "name the one class"),
+    "joined_tags": (".csv", table([("a.jpg", "cat dog"), *ROWS]), "--tags-separator ' '"),
+    "decimal_commas": (".csv", "image;tags\na.jpg;1,0\nb.jpg;2,0\n", "without a decimal comma"),
+    "column_twice": (".csv", "image,tags,tags\na.jpg,cat,dog\n", "two columns 'tags'"),
+    "compressed": (".csv.gz", b"\x1f\x8b", "unpack what is compressed"),
     "all_missing": (".csv", table([(f"gone{n}.jpg", "cat") for n in range(9)]), ""),
 }
 
@@ -151,6 +158,78 @@ def test_a_table_that_cannot_be_used_is_one_line(name, images, tmp_path, capsys)
     assert done.code == 2
     assert part in done.the_line()
     assert sorted(p.name for p in tmp_path.iterdir() if "partial" not in p.name) == [path.name]
+
+
+# name: (ending, content, further options, pictures of each class, words that are printed)
+READ: dict[str, tuple[str, str, tuple[str, ...], dict[str, int], str]] = {
+    "list_as_text": (
+        ".csv",
+        table([("a.jpg", "\"['cat', 'dog']\""), ("b.jpg", "['cat']"), ("d.jpg", "[]")]),
+        (),
+        {"cat": 2, "dog": 1},
+        "read as lists",
+    ),
+    "spreadsheet_numbers": (
+        ".csv",
+        table([("a.jpg", "1.0"), ("b.jpg", "2.0"), ("d.jpg", "nan"), ("e.jpg", "")]),
+        (),
+        {"1": 1, "2": 1},
+        "taken as no tag: 'nan'",
+    ),
+    "nan_in_json_lines": (
+        ".jsonl",
+        '{"image": "a.jpg", "tags": NaN}\n{"image": "b.jpg", "tags": 2.0}\n',
+        (),
+        {"2": 1},
+        "1 without tags",
+    ),
+    "flags": (
+        ".csv",
+        "filename, Cat, Dog, Bird\na.jpg, 1, 0, 0\nb.jpg, 1, 1, 0\nd.jpg, 0, 0, 0\n",
+        (),
+        {"Bird": 0, "Cat": 2, "Dog": 1},
+        "each is a class",
+    ),
+    "flags_asked": (
+        ".csv",
+        "filename,Cat,Dog,seen\na.jpg,1,0,3\nb.jpg,1,1,4\n",
+        ("--tags-column", "Cat,Dog"),
+        {"Cat": 2, "Dog": 1},
+        "each is a class",
+    ),
+    "separator": (
+        ".csv",
+        table([("a.jpg", "rust scab"), ("b.jpg", "rust"), ("d.jpg", "scab")]),
+        ("--tags-separator", " "),
+        {"rust": 2, "scab": 2},
+        "",
+    ),
+    "spellings": (
+        ".csv",
+        table([("a.jpg", "DOG"), ("b.jpg", "Dog"), ("d.jpg", "dog")]),
+        (),
+        {"dog": 3},
+        "as 'dog'",
+    ),
+    "background": (".csv", table([("a.jpg", "background"), ("b.jpg", "cat")]), (), {"cat": 1}, "no tag"),
+    "row_per_tag": (
+        ".csv",
+        table([("a.jpg", "cat"), ("a.jpg", "dog"), ("b.jpg", "cat")]),
+        (),
+        {"cat": 2, "dog": 1},
+        "tags are united",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_tags_are_read_as_they_are_meant(name, images, tmp_path, capsys):
+    ending, content, more, counts, words = READ[name]
+    path, out = written(tmp_path, ending, content), tmp_path / "out"
+    done = call(capsys, "ingest", "table", images, path, "--out", out, *OPTIONS, *more, count="ingest")
+    assert (done.code, done.err) == (0, "")
+    assert open_split(out, "train").class_counts == counts
+    assert words in done.out
 
 
 CLASS_LISTS: dict[str, tuple[str | bytes, str]] = {

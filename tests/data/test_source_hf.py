@@ -133,6 +133,200 @@ def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
     assert open_split(tmp_path / "out", "val").class_counts == {"a": 1, "b": 1, "c": 1}
 
 
+@pytest.mark.parametrize(
+    "label",
+    [List(Value("int64")), List(Value("float32")), List(Value("bool")), List(Value("int8"), length=3)],
+)
+def test_label_vectors_need_names(tmp_path: Path, label: Any) -> None:
+    DatasetDict({"train": dataset(2, label, [[0, 1, 1], [1, 0, 0]])}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match="label vectors of 3 places.*--classes FILE"):
+        hf_source(tmp_path / "d", tmp_path / "c")
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", classes=("b", "a", "c"))
+    assert info.class_names == ("b", "a", "c")
+    assert tags(entries["train"]) == [(1, 2), (0,)]
+
+
+def test_columns_that_are_classes(tmp_path: Path) -> None:
+    made = (
+        dataset(3).remove_columns("label").add_column("dog", [1, 0, 1]).add_column("cat", [True, False, None])
+    )
+    DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    assert (info.class_names, tags(entries["train"])) == (("cat", "dog"), [(0, 1), (), (1,)])
+    assert told == ["columns 'dog', 'cat' hold 0 and 1: each is a class, there where it holds 1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "masks", "expected"),
+    [
+        (["background", "cat", "dog"], True, [(), (0,), (1,)]),
+        (["_background_", "cat", "dog"], True, [(), (0,), (1,)]),
+        (["background", "cat", "dog"], False, [(), (0,), (1,)]),
+        (["cat", "Background", "dog"], False, [(0,), (), (1,)]),
+    ],
+)
+def test_a_class_label_of_background_is_no_tag(
+    tmp_path: Path, names: list[str], masks: bool, expected: list[tuple[int, ...]]
+) -> None:
+    made = dataset(3, ClassLabel(names=names), masks=masks)
+    DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    assert (info.class_names, tags(entries["train"])) == (("cat", "dog"), expected)
+    assert "no tag" in told[0]
+
+
+def test_class_labels_that_leave_the_ids_of_the_masks_open(tmp_path: Path) -> None:
+    late = dataset(3, ClassLabel(names=["cat", "background", "dog"]), masks=True)
+    DatasetDict({"train": late}).save_to_disk(str(tmp_path / "late"))
+    orders = {
+        split: dataset(2, ClassLabel(names=names), [0, 1], masks=True)
+        for split, names in (("train", ["cat", "dog"]), ("val", ["dog", "cat"]))
+    }
+    DatasetDict(orders).save_to_disk(str(tmp_path / "orders"))
+    for name, words in (
+        ("late", "'background' .* is not the first"),
+        ("orders", "classes of 'label' differently"),
+    ):
+        with pytest.raises(DataError, match=f"{words}.*--classes FILE"):
+            hf_source(tmp_path / name, tmp_path / "c")
+    _, entries = hf_source(tmp_path / "orders", tmp_path / "c", classes=("cat", "dog"))
+    assert {split: tags(listed) for split, listed in entries.items()} == {
+        "train": [(0,), (1,)],
+        "val": [(1,), (0,)],
+    }
+
+
+def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
+    made = {"train": (["cat", "owl"], [0, 1]), "val": (["owl", "cat", "bee"], [0, 2])}
+    splits = {split: dataset(2, ClassLabel(names=names), labels) for split, (names, labels) in made.items()}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c")
+    assert info.class_names == ("cat", "owl", "bee")
+    assert {split: tags(listed) for split, listed in entries.items()} == {
+        "train": [(0,), (1,)],
+        "val": [(1,), (2,)],
+    }
+    splits["val"] = dataset(2, Value("int64"), [0, 1])
+    DatasetDict(splits).save_to_disk(str(tmp_path / "e"))
+    with pytest.raises(DataError, match="not in split 'val'"):
+        hf_source(tmp_path / "e", tmp_path / "c")
+    splits["val"] = dataset(2).remove_columns("label")
+    DatasetDict(splits).save_to_disk(str(tmp_path / "f"))
+    with pytest.raises(DataError, match="split 'val' .* has no column 'label'"):
+        hf_source(tmp_path / "f", tmp_path / "c")
+
+
+@pytest.mark.parametrize("how", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (ClassLabel(names=["owl", "dog", "cat"]), "number the classes differently in column 'label'"),
+        (ClassLabel(names=[*NAMES, "bee"]), "number the classes differently in column 'label'"),
+        (Value("int64"), "hold other things in column 'label'"),
+        (None, "only one has label"),
+    ],
+)
+def test_files_of_one_split_that_differ_are_refused_as_that(
+    tmp_path: Path, how: str, second: Any, words: str
+) -> None:
+    parts = [dataset(3), dataset(3, second) if second else dataset(3).remove_columns("label")]
+    for number, part in enumerate(parts):
+        path = tmp_path / f"train-{number}.{how}"
+        part.to_parquet(str(path)) if how == "parquet" else write_arrow(part, path)
+    with pytest.raises(DataError, match=f"train-0.{how} and train-1.{how} of .*{words}"):
+        hf_source(tmp_path, tmp_path / "c")
+
+
+def repeated(ids: list[Any], shades: list[int], masks: list[int | None]) -> Dataset:
+    """Pictures with ids, so that one may come in several rows, with the tags 0, 1, 2."""
+    columns = {
+        "image": [{"bytes": photo(shade), "path": None} for shade in shades],
+        "id": ids,
+        "label": [0, 1, 2],
+        "mask": [None if value is None else {"bytes": mask(value), "path": None} for value in masks],
+    }
+    kinds = {"image": Image(), "id": Value("string"), "label": ClassLabel(names=NAMES), "mask": Image()}
+    return Dataset.from_dict(columns, Features(kinds))
+
+
+@pytest.mark.parametrize(
+    ("ids", "shades", "masks", "expected"),
+    [
+        (["x", "x", "y"], [0, 0, 40], [1, 1, 3], [("x", (0, 1), True), ("y", (2,), True)]),
+        (["x", "x", "y"], [0, 0, 40], [None, 2, None], [("x", (0, 1), True), ("y", (2,), False)]),
+        (["x", "x", "y"], [0, 0, 40], [1, 2, 3], ["several masks", ("y", (2,), True)]),
+        (["x", "x", "y"], [0, 80, 40], [1, 1, 3], [("x", (0,), True), ("x", (1,), True), ("y", (2,), True)]),
+        (["x", None, None], [0, 0, 0], [1, 1, 1], [("x", (0,), True), "no id", "no id"]),
+    ],
+)
+def test_rows_of_one_id_and_picture_are_one_record(
+    tmp_path: Path, ids: list[Any], shades: list[int], masks: list[int | None], expected: list[Any]
+) -> None:
+    DatasetDict({"train": repeated(ids, shades, masks)}).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    _, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    assert len(entries["train"]) == len(expected)
+    for entry, wanted in zip(entries["train"], expected, strict=True):
+        if isinstance(entry, Rejection):
+            assert wanted in entry.reason
+        else:
+            assert (entry.id, entry.tags, entry.mask is not None) == wanted
+    assert len(told) == (len(expected) < 3)
+
+
+def test_rows_of_one_path_are_one_record(tmp_path: Path) -> None:
+    columns = {"image": ["a.jpg", "b.jpg", "a.jpg"], "label": ["cat", "dog", "owl"]}
+    write_arrow(Dataset.from_dict(columns), tmp_path / "train.arrow")
+    _, entries = hf_source(tmp_path, tmp_path / "c")
+    assert tags(entries["train"]) == [(0, 2), (1,)]
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "annotation", "segmentation_mask", "masks"])
+def test_a_column_of_pictures_is_masks_and_never_tags(tmp_path: Path, name: str) -> None:
+    made = dataset(3, masks=True).remove_columns("label").rename_column("mask", name)
+    DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    for columns in (HfColumns(), HfColumns(mask=name)):
+        info, entries = hf_source(
+            tmp_path / "d", tmp_path / "c", columns=columns, classes=tuple(NAMES), tell=told.append
+        )
+        ingest(entries, info, tmp_path / f"out{columns.mask}")
+        assert open_split(tmp_path / f"out{columns.mask}", "train").class_counts == {
+            "cat": 1,
+            "dog": 1,
+            "owl": 1,
+        }
+    assert told == [f"column '{name}' holds pictures: they are taken as the masks"]
+    for classes, columns in ((None, HfColumns()), (tuple(NAMES), HfColumns(labels=(name,)))):
+        with pytest.raises(DataError, match="--classes FILE|--mask-column names masks") as caught:
+            hf_source(tmp_path / "d", tmp_path / "c", columns=columns, classes=classes)
+        assert "PNG" not in str(caught.value)
+
+
+def test_columns_of_other_things_are_refused_by_name(tmp_path: Path) -> None:
+    made = dataset(2).add_column("boxes", [{"x": [1], "kind": "cat"}] * 2).add_column("grid", [[[1]], [[2]]])
+    DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
+    for columns, words in (
+        (HfColumns(labels=("boxes",)), "'boxes' of .* holds no tags"),
+        (HfColumns(mask="grid"), "'grid' of .* holds neither pictures nor their paths"),
+        (HfColumns(image="label"), "'label' of .* holds neither pictures nor their paths"),
+    ):
+        with pytest.raises(DataError, match=words):
+            hf_source(tmp_path / "d", tmp_path / "c", columns=columns)
+
+
+def test_masks_of_some_splits_only_are_taken(tmp_path: Path) -> None:
+    splits = {"train": dataset(2), "val": dataset(2, masks=True)}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
+    told: list[str] = []
+    _, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    found = {split: [bool(entry.mask) for entry in listed] for split, listed in entries.items()}  # type: ignore[union-attr]
+    assert found == {"train": [False, False], "val": [True, True]}
+    assert told == ["split 'train' has no column 'mask': its pictures have no mask"]
+
+
 def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
@@ -190,7 +384,7 @@ def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
         hf_source(tmp_path / "bad.arrow", tmp_path / "c")
     (tmp_path / "bad.parquet").write_bytes(b"noise")
-    with pytest.raises(DataError, match="cannot be read") as caught:
+    with pytest.raises(DataError, match="damaged") as caught:
         hf_source(tmp_path / "bad.parquet", tmp_path / "c")
     assert "\n" not in str(caught.value)
     dataset(2).save_to_disk(str(tmp_path / "d"))

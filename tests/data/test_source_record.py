@@ -108,9 +108,12 @@ def test_the_identity_follows_the_content(tmp_path: Path) -> None:
 
 
 def test_an_id_counts_once() -> None:
-    first, second, third = duplicates_rejected(
-        [SourceRecord("a", b"1"), SourceRecord("a", b"2"), SourceRecord("b", b"3")]
+    again = SourceRecord("a", b"1", tags=())
+    first, second, third, fourth = duplicates_rejected(
+        [SourceRecord("a", b"1"), again, SourceRecord("a", b"2"), SourceRecord("b", b"3")]
     )
     assert first == SourceRecord("a", b"1")
     assert second == Rejection("a", "id occurs twice in the list; the first one is kept")
-    assert third == SourceRecord("b", b"3")
+    assert isinstance(third, Rejection)
+    assert third.reason.startswith("id belongs to another picture too")
+    assert fourth == SourceRecord("b", b"3")

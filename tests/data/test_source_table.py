@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.source_cell import TagRules
 from cosa_dist.data.source_classes import class_names_of, read_class_names
 from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
 from cosa_dist.data.source_rows import read_rows
-from cosa_dist.data.source_table import Columns, table_source, tags_of_cell
+from cosa_dist.data.source_table import Columns, table_source
+from cosa_dist.data.source_tags import Tags, column_tags
 
 ROWS: list[dict[str, Any]] = [
     {"image": "a.jpg", "tags": ["dog", "cat"], "split": "train"},
@@ -75,6 +78,10 @@ def test_every_form_of_table_gives_the_same_records(tmp_path: Path, kind: str) -
     assert record.image == File(tmp_path, "inner/für.jpg")
 
 
+def tags_of(cell: Any, *classes: str) -> Tags:
+    return column_tags([cell], "tags", TagRules(classes or None), alone=False)[0]
+
+
 @pytest.mark.parametrize(
     ("cell", "tags"),
     [
@@ -92,24 +99,23 @@ def test_every_form_of_table_gives_the_same_records(tmp_path: Path, kind: str) -
     ],
 )
 def test_cells_of_tags(cell: Any, tags: tuple[str, ...]) -> None:
-    assert tags_of_cell(cell, {"red, or green"}) == tags
+    assert tags_of(cell, "red, or green") == tags
 
 
 @pytest.mark.parametrize("cell", [{"a": 1}, [["a"]], [{}], 0.5])
 def test_cells_that_hold_no_tags(cell: Any) -> None:
-    with pytest.raises(RecordError, match="mend the row"):
-        tags_of_cell(cell)
+    assert "mend the row" in tags_of(cell)
 
 
 @given(
     tags=st.lists(
-        st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=";|,"), min_size=1)
+        st.text(st.characters(exclude_categories=("Cs", "Cc", "Nd"), exclude_characters=";|,[({"), min_size=1)
     )
 )
 def test_joined_tags_are_parted_again(tags: list[str]) -> None:
-    expected = tags_of_cell(tags)
+    expected = tags_of(tags)
     for separator in (";", "|", ","):
-        assert tags_of_cell(separator.join(tags)) == expected
+        assert tags_of(separator.join(tags)) == expected
 
 
 def test_bad_rows_are_named(tmp_path: Path) -> None:
@@ -148,6 +154,111 @@ def test_columns_are_asked_for_by_name(tmp_path: Path) -> None:
     assert shown(entries) == {"test": [("a", (0,))]}
 
 
+FLAGS = "filename, Cat, Dog, Bird\na.jpg, 1, 0, 0\nb.jpg, 1, 1, 0\nc.jpg, 0, 0, 0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "classes", "names", "tags"),
+    [
+        (FLAGS, None, None, ("Bird", "Cat", "Dog"), [(1,), (1, 2), ()]),
+        (FLAGS, "Cat, Dog", None, ("Cat", "Dog"), [(0,), (0, 1), ()]),
+        (FLAGS, None, ("dog", "cat", "bird"), ("dog", "cat", "bird"), [(1,), (0, 1), ()]),
+        ("image,h,cat,dog\na.jpg,9,1,0\n", None, ("dog", "cat"), ("dog", "cat"), [(1,)]),
+        (
+            "Unnamed: 0,image,cat,dog\n0,a.jpg,1.0,\n1,b.jpg,0.0,True\n",
+            None,
+            None,
+            ("cat", "dog"),
+            [(0,), (1,)],
+        ),
+        ("file,smiling,young\na.jpg,-1,1\nb.jpg,-1,-1\n", None, None, ("smiling", "young"), [(1,), ()]),
+        ("image,background,cat,unlabeled\na.jpg,1,1,0\nb.jpg,1,0,1\n", None, None, ("cat",), [(0,), ()]),
+        ("image,cat,dog\na.jpg,x,\nb.jpg,x,X\n", None, None, ("cat", "dog"), [(0,), (0, 1)]),
+        ("image,tag1,tag2\na.jpg,cat,dog\nb.jpg,cat,\n", "tag1,tag2", None, ("cat", "dog"), [(0, 1), (0,)]),
+        ('image,"a,b"\na.jpg,cat\n', "a,b", None, ("cat",), [(0,)]),
+    ],
+)
+def test_columns_that_are_classes(
+    tmp_path: Path, content: str, asked: str | None, classes: Any, names: tuple[str, ...], tags: list[Any]
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(content)
+    told: list[str] = []
+    info, entries = table_source(
+        tmp_path, table, columns=Columns(tags=asked), classes=classes, val_share=0, tell=told.append
+    )
+    assert info.class_names == names
+    assert [entry.tags for entry in entries["train"] if isinstance(entry, SourceRecord)] == tags
+    assert bool(told) == ("tag1" not in content and "a,b" not in content)
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "words"),
+    [
+        (
+            "image,height,cat,dog\na.jpg,30,1,0\n",
+            None,
+            r"--tags-column which to take \(of 0 and 1: cat,dog\)",
+        ),
+        ("image,height,cat\na.jpg,30,1\n", "cat,height", "only 'cat' hold 0 and 1; name columns of one kind"),
+        ("image,cat,dog\na.jpg,1,0\n", "cat,dgo", r"no column 'dgo' \(did you mean 'dog'\?\)"),
+        ("image,crack\na.jpg,1\nb.jpg,0\n", None, "with --classes FILE name the one class"),
+        ("image,cat,dog\na.jpg,2,0\nb.jpg,1,3\n", "cat,dog", "hold numbers other than 0 and 1"),
+        ("image,tags\na.jpg,0.93\nb.jpg,1\n", None, "numbers such as 0.93, which name no classes"),
+        ("image,tags,tags\na.jpg,cat,dog\n", None, "two columns 'tags'"),
+    ],
+)
+def test_columns_that_may_be_classes(tmp_path: Path, content: str, asked: str | None, words: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=words):
+        table_source(tmp_path, tmp_path / "t.csv", columns=Columns(tags=asked))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("a.jpg,cat,,\na.jpg,dog,,\n./a.jpg,cat,,\nb.jpg,,,\n", {"train": [("a", (0, 1)), ("b", ())]}),
+        ("a.jpg,dog,,\nb.jpg,cat,,\na.jpg,dog,,\n", {"train": [("a", (1,)), ("b", (0,))]}),
+        (
+            "a.jpg,cat,valid,\na.jpg,dog,,\na.jpg,,val,m.png\nb.jpg,cat,train,\n",
+            {"val": [("a", (0, 1))], "train": [("b", (0,))]},
+        ),
+    ],
+)
+def test_rows_of_one_picture_are_one_record(tmp_path: Path, rows: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "t.csv").write_text(f"image,tags,split,mask\n{rows}")
+    told: list[str] = []
+    info, entries = table_source(tmp_path, tmp_path / "t.csv", val_share=0, tell=told.append)
+    assert info.class_names == ("cat", "dog")
+    assert shown(entries) == expected
+    assert len(told) == 1
+    assert "1 pictures are in several rows, such as" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a.jpg,cat,train,\na.jpg,dog,val,\n", r"several splits \(train, val\)"),
+        ("a.jpg,cat,,m1.png\na.jpg,dog,,m2.png\n", r"several masks \(m1.png, m2.png\)"),
+        ("a.jpg,cat,,\na.jpg,{'x': 1},,\n", "no complete list"),
+        ("a.jpg,cat,,\na.jpg,owl,,\n", "tag 'owl' is no class"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_left_out_together(tmp_path: Path, rows: str, words: str) -> None:
+    (tmp_path / "t.csv").write_text(f"image,tags,split,mask\n{rows}b.jpg,cat,train,\n")
+    _, entries = table_source(tmp_path, tmp_path / "t.csv", classes=("cat", "dog"), val_share=0)
+    bad, good = entries["train"]
+    assert isinstance(bad, Rejection)
+    assert re.search(words, bad.reason)
+    assert isinstance(good, SourceRecord)
+
+
+def test_pictures_inside_a_table_belong_to_another_source(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"\x89PNG"], "tags": ["cat"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"holds no file names; .* `ingest.py hf`$"):
+        table_source(tmp_path, tmp_path / "t.parquet")
+
+
 def test_masks_by_column_and_by_name(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -178,7 +289,9 @@ def test_a_seeded_split_where_none_is_named(tmp_path: Path) -> None:
         ("t.json", b'[{"image":', "is not JSON"),
         ("t.jsonl", b'{"image": "a"}\n{"image"\n', "line 2 is not JSON"),
         ("t.parquet", b"PAR1 or not", "not readable Parquet"),
-        ("t.xlsx", b"PK", "unknown kind"),
+        ("t.xlsx", b"PK", "save a spreadsheet as CSV"),
+        ("t.csv.gz", b"\x1f\x8b", "unpack what is compressed"),
+        ("t.json", b'{"images": []}', "not a list of objects"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, words: str) -> None:
