@@ -167,7 +167,9 @@ def _best_note(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise CheckpointError(f"{folder / BEST} is damaged; name a checkpoint and a network, or remove it") from None
+        raise CheckpointError(
+            f"{folder / BEST} is damaged; name a checkpoint and a network, or remove it"
+        ) from None
     return note if isinstance(note, dict) else {}
 
 

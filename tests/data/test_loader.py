@@ -223,7 +223,9 @@ def test_evaluation_takes_every_image_once(
         assert taken == [list(split.ids[rank::world_size]) for rank in range(world_size)]
 
 
-@pytest.mark.parametrize(("world_size", "num_workers", "limit"), [(1, 0, 3), (2, 0, 1), (3, 2, 4), (2, 0, 99)])
+@pytest.mark.parametrize(
+    ("world_size", "num_workers", "limit"), [(1, 0, 3), (2, 0, 1), (3, 2, 4), (2, 0, 99)]
+)
 def test_the_first_images_and_the_rest_are_all_of_them_once(
     make_shards: Maker, opened: Opener, world_size: int, num_workers: int, limit: int
 ) -> None:

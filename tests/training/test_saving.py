@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,17 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The operating system refuses to let files grow larger, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -59,6 +73,21 @@ def test_a_full_disk_costs_checkpoints_and_no_run(tmp_path, disk, caplog):
     restore_newest(resumed, tmp_path)
     assert equal(resumed, state)
     assert (resumed.step, resumed.best_score) == (4, 15.0)
+
+
+@pytest.mark.parametrize("optimizer_only", [False, True])
+def test_what_the_libraries_say_of_a_full_disk_is_no_traceback(tmp_path, caplog, monkeypatch, optimizer_only):
+    writer, state = CheckpointWriter(tmp_path, keep=2), trained(small_state())
+    if optimizer_only:
+        monkeypatch.setattr(checkpoint, "save_tensors", lambda tensors, path: path.touch())
+    with files_of_at_most(10_000):
+        writer.save(state, must=False)
+    file = "optimizer.pt" if optimizer_only else "online.safetensors"
+    assert f"step 1 cannot be written, those before it stay: {file} cannot be written" in caplog.text
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    writer.save(state, must=True)
+    assert names(tmp_path) == ["step-00000001"]
 
 
 def test_three_failures_in_a_row_end_the_run_and_one_success_forgives(tmp_path, disk):
