@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)
     if arguments.network:
         networks = {chosen.network: networks[chosen.network]}
-    print(f"step {chosen.step}; other jobs take {chosen}" if len(networks) > 1 else str(chosen))
+    print(
+        f"both networks of step {chosen.step}; other jobs take {chosen}" if len(networks) > 1 else str(chosen)
+    )
     if arguments.control and config.kind == "segmenter":
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
     data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})
