@@ -1,4 +1,4 @@
-"""Everything that is written has the access rights that the umask leaves, under whatever name it was begun."""
+"""Everything that is written has the access rights that the umask leaves."""
 
 from __future__ import annotations
 
