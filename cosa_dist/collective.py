@@ -7,6 +7,9 @@ the identity, so the same code runs in a plain process.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,6 +55,22 @@ def concatenate_over_ranks(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """A block of work without collectives: where it fails on one rank, all ranks raise, and none waits.
+
+    Raises:
+        RuntimeError: another rank failed.
+    """
+    try:
+        yield
+    except Exception:
+        sum_over_ranks(torch.ones((), device=device))
+        raise
+    if is_distributed() and float(sum_over_ranks(torch.zeros((), device=device))) > 0:
+        raise RuntimeError("another worker failed")
 
 
 def barrier() -> None:

@@ -1,7 +1,7 @@
 """Convert a whole network between the authors' checkpoints and this project's files.
 
     python jobs/convert_weights.py best_seg.pth network.safetensors [--keep-head]
-    python jobs/convert_weights.py outputs/runs/NAME/checkpoints/STEP/assignment.safetensors best_seg.pth
+    python jobs/convert_weights.py outputs/runs/NAME best_seg.pth [--checkpoint STEP] [--network assignment]
 
 The suffix of the second file decides the form: .safetensors is ours, .pth the authors'. No code in a file is
 executed. The authors' encoder carries an unused ImageNet head: it is dropped on the way to our form unless
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -21,8 +22,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="file to read: .pth or .safetensors")
+    parser.add_argument("source", type=Path, help="run folder, or file to read: .pth or .safetensors")
     parser.add_argument("target", type=Path, help="file to make: .safetensors (ours) or .pth (the authors')")
+    parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
+    parser.add_argument("--network", default="", help="online or assignment (default: the better one)")
     parser.add_argument("--keep-head", action="store_true", help="keep the unused head in our form too")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     return parser.parse_args(words)
@@ -33,13 +36,22 @@ def run(arguments: argparse.Namespace) -> None:
     source, target = arguments.source, arguments.target
     if target.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{target}: the target must end in .safetensors (our form) or .pth (the authors')")
-    if not source.is_file():
+    if not source.exists():
         raise ValueError(f"no file at {source}")
+    if not source.is_dir() and (arguments.checkpoint or arguments.network):
+        raise ValueError(f"{source} is a file: --checkpoint and --network choose from a run folder")
     if target.exists() and not arguments.overwrite:
         raise ValueError(f"{target} exists already; choose another name or give --overwrite")
     from cosa_dist.model.released_weights import read_network, write_ours, write_released
 
-    saved = read_network(source)
+    if source.is_dir():
+        from cosa_dist.inference.trained import choose
+
+        chosen = choose(source, arguments.checkpoint, arguments.network)
+        print(chosen)
+        saved = replace(read_network(chosen.weights), step=chosen.step)
+    else:
+        saved = read_network(source)
     if target.suffix == ".pth":
         write_released(saved, target)
     else:

@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint: `python jobs/evaluate.py outputs/runs/NAME [--split val] [--checkpoint best]`.
+"""Evaluate a run's checkpoint: `python jobs/evaluate.py outputs/runs/NAME [--split val] [--checkpoint 5000]`.
 
 Prints mIoU by protocol for both networks and the per-class table, writes the reports as JSON, and with
 `--control` measures the CAM with predicted labels, its background level chosen on the training images.
@@ -26,7 +26,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step number")
+    parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
+    parser.add_argument("--network", default="", help="one of the run's networks (default: both)")
     parser.add_argument("--shards", help="another data set than the run's own")
     parser.add_argument("--split", help="split (default: the run's validation split)")
     parser.add_argument("--limit", type=int, default=0, help="only the first images (0: all)")
@@ -54,11 +55,16 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
-    from cosa_dist.training.checkpoint import load_networks
+    from cosa_dist.inference.trained import load_chosen
     from cosa_dist.training.precision import autocast
 
     device = device_named(arguments.device)
-    config, networks = load_networks(arguments.run, arguments.checkpoint, device)
+    chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)
+    if arguments.network:
+        networks = {chosen.network: networks[chosen.network]}
+    print(
+        f"both networks of step {chosen.step}; other jobs take {chosen}" if len(networks) > 1 else str(chosen)
+    )
     if arguments.control and config.kind == "segmenter":
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
     data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="folder to make")
     made.add_argument("--format", default="weights", help="weights,torch_export,onnx,mlflow (or all)")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
-    made.add_argument("--network", default="", help="online or assignment (default: the trained one)")
+    made.add_argument("--network", default="", help="online, assignment, average (default: the better one)")
     made.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     return made
 
@@ -35,7 +35,7 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(f"unknown option {rest[0]}; see --help")
     import torch
 
-    from cosa_dist.evaluation.report import EvalReport
+    from cosa_dist.evaluation.report import read_reports
     from cosa_dist.inference.export import FORMATS, export
     from cosa_dist.inference.trained import load_trained
 
@@ -47,8 +47,8 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
     if not formats:
         raise ConfigError(f"--format names nothing; choose some of {', '.join(FORMATS)}")
     model = load_trained(asked.run, asked.checkpoint, asked.network, torch.device("cpu"))
-    files = sorted(asked.run.glob("report_*.json"))
-    reports = [EvalReport.from_json(path.read_text(encoding="utf-8")) for path in files]
+    print(model.source)
+    reports = list(read_reports(asked.run).values())
     for line in export(model, asked.out, formats, reports, asked.overwrite):
         print(line)
     print(f"written {asked.out}")

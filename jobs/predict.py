@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--outputs", default="masks", help="masks,overlays,probabilities,rle (or all)")
     made.add_argument("--split", default="val", help="split of shard folders")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
-    made.add_argument("--network", default="", help="online or assignment (default: the trained one)")
+    made.add_argument("--network", default="", help="online, assignment, average (default: the better one)")
     made.add_argument(
         "--scales", default="", help="multi-scale factors such as 1,0.5,1.5 (default: the run's)"
     )
@@ -123,6 +123,7 @@ def run(asked: argparse.Namespace) -> Summary:
     here = replace(task, device="cpu") if asked.workers else task
     listing = list_pictures(asked.pictures, asked.out, asked.split)
     worker = PredictionWorker(here)
+    print(worker.model.source)
     if asked.voc_server:
         check_voc(worker.model.class_names, [picture.name for picture in listing.pictures])
     task = replace(task, out=str(out_folder(asked.out)))

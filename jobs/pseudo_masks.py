@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     for key in overrides:
         if not key.startswith(f"{SECTION}."):
             raise ConfigError(f"--{key}: a labelling takes options of {SECTION} only")
+    if arguments.network:
+        overrides[f"{SECTION}.network"] = arguments.network
     masks = load_config(overrides=overrides).pseudo_masks
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -90,7 +92,8 @@ def main() -> int:
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, help="folder of the trained run")
-    parser.add_argument("--checkpoint", default="best", help="newest, best or a step number")
+    parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
+    parser.add_argument("--network", default="", help="online or assignment: short for pseudo_masks.network")
     parser.add_argument("--name", default="", help="name of the labelling (default: the run's -pseudo-masks)")
     return run_job(parser, run, what="labelling", next_step="the same command continues")
 

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--followed", type=int, default=3, help="images seen by each kept checkpoint (0: none)")
     made.add_argument("--pictures", type=int, default=6, help="pictures of the last evaluation on the page")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
+    made.add_argument("--network", default="", help="online, assignment, average (default: the better one)")
     made.add_argument("--shards", help="shards with the validation images (default: the run's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
     return made
@@ -102,10 +103,10 @@ def follow_images(asked: argparse.Namespace) -> Evolution | None:
     if not asked.followed:
         return None
     device = device_named(asked.device)
-    model = load_trained(asked.run, asked.checkpoint, "", device)
+    model = load_trained(asked.run, asked.checkpoint, asked.network, device)
     split = validation(model.config, asked, model.class_names)
     samples = list(EvaluationLoader(split, 0, 1, asked.followed, 0))
-    return follow(asked.run, samples, model.class_names, device)
+    return follow(asked.run, samples, model.class_names, device, model.which)
 
 
 def look_at_images(asked: argparse.Namespace) -> Examination:
@@ -125,7 +126,8 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     from cosa_dist.reports.run_examination import examine
 
     device = device_named(asked.device)
-    model = load_trained(asked.run, asked.checkpoint, "", device)
+    model = load_trained(asked.run, asked.checkpoint, asked.network, device)
+    print(model.source)
     config = model.config
     split = validation(config, asked, model.class_names)
     samples = EvaluationLoader(split, 0, 1, asked.images, config.data.loader_workers)

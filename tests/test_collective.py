@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cosa_dist.collective import concatenate_over_ranks, rank, sum_over_ranks, world_size
+from cosa_dist.collective import concatenate_over_ranks, rank, sum_over_ranks, together, world_size
 
 
 def test_without_a_process_group_everything_is_the_identity():
@@ -28,6 +28,14 @@ def _work(index: int, file: str, folder: str) -> None:
         "unchanged": torch.equal(mine, kept),
         "rank": (rank(), world_size()),
     }
+    for failing in (None, 1):
+        try:
+            with together(torch.device("cpu")):
+                if index == failing:
+                    raise ValueError("a picture")
+            result[f"failing {failing}"] = "went on"
+        except (ValueError, RuntimeError) as error:
+            result[f"failing {failing}"] = str(error)
     torch.save(result, Path(folder) / f"{index}.pt")
     dist.destroy_process_group()
 
@@ -40,3 +48,5 @@ def test_three_ranks_with_uneven_shares(tmp_path):
         assert result["rows"].tolist() == [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
         assert result["unchanged"]
         assert result["rank"] == (index, 3)
+        assert result["failing None"] == "went on"
+        assert result["failing 1"] == ("a picture" if index == 1 else "another worker failed")

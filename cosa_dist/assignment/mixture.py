@@ -143,9 +143,9 @@ def component_borders(counts: Tensor, centres: Tensor, mixture: Mixture) -> tupl
     """Where the lowest component ends and the highest begins.
 
     A value belongs to the component that most likely made it. The lowest ends with the largest value that
-    belongs to it (below the highest component's mean: a wide component may own values beyond a narrow
-    one, too), the highest begins with the smallest value that belongs to it (above the lowest's mean); both
-    are edges of a bin, so that a value from the border on is in the upper part.
+    belongs to it, but before the first bin above its mean that another one owns: a wide component may own
+    values beyond a narrow one, too. The beginning of the highest mirrors this. Both are edges of a bin, so
+    that a value from the border on is in the upper part.
 
     Args:
         counts: `[..., N]` histograms.
@@ -154,15 +154,15 @@ def component_borders(counts: Tensor, centres: Tensor, mixture: Mixture) -> tupl
 
     Returns:
         End of the lowest and beginning of the highest component `[...]`, float64, and whether both are
-        there and in order `[...]`; where not, the numbers mean nothing.
+        there `[...]`; where not, the numbers mean nothing.
     """
     x = centres.double()
     half = (x[1] - x[0]) / 2
     owner = log_joint(mixture, powers_of(centres)).argmax(dim=-2)
+    lowest, highest = owner == 0, owner == mixture.mean.shape[-1] - 1
+    ceiling = torch.where(lowest | (x <= mixture.mean[..., :1]), math.inf, x).amin(dim=-1, keepdim=True)
+    floor = torch.where(highest | (x >= mixture.mean[..., -1:]), -math.inf, x).amax(dim=-1, keepdim=True)
     there = counts > 0
-    lowest = there & (owner == 0) & (x <= mixture.mean[..., -1:])
-    highest = there & (owner == mixture.mean.shape[-1] - 1) & (x >= mixture.mean[..., :1])
-    end = torch.where(lowest, x + half, -math.inf).amax(dim=-1)
-    begin = torch.where(highest, x - half, math.inf).amin(dim=-1)
-    usable = torch.isfinite(end) & torch.isfinite(begin) & (end <= begin + half)
-    return end, begin, usable
+    end = torch.where(there & lowest & (x < ceiling), x + half, -math.inf).amax(dim=-1)
+    begin = torch.where(there & highest & (x > floor), x - half, math.inf).amin(dim=-1)
+    return end, begin, torch.isfinite(end) & torch.isfinite(begin)

@@ -32,7 +32,7 @@ class PseudoMaskConfig(Section):
     source: Literal["segmentation", "cam", "agreement"] = "segmentation"
     """what is turned into masks; `agreement` keeps pixels where both say the same and ignores the others"""
     network: Literal["better", "online", "assignment"] = "better"
-    """whose output (`better`: of the higher unfiltered validation mIoU)"""
+    """whose output (`better`: of the higher unfiltered validation mIoU, `online` if there is none)"""
     scales: Scales = ()
     """scales of its pass (empty: those of the run's evaluation)"""
     refinement: Literal["none", "crf", "crf_ten_iterations", "pixel_adaptive"] = "none"

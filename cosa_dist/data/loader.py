@@ -145,6 +145,7 @@ class EvaluationLoader:
         rank: this rank.
         world_size: number of ranks.
         limit: only the first `limit` records of the split; None takes all.
+        start: without the first `start` records of these.
         num_workers: processes that decode; 0 decodes in this one.
         multiprocessing_context: how workers start; None: torch's way.
 
@@ -161,23 +162,25 @@ class EvaluationLoader:
         limit: int | None = None,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
+        start: int = 0,
     ) -> None:
         check_batch(world_size, rank, world_size, None)
         if num_workers < 0 or (limit is not None and limit < 1):
             raise DataError(f"need workers >= 0 and limit >= 1; got {num_workers} and {limit}")
         total = split.size if limit is None else min(limit, split.size)
+        start = min(start, total)
         self._processes = LoaderProcesses(num_workers, False, multiprocessing_context)
         make = partial(evaluation_sample, source=_named(split))
         self._source: Keyed | Streamed
         self._keys: range | None = None
         if isinstance(split, StreamingSplit):
-            first, stop = total * rank // world_size, total * (rank + 1) // world_size
+            first, stop = (start + (total - start) * n // world_size for n in (rank, rank + 1))
             rows = split.evaluation_rows(first, stop, max(1, num_workers))
             classes = split.info.num_foreground
             self._source = Streamed(rows, partial(streamed_samples, num_foreground=classes, make=make))
             self._count = stop - first
         elif isinstance(split, MappedSplit):
-            self._keys = range(rank, total, world_size)
+            self._keys = range(start + rank, total, world_size)
             self._source = Keyed(partial(mapped_sample, split=split, make=make))
             self._count = len(self._keys)
         else:

@@ -20,15 +20,14 @@ from cosa_dist.data.reading import open_reading
 from cosa_dist.data.samples import EvalSample
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.labelling import QUALITY, LabellingOutcome, label_split, labelling_task
-from cosa_dist.distributed.launch import read_reports
 from cosa_dist.distributed.preparation import dataset_label, mark_finished, read_note, write_note
-from cosa_dist.distributed.reporting import better_network
+from cosa_dist.distributed.reporting import spared
 from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
+from cosa_dist.inference.trained import choose
 from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
-from cosa_dist.training.checkpoint import find_checkpoint
 
 SHARDS = "shards"
 log = logging.getLogger(__name__)
@@ -48,29 +47,13 @@ def trained_config(run: Path) -> RunConfig:
     return config
 
 
-def chosen_network(run: Path, masks: PseudoMaskConfig) -> str:
-    """Name of the network that labels: the one asked for, or the better one of the run's last evaluation.
-
-    Raises:
-        ConfigError: the run has no final reports to choose by.
-    """
-    if masks.network != "better":
-        return masks.network
-    reports = read_reports(run)
-    if not reports:
-        raise ConfigError(
-            f"{run} has no final reports (is it finished?): set pseudo_masks.network to online or assignment"
-        )
-    return better_network(reports)
-
-
 def run_labelling(
     run: Path,
     folder: Path,
     masks: PseudoMaskConfig,
     resources: Mapping[str, float],
     *,
-    checkpoint: str = "best",
+    checkpoint: str = "",
     parent_run_id: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabellingOutcome:
@@ -81,7 +64,7 @@ def run_labelling(
         folder: folder of the labelling, whose name becomes that of its tracking run.
         masks: how masks are made.
         resources: total resources of the initialised Ray cluster.
-        checkpoint: newest, best or a step number.
+        checkpoint: newest, best or a step number; empty for the run's default (see `choose`).
         parent_run_id: tracking run that it belongs to.
         progress: called with the labelled and all images.
 
@@ -93,8 +76,9 @@ def run_labelling(
     """
     config = trained_config(run)
     shards = folder / SHARDS
-    path = find_checkpoint(run, checkpoint)
-    task = labelling_task(run, path, chosen_network(run, masks), config, masks, shards)
+    chosen = choose(run, checkpoint, "" if masks.network == "better" else masks.network)
+    log.info("labelling by %s", chosen)
+    task = labelling_task(run, chosen.checkpoint, chosen.network, config, masks, shards)
     if (folder / "run.json").is_file():
         if read_note(folder).get("key") != task.key:
             raise ConfigError(
@@ -140,8 +124,9 @@ def _label(
         tracker = open_tracker(folder, uri, run_id)
         tracker.set_tags(_evaluated(outcome.quality, config))
         tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
-        for picture in _pictures(task, config, folder / "pictures"):
-            tracker.log_artifact(picture, "pictures")
+        with spared("pictures"):
+            for picture in _pictures(task, config, folder / "pictures"):
+                tracker.log_artifact(picture, "pictures")
         tracker.log_artifact(outcome.shards / QUALITY)
         tracker.close("FINISHED")
         mark_finished(folder)

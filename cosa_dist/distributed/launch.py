@@ -27,7 +27,7 @@ from cosa_dist.distributed.ray_worker import ray_worker
 from cosa_dist.distributed.scaling import PlannedTrainer
 from cosa_dist.distributed.task import FAILURE, WorkerTask
 from cosa_dist.distributed.trial_ledger import is_stopped
-from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.evaluation.report import EvalReport, read_reports
 from cosa_dist.tracking.mlflow_runs import finish_run
 from cosa_dist.tracking.tracker import Status
 
@@ -144,12 +144,3 @@ def _heed_notes(folder: Path) -> None:
         raise RunFailedError(_cause(RuntimeError(), folder))
     if (folder / STOPPED).is_file():
         raise RunStoppedError((folder / STOPPED).read_text(encoding="utf-8").strip())
-
-
-def read_reports(folder: Path) -> dict[str, EvalReport]:
-    """The final reports that a run left in its folder, by network."""
-    reports = {}
-    for path in sorted(folder.glob("report_*.json"), reverse=True):
-        report = EvalReport.from_json(path.read_text(encoding="utf-8"))
-        reports[report.network] = report
-    return reports

@@ -14,7 +14,7 @@ import ray
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.sharing import elastic_numbers, micro_batch
+from cosa_dist.distributed.sharing import check_batch_norm, elastic_numbers, micro_batch
 
 __all__ = ["WorkerPlan", "await_resources", "micro_batch", "plan_workers", "workers_that_fit"]
 
@@ -55,7 +55,7 @@ def plan_workers(
             GPU share those of nodes with GPUs alone.
 
     Raises:
-        ConfigError: GPUs asked for where there are none, or a batch that cannot be shared.
+        ConfigError: GPUs asked for where there are none, or a batch that cannot be shared so.
     """
     gpus = int(resources.get("GPU", 0))
     settings = config.distributed
@@ -68,6 +68,7 @@ def plan_workers(
     micro = 0
     if not numbers:
         micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
+    check_batch_norm(config, numbers or (workers,), use_gpu)
     return WorkerPlan(workers, use_gpu, cpus, micro, numbers)
 
 

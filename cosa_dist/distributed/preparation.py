@@ -23,7 +23,7 @@ from cosa_dist.data.reading import check_reading
 from cosa_dist.data.shards import open_split
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
-from cosa_dist.distributed.sharing import elastic_numbers
+from cosa_dist.distributed.sharing import check_batch_norm_early
 from cosa_dist.distributed.task import FAILURE
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
@@ -45,7 +45,7 @@ class PreparedRun:
 
 
 def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
-    elastic_numbers(config)
+    check_batch_norm_early(config)
     parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
     val = check_reading(config.data, config.data.val_split)

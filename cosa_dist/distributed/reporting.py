@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from cosa_dist.config.schema import RunConfig
+from cosa_dist.collective import rank
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.loader import EvaluationLoader
 from cosa_dist.data.shards import Split
 from cosa_dist.evaluation.labeller import Labeller
 from cosa_dist.evaluation.pictures import save_pictures
-from cosa_dist.evaluation.report import EvalReport, as_text
+from cosa_dist.evaluation.report import EvalReport, as_text, better_report
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import assignment_settings
+from cosa_dist.whole_file import write_whole
+
+log = logging.getLogger(__name__)
 
 
-def better_network(reports: dict[str, EvalReport]) -> str:
-    """Name of the network with the higher unfiltered mIoU."""
-    return max(reports, key=lambda name: reports[name].miou("unfiltered") or 0.0)
+@contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Let what a run can do without fail with one line of log; to be entered by all ranks that take part."""
+    try:
+        yield
+    except Exception as error:
+        if rank() == 0:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.warning("no %s: %s", what, reason)
 
 
 def labeller(state: TrainState) -> Labeller:
@@ -30,6 +42,7 @@ def labeller(state: TrainState) -> Labeller:
     return Labeller(
         network=state.assignment,
         scales=settings.scales,
+        flip=settings.flip,
         stride=state.online.backbone.stride,
         thresholds=state.thresholds.current(),
         settings=assignment_settings(state),
@@ -37,36 +50,44 @@ def labeller(state: TrainState) -> Labeller:
     )
 
 
-def final_artifacts(
-    config: RunConfig,
+def write_reports(reports: Mapping[str, EvalReport], folder: Path, tracker: Tracker) -> None:
+    """Write the final reports to the run folder; tables and copies for the tracker are additional.
+
+    Raises:
+        OSError: the disk refused a report.
+    """
+    paths = {name: folder / f"report_{name}.json" for name in reports}
+    for name, path in paths.items():
+        write_whole(path, reports[name].to_json())
+    with spared("tables of the reports"):
+        write_whole(folder / "results.txt", as_text(list(reports.values())))
+        for name, report in reports.items():
+            tracker.log_artifact(paths[name])
+            tracker.log_table(report.per_class_rows(), f"per_class_{name}")
+        tracker.log_artifact(folder / "results.txt")
+
+
+def draw_pictures(
     state: TrainState,
-    reports: dict[str, EvalReport],
+    reports: Mapping[str, EvalReport],
     val: Split,
     folder: Path,
     tracker: Tracker,
     device: torch.device,
 ) -> None:
-    """Write reports, per-class tables and pictures to the run folder and the tracker."""
-    (folder / "results.txt").write_text(as_text(list(reports.values())), encoding="utf-8")
-    tracker.log_artifact(folder / "results.txt")
-    for name, report in reports.items():
-        path = folder / f"report_{name}.json"
-        path.write_text(report.to_json(), encoding="utf-8")
-        tracker.log_artifact(path)
-        tracker.log_table(report.per_class_rows(), f"per_class_{name}")
-    if not config.evaluation.pictures:
-        return
-    chosen = config.evaluation
+    """Draw validation images as the better network sees them, and with what they are labelled in training."""
+    config = state.config
+    better = better_report(reports)
     pictures = save_pictures(
-        state.networks[better_network(reports)],
-        EvaluationLoader(val, 0, 1, chosen.pictures, 0),
+        state.networks[better.network] if better else state.online,
+        EvaluationLoader(val, 0, 1, config.evaluation.pictures, 0),
         folder / "pictures",
         class_names=val.class_names,
         palette=voc_colour_map(),
         labeller=labeller(state) if config.kind == "cosa" else None,
         settings=evaluation_settings(config),
         device=device,
-        limit=chosen.pictures,
+        limit=config.evaluation.pictures,
     )
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")

@@ -6,6 +6,8 @@ of workers, or the run is refused with the numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
 
@@ -44,6 +46,42 @@ def largest_micro_batch(global_batch: int, workers: int, wanted: int) -> int:
     """
     part = micro_batch(global_batch, workers, 0)
     return next(size for size in range(min(wanted or part, part), 0, -1) if part % size == 0)
+
+
+def check_batch_norm(config: RunConfig, workers: Iterable[int], use_gpu: bool) -> None:
+    """Refuse passes of a single picture through a batch norm that sees no others.
+
+    UPerNet pools each picture to one cell, of which there is no variance. GPUs share their statistics.
+
+    Args:
+        config: the run.
+        workers: numbers of workers that it may have.
+        use_gpu: whether each of them has a GPU.
+
+    Raises:
+        ConfigError: there would be such passes.
+    """
+    if config.kind != "segmenter" or config.segmenter.decoder_norm != "batch":
+        return
+    batch, wanted = config.training.global_batch_size, config.training.micro_batch_size
+    for number in workers:
+        if largest_micro_batch(batch, number, wanted) == 1 and not (use_gpu and number > 1):
+            raise ConfigError(
+                f"segmenter.decoder_norm batch needs two pictures or more in a pass, and {number} worker(s) "
+                f"would see one at a time (training.global_batch_size {batch}, training.micro_batch_size "
+                f"{wanted}): set segmenter.decoder_norm to group, or training.micro_batch_size to 2 or more"
+            )
+
+
+def check_batch_norm_early(config: RunConfig) -> None:
+    """`check_batch_norm` as far as it is sure before the cluster is known.
+
+    Raises:
+        ConfigError: no cluster could run this.
+    """
+    numbers = elastic_numbers(config) or (config.distributed.workers or 1,)
+    if config.distributed.device == "cpu" or config.distributed.workers == 1:
+        check_batch_norm(config, numbers, use_gpu=False)
 
 
 def elastic_numbers(config: RunConfig) -> tuple[int, ...]:

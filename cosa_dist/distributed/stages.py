@@ -21,8 +21,9 @@ from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading import check_reading
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
-from cosa_dist.distributed.launch import Outcome, launch, read_reports
+from cosa_dist.distributed.launch import Outcome, launch
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
+from cosa_dist.distributed.plan import plan_workers
 from cosa_dist.distributed.preparation import (
     create_run_folder,
     dataset_label,
@@ -32,6 +33,8 @@ from cosa_dist.distributed.preparation import (
     refuse_used_name,
     reopen,
 )
+from cosa_dist.distributed.sharing import check_batch_norm_early
+from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
@@ -102,6 +105,7 @@ def prepare_staged(config: RunConfig) -> StagedRun:
     """
     name = config.name or f"{config.recipe}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
+    check_batch_norm_early(config)
     val = check_reading(config.data, config.data.val_split)
     if not config.stage_one.run:
         with_absolute_paths(stage_one_config(config, name))
@@ -167,6 +171,7 @@ def conduct_stages(
     folder = run.folder
     with sole_driver(folder), listening_to_signals(folder), ending(run.tracking_uri, run.run_id):
         (folder / STOP).unlink(missing_ok=True)
+        plan_workers(run.config, resources)  # what the last stage cannot have is said before the first one
         outcome = _stages(run, dict(resources), progress)
         mark_finished(folder)
         return outcome
@@ -221,9 +226,9 @@ def _stage(run: StagedRun, stage: str, config: RunConfig, resources: dict[str, f
 def _record(run: StagedRun, first: Path, quality: dict[str, Any], outcome: Outcome) -> None:
     """Give the parent run the three numbers that belong together."""
 
-    def best(reports: Mapping[str, Any]) -> float | None:
-        scores = (report.miou("unfiltered") for report in reports.values())
-        return max((score for score in scores if score is not None), default=None)
+    def best(reports: Mapping[str, EvalReport]) -> float | None:
+        better = better_report(reports)
+        return better.miou() if better else None
 
     numbers = {
         "stage_one/miou_unfiltered": best(read_reports(first)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,14 +21,15 @@ from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
 from cosa_dist.data.reading import open_reading
-from cosa_dist.data.shards import Split
+from cosa_dist.data.shards import MappedSplit, Split
 from cosa_dist.distributed.interruption import STOP
-from cosa_dist.distributed.reporting import final_artifacts
+from cosa_dist.distributed.reporting import draw_pictures, spared, write_reports
 from cosa_dist.distributed.sharing import largest_micro_batch
 from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.evaluation.control import classification_control
-from cosa_dist.evaluation.evaluator import evaluate
+from cosa_dist.evaluation.evaluator import evaluate_parts, has_cams
+from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.mlflow_tracker import open_tracker
@@ -62,26 +64,49 @@ class Evaluation:
         self.folder = folder
         self.settings = evaluation_settings(config)
 
-    def samples(self, split: Split, limit: int) -> EvaluationLoader:
+    def samples(self, split: Split, limit: int, start: int = 0) -> EvaluationLoader:
         """This rank's part of a split."""
-        return EvaluationLoader(split, rank(), world_size(), limit or None, self.config.data.loader_workers)
+        workers = self.config.data.loader_workers
+        return EvaluationLoader(split, rank(), world_size(), limit or None, workers, start=start)
 
-    def __call__(self, state: TrainState, last: bool) -> dict[str, EvalReport]:
-        """Return the reports of the online and the assignment network."""
-        return evaluate(
+    def __call__(self, state: TrainState, last: bool) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
+        """Return the reports of both networks on all images, and on the first `evaluation.limit`."""
+        if self.settings.crf is not None:
+            with spared("scores after the dense CRF (evaluation.crf)"):
+                return self._evaluated(state, last, self.settings)
+        return self._evaluated(state, last, replace(self.settings, crf=None))
+
+    def _evaluated(
+        self, state: TrainState, last: bool, settings: EvaluationSettings
+    ) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
+        limit = self.config.evaluation.limit
+        parts = [self.samples(self.val, limit)]
+        if last and 0 < limit < self.val.size:
+            parts.append(self.samples(self.val, 0, start=limit))
+        reports = evaluate_parts(
             state.networks,
-            self.samples(self.val, 0 if last else self.config.evaluation.limit),
+            parts,
             class_names=self.val.class_names,
-            settings=self.settings,
+            settings=settings,
             device=self.accelerator.device,
             precision=self.accelerator.autocast,
             masks_needed=False,
         )
+        return reports[-1], reports[0]
 
     def control(self, state: TrainState) -> dict[str, float]:
-        """CAM quality with predicted labels, the background level chosen on training images."""
-        metrics = {}
+        """CAM quality with predicted labels, the background level chosen on training images.
+
+        Raises:
+            ValueError: it cannot be measured, with the reason.
+        """
+        if not has_cams(state.online):
+            raise ValueError("a segmenter has no CAMs")
         train = open_reading(self.config.data, self.config.data.train_split)
+        for split in (train, self.val):
+            if isinstance(split, MappedSplit) and not split.mask_count:
+                raise ValueError(f"no image of split '{split.name}' has a mask")
+        metrics = {}
         for name in ("online", "assignment"):
             result = classification_control(
                 getattr(state, name),
@@ -193,15 +218,21 @@ def run_worker(
     try:
         loader = training_loader(config, train, state.step, task)
         reports = run_training(state, network, loader, around)
-        extra = evaluation.control(state) if config.evaluation.cam_control else {}
         if rank() == 0:
-            tracker.log_metrics(extra, state.step)
-            final_artifacts(config, state, reports, val, folder, tracker, accelerator.device)
+            write_reports(reports, folder, tracker)
+        # The scores are safe; what follows is additional, and no failure of it is the run's.
+        if config.evaluation.cam_control:
+            with spared("CAM control (evaluation.cam_control)"):
+                tracker.log_metrics(evaluation.control(state), state.step)
+        if rank() == 0 and config.evaluation.pictures:
+            with spared("pictures"):
+                draw_pictures(state, reports, val, folder, tracker, accelerator.device)
     except TrainingStoppedError:
         tracker.close("KILLED")
         raise
     except BaseException:
         tracker.close("KILLED" if is_stopped(folder) else "FAILED")
         raise
-    tracker.close("FINISHED")
+    with spared("status in the run folder"):
+        tracker.close("FINISHED")
     return reports

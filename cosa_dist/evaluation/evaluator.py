@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosa_dist.assignment.inference import MultiScaleOutput, multi_scale
+from cosa_dist.collective import together
 from cosa_dist.data.views import normalise
 from cosa_dist.evaluation.protocols import (
     CRF_PROTOCOLS,
@@ -50,9 +51,36 @@ def evaluate(
 ) -> dict[str, EvalReport]:
     """Evaluate some networks on the same images; each image is read once for all of them.
 
+    See `evaluate_parts`; here all images are one part.
+    """
+    return evaluate_parts(
+        networks,
+        [samples],
+        class_names=class_names,
+        settings=settings,
+        device=device,
+        precision=precision,
+        progress=progress,
+        masks_needed=masks_needed,
+    )[-1]
+
+
+def evaluate_parts(
+    networks: Mapping[str, nn.Module],
+    parts: Sequence[Iterable[EvalSample]],
+    *,
+    class_names: Sequence[str],
+    settings: EvaluationSettings | None = None,
+    device: torch.device | str = "cpu",
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    progress: Callable[[int], None] | None = None,
+    masks_needed: bool = True,
+) -> list[dict[str, EvalReport]]:
+    """Evaluate some networks on growing sets of images in one pass over all of them.
+
     Args:
         networks: networks on `device`, by the name that their report and metrics carry.
-        samples: this rank's images, each of them on one rank; those without a mask are only counted.
+        parts: this rank's images, each of them on one rank; those without a mask are only counted.
         class_names: the C foreground classes.
         settings: scales, sizes and thresholds; the released code's if left out.
         device: where the networks are and the counting is done.
@@ -61,10 +89,11 @@ def evaluate(
         masks_needed: refuse images of which none has a mask; otherwise their reports have no scores.
 
     Returns:
-        A report per network, the same on every rank.
+        For each part, a report per network on it and all parts before it, the same on every rank.
 
     Raises:
         ValueError: if no image has a mask (and `masks_needed`), one was counted twice, or sizes do not fit.
+        RuntimeError: another rank failed.
     """
     settings = settings or EvaluationSettings()
     device = torch.device(device)
@@ -72,21 +101,39 @@ def evaluate(
         name: Tally(class_names, settings, device, cams=has_cams(network))
         for name, network in networks.items()
     }
+    reports, done = [], 0
     with evaluation_mode(networks.values()), torch.inference_mode():
-        done = 0
-        for batch in _batches(_with_mask(samples, tallies.values()), settings.batch_size):
-            images, labels = _stacked(batch, settings, len(class_names), device)
-            crfs = [_crf_of(sample, settings, device) for sample in batch]
-            for name, network in networks.items():
-                with precision():
-                    output = see(network, images, settings, labels)
-                _check_output(output, len(class_names), name)
-                for index, sample in enumerate(batch):
-                    _count_image(tallies[name], output, index, sample, crfs[index], device)
-            done += len(batch)
-            if progress is not None:
-                progress(done)
-        return {name: tally.report(name, masks_needed=masks_needed) for name, tally in tallies.items()}
+        for samples in parts:
+            with together(device):
+                for batch in _batches(_with_mask(samples, tallies.values()), settings.batch_size):
+                    _count_batch(networks, tallies, batch, settings, device, precision)
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done)
+            reports.append(
+                {name: tally.report(name, masks_needed=masks_needed) for name, tally in tallies.items()}
+            )
+    return reports
+
+
+def _count_batch(
+    networks: Mapping[str, nn.Module],
+    tallies: Mapping[str, Tally],
+    batch: Sequence[EvalSample],
+    settings: EvaluationSettings,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> None:
+    """Judge everything that each network says of a batch."""
+    classes = len(next(iter(tallies.values())).class_names)
+    images, labels = _stacked(batch, settings, classes, device)
+    crfs = [_crf_of(sample, settings, device) for sample in batch]
+    for name, network in networks.items():
+        with precision():
+            output = see(network, images, settings, labels)
+        _check_output(output, classes, name)
+        for index, sample in enumerate(batch):
+            _count_image(tallies[name], output, index, sample, crfs[index], device)
 
 
 def has_cams(network: nn.Module) -> bool:

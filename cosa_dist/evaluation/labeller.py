@@ -32,6 +32,8 @@ class Labeller:
     """in evaluation mode while it labels"""
     scales: Sequence[float]
     """of its multi-scale pass"""
+    flip: bool
+    """whether each scale is also seen mirrored"""
     stride: int
     """pixels of the image to one of the CAM's grid"""
     thresholds: Thresholds
@@ -75,6 +77,7 @@ def label_image(labeller: Labeller, sample: EvalSample, size: int, device: torch
         labeller.network,
         square_image(image, size)[None],
         labeller.scales,
+        flip=labeller.flip,
         aux_cam_last_scale_only=labeller.aux_cam_last_scale_only,
         labels=tags,
     )

@@ -8,9 +8,10 @@ per-class table, JSON and a table for the terminal.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -141,6 +142,28 @@ class EvalReport:
                 f"this is not the JSON of an evaluation report ({type(error).__name__}: {error}); "
                 "write it with EvalReport.to_json"
             ) from error
+
+
+def read_reports(folder: Path) -> dict[str, EvalReport]:
+    """The final reports that a run left in its folder, by network, the trained network's first.
+
+    Raises:
+        ValueError: a file is no report.
+    """
+    reports = {}
+    for path in sorted(folder.glob("report_*.json"), reverse=True):
+        report = EvalReport.from_json(path.read_text(encoding="utf-8"))
+        reports[report.network] = report
+    return reports
+
+
+def better_report(reports: Mapping[str, EvalReport]) -> EvalReport | None:
+    """The report of the higher unfiltered mIoU, by which networks and checkpoints are chosen.
+
+    The first of equals; None if no report has one.
+    """
+    scored = [(miou, report) for report in reports.values() if (miou := report.miou()) is not None]
+    return max(scored, key=lambda one: one[0])[1] if scored else None
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import yaml
-from safetensors.torch import save_file
 
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.schema import RunConfig
@@ -30,6 +29,7 @@ from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.inference.export_graph import ONNX_FILE, TORCH_FILE, write_onnx, write_torch_export
 from cosa_dist.inference.model_card import model_card
 from cosa_dist.inference.trained import CLASSES, CONFIG, WEIGHTS, TrainedModel
+from cosa_dist.model.weight_file import save_tensors
 
 SERVED = Path(__file__).with_name("served_model.py")
 MLFLOW_FOLDER, NETWORK = "mlflow", "network"
@@ -111,9 +111,8 @@ def _describe(
 
 
 def _write_weights(model: TrainedModel, folder: Path) -> str:
-    state = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that nobody else can read
+    state = model.network.state_dict()
+    save_tensors(state, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(to_yaml(portable_config(model.config)), encoding="utf-8")
     return f"{WEIGHTS}, {sum(value.numel() for value in state.values()) / 1e6:.1f} million numbers"
 

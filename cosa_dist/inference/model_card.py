@@ -54,7 +54,7 @@ Semantic segmentation of {len(model.class_names)} classes, learned from {supervi
 |---|---|
 | backbone | `{config.model.backbone}` |
 | recipe, seed, steps | `{config.recipe}`, {config.seed}, {config.training.steps} |
-| checkpoint, network | `{model.checkpoint}`, {model.which} |
+| checkpoint | {model.source} |
 | seen size | {size} x {size} pixels, aspect ratio not kept |
 | classes | background, {names} |
 
@@ -89,7 +89,7 @@ def _scores(reports: Sequence[EvalReport], dataset: str) -> str:
         for measurement, score in report.scores.items():
             if score.miou is not None:
                 lines.append(f"| {report.network} | {measurement} | {score.miou:.2f} | {report.images} |")
-    where = f"On the validation images{f' of {dataset}' if dataset else ''}. "
+    where = f"At the run's last step, on the validation images{f' of {dataset}' if dataset else ''}. "
     return (
         f"{where}`unfiltered` is the headline; `true_labels` may use the tags of the evaluated image.\n\n"
         + "\n".join(lines)

@@ -20,8 +20,9 @@ from cosa_dist.config.loading import build_config, read_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import describe_split
 from cosa_dist.data.errors import DataError
+from cosa_dist.evaluation.report import better_report, read_reports
 from cosa_dist.training.checkpoint import find_checkpoint, load_networks
-from cosa_dist.training.checkpoint_files import best_checkpoint
+from cosa_dist.training.checkpoint_files import best_checkpoint, best_score
 from cosa_dist.training.networks import build_trained_network, classes_of
 
 WEIGHTS = "model.safetensors"
@@ -43,6 +44,93 @@ class TrainedModel:
     """name of the checkpoint, or of the exported file"""
     which: str
     """which network of the run: online, assignment or average"""
+    source: str
+    """checkpoint, network and why these, in words"""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint and a network of a run, and why these."""
+
+    checkpoint: Path
+    network: str
+    reason: str
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return int(self.checkpoint.name.rpartition("-")[2])
+
+    @property
+    def weights(self) -> Path:
+        """The network's file; a segmenter's moving average lies where a CoSA's does."""
+        return self.checkpoint / f"{'online' if self.network == 'online' else 'assignment'}.safetensors"
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"network {self.network} of step {self.step} ({self.reason})"
+
+
+def choose(run: Path, checkpoint: str = "", network: str = "") -> Chosen:
+    """Choose what every job uses of a run folder.
+
+    Without a checkpoint asked for it is the best one, or the newest if no evaluation had a score. Without a
+    network it is the one of the higher unfiltered mIoU when the best checkpoint was evaluated (in folders of
+    earlier versions, which do not say, at the last evaluation), or the trained one if there is no score:
+    the moving average of a short run is still close to its start.
+
+    Args:
+        run: run folder.
+        checkpoint: `best`, `newest` or a step number.
+        network: name of one of the run's networks, which is not checked.
+
+    Raises:
+        CheckpointError: no such checkpoint.
+        ValueError: no trained network in that folder.
+    """
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(
+            f"{run} holds no trained network; give a run folder (outputs/runs/NAME, with checkpoints) or, to "
+            f"predict and to export again, a folder that jobs/export.py wrote (with {WEIGHTS})"
+        )
+    which = checkpoint or ("best" if best_checkpoint(folder) else "newest")
+    path = find_checkpoint(run, which)
+    asked = f"{which} checkpoint" if which in ("best", "newest") else "checkpoint as asked for"
+    if network:
+        return Chosen(path, network, f"{asked}; network as asked for")
+    found = best_score(folder)
+    if found is not None and found.network:
+        return Chosen(path, found.network, f"{asked}; best of the run: {found}")
+    better = _better_of_last_evaluation(run)
+    if better:
+        return Chosen(path, better, f"{asked}; the better one at the last evaluation")
+    return Chosen(path, "online", f"{asked}; the run has no scores to choose by")
+
+
+def load_chosen(
+    run: Path, checkpoint: str, network: str, device: torch.device
+) -> tuple[Chosen, RunConfig, dict[str, nn.Module]]:
+    """Load both networks of a run's checkpoint, and say which one is meant (see `choose`).
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one.
+        ValueError: no trained network in that folder, or none of that name.
+    """
+    chosen = choose(run, checkpoint, network)
+    config, networks = load_networks(run, str(chosen.step), device)
+    if chosen.network not in networks:
+        near = nearest(chosen.network, networks)
+        raise ValueError(f"no network {chosen.network!r} in {run}; there are {', '.join(networks)}{near}")
+    return chosen, config, networks
+
+
+def _better_of_last_evaluation(run: Path) -> str:
+    try:
+        better = better_report(read_reports(run))
+    except (ValueError, OSError):
+        return ""
+    return better.network if better else ""
 
 
 def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device) -> TrainedModel:
@@ -50,8 +138,8 @@ def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device
 
     Args:
         folder: run folder, or exported folder.
-        checkpoint: `best`, `newest` or a step number; empty for the best or, without one, the newest.
-        which: name of one of the run's networks; empty for the trained one.
+        checkpoint: see `choose`; an exported folder has none to choose.
+        which: see `choose`.
         device: where the network goes.
 
     Raises:
@@ -59,24 +147,15 @@ def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device
         ValueError: no trained network in that folder, or none of that name.
     """
     if (folder / WEIGHTS).is_file():
-        return _load_exported(folder, device)
-    if not (folder / "checkpoints").is_dir():
-        raise ValueError(
-            f"{folder} holds no trained network; give a run folder (outputs/runs/NAME, with checkpoints) "
-            f"or a folder that jobs/export.py wrote (with {WEIGHTS})"
-        )
-    if not checkpoint:
-        checkpoint = "best" if best_checkpoint(folder / "checkpoints") else "newest"
-    config, networks = load_networks(folder, checkpoint, device)
-    chosen = which or next(iter(networks))
-    if chosen not in networks:
-        raise ValueError(
-            f"no network {chosen!r} in {folder}; there are {', '.join(networks)}{nearest(chosen, networks)}"
-        )
-    network = networks[chosen]
+        model = _load_exported(folder, device)
+        if checkpoint or which not in ("", model.which):
+            raise ValueError(f"{folder} holds one network ({model.source}): there is nothing to choose")
+        return model
+    chosen, config, networks = load_chosen(folder, checkpoint, which, device)
+    network = networks[chosen.network]
     names = class_names_of_run(folder, config, classes_of(dict(network.state_dict())))
-    found = find_checkpoint(folder, checkpoint).name
-    return TrainedModel(network, config, names, folder.resolve().name, found, chosen)
+    run = folder.resolve().name
+    return TrainedModel(network, config, names, run, chosen.checkpoint.name, chosen.network, str(chosen))
 
 
 def class_names_of_run(folder: Path, config: RunConfig, classes: int) -> tuple[str, ...]:
@@ -126,4 +205,16 @@ def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
         raise ValueError(
             f"{folder / CLASSES} names {len(names)} classes, not {classes_of(state)}; export again"
         )
-    return TrainedModel(network, config, names, config.name or folder.resolve().name, WEIGHTS, "online")
+    made_of = _made_of(folder)
+    which = made_of.get("network", "online")
+    source = f"network {which} of {made_of.get('checkpoint', 'an unknown checkpoint')}, exported"
+    return TrainedModel(network, config, names, config.name or folder.resolve().name, WEIGHTS, which, source)
+
+
+def _made_of(folder: Path) -> dict[str, str]:
+    """What an export says that it was made of."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {key: str(content[key]) for key in ("checkpoint", "network")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cosa_dist.model.weight_file import read_file, state_dict_of
+from cosa_dist.model.weight_file import read_file, save_pickle, save_tensors, state_dict_of
 
 OURS, THEIRS = "backbone.model.", "encoder."
 UNUSED_HEAD = ("encoder.head.weight", "encoder.head.bias")
@@ -94,9 +93,9 @@ def write_ours(saved: SavedNetwork, path: Path, *, keep_head: bool = False) -> N
         OSError: the disk refused; nothing half-written remains.
     """
     head = saved.unused_head if keep_head else {}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in {**saved.state, **head}.items()}
+    tensors = {**saved.state, **head}
     facts = {"network": saved.network, "step": saved.step, "aux_layer": saved.aux_layer, "score": saved.score}
-    _write(path, lambda target: save_file(tensors, target, {METADATA: json.dumps(facts)}))
+    _write(path, lambda target: save_tensors(tensors, target, {METADATA: json.dumps(facts)}))
 
 
 def write_released(saved: SavedNetwork, path: Path) -> None:
@@ -125,7 +124,7 @@ def write_released(saved: SavedNetwork, path: Path) -> None:
         "args": argparse.Namespace(**({} if saved.aux_layer is None else {"aux_layer": saved.aux_layer})),
         "result": saved.score,
     }
-    _write(path, lambda target: torch.save(content, target))
+    _write(path, lambda target: save_pickle(content, target))
 
 
 def _renamed(key: str, old: str, new: str) -> str:

@@ -1,4 +1,4 @@
-"""Read weight files without executing code: safetensors, or a pickle restricted to tensors and plain values.
+"""Weight files: safetensors, or pickles of tensors and plain values. Reading executes no code in them.
 
 Many training scripts save their command line and scores beside the weights. Those types are admitted as inert
 stand-ins: a namespace is a bag of values, a path a pure path that touches no file system, a NumPy number
@@ -11,11 +11,13 @@ import argparse
 import pickle
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WRAPPERS = ("model", "state_dict")
@@ -48,6 +50,33 @@ STAND_INS = [
     (Unread, "numpy.dtype"),
     (Unread, "numpy.ndarray"),
 ]
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the access rights of any other new file; safetensors leaves others none.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from None
+    path.chmod(mode)
+
+
+def save_pickle(content: Any, path: Path) -> None:
+    """Write what `torch.save` writes.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # how torch says that a disk is full
+        raise OSError(f"{path.name} cannot be written: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_file(path: Path) -> Any:

@@ -2,13 +2,13 @@
 
 Training draws pictures at its last evaluation only; what came before is in the checkpoints, of which a run
 keeps the newest `training.keep_checkpoints` and the best one. CAMs are those of the moving average (the
-assignment network), which gives the pseudo-labels; predictions are the trained network's, `unfiltered`.
+assignment network), seen as in training, where they become pseudo-labels; predictions are `unfiltered`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.samples import EvalSample
 from cosa_dist.evaluation.evaluator import has_cams, resize_map, see, square_image
-from cosa_dist.evaluation.protocols import EvaluationSettings, predict, strongest_activation
+from cosa_dist.evaluation.protocols import predict, strongest_activation
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import PREFIX, CheckpointError, checkpoints
@@ -56,6 +57,8 @@ class Evolution:
 
     images: tuple[FollowedImage, ...]
     unreadable: tuple[str, ...] = ()
+    network: str = "online"
+    """whose predictions they are"""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -64,7 +67,11 @@ class Evolution:
 
 
 def follow(
-    run: Path, samples: Sequence[EvalSample], class_names: Sequence[str], device: torch.device
+    run: Path,
+    samples: Sequence[EvalSample],
+    class_names: Sequence[str],
+    device: torch.device,
+    network: str = "online",
 ) -> Evolution:
     """See the samples with the networks of each kept checkpoint.
 
@@ -73,6 +80,7 @@ def follow(
         samples: images with their tags; masks are not needed.
         class_names: the C foreground classes.
         device: where the networks go, one checkpoint at a time.
+        network: which one predicts.
 
     Raises:
         ValueError: no checkpoint can be read, or there are no samples.
@@ -86,11 +94,10 @@ def follow(
         except CheckpointError as error:
             unreadable.append(str(error))
             continue
-        trained, average = networks.values()
-        settings = evaluation_settings(config)
+        _, average = networks.values()
         with autocast(config.training.precision, device):
             for sample, seen in zip(samples, moments, strict=True):
-                seen.append(_moment(step, trained, average, sample, settings, device))
+                seen.append(_moment(step, networks[network], average, sample, config, device))
     if not samples or not moments[0]:
         raise ValueError("; ".join(unreadable) or f"{run} has no checkpoint, or its split has no image")
     return Evolution(
@@ -99,27 +106,30 @@ def follow(
             for sample, seen in zip(samples, moments, strict=True)
         ),
         tuple(unreadable),
+        network,
     )
 
 
 @torch.inference_mode()
 def _moment(
     step: int,
-    trained: nn.Module,
+    predicting: nn.Module,
     average: nn.Module,
     sample: EvalSample,
-    settings: EvaluationSettings,
+    config: RunConfig,
     device: torch.device,
 ) -> Moment:
+    settings = evaluation_settings(config)
     size = (sample.image.shape[-2], sample.image.shape[-1])
     labels = sample.labels[None].to(device)
     square = square_image(sample.image.to(device), settings.size)[None]
-    output = see(trained, square, settings, labels)
+    output = see(predicting, square, settings, labels)
     maps = resize_map(output.segmentation[0], size)[None]
     prediction = predict(maps, output.logits.float(), labels, "unfiltered")[0]
     cam = None
     if has_cams(average):
-        maps = see(average, square, settings, labels).cam[0].float()
+        in_training = replace(settings, scales=config.assignment.scales, flip=config.assignment.flip)
+        maps = see(average, square, in_training, labels).cam[0].float()
         cam = heat_over(_pixels(sample), strongest_activation(maps, labels[0] > 0.5, size)[0])
     return Moment(step, cam, prediction.to(torch.uint8).cpu().numpy())
 

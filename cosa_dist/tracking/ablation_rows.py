@@ -80,7 +80,7 @@ def append_row(path: Path, row: AblationRow) -> None:
     """Add a row in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(row)) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, line.encode())
         os.fsync(descriptor)

@@ -8,20 +8,23 @@ warning in favour of the one before; one of another format or another configurat
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cosa_dist.collective import world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.assignment_network import copy_network
+from cosa_dist.model.weight_file import save_pickle, save_tensors
 from cosa_dist.training.checkpoint_files import (
     BrokenCheckpointError,
     CheckpointError,
+    Score,
     best_checkpoint,
     checkpoint_name,
     checkpoints,
@@ -40,6 +43,7 @@ from cosa_dist.training.state import TrainState
 __all__ = [
     "BrokenCheckpointError",
     "CheckpointError",
+    "Score",
     "best_checkpoint",
     "checkpoint_name",
     "checkpoints",
@@ -56,14 +60,11 @@ THRESHOLDS = "thresholds.safetensors"
 log = logging.getLogger(__name__)
 
 
-def _save_weights(network: nn.Module, path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)
-
-
-def save_checkpoint(state: TrainState, folder: Path, keep: int, best: bool = False) -> Path:
+def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | None = None) -> Path:
     """Write the state below `folder` and return the checkpoint's path.
 
-    Keeps the newest `keep` checkpoints; with `best`, this one is also noted in `best.json` and kept.
+    Keeps the newest `keep` checkpoints; with `best`, the score that makes it so, this one is also noted in
+    `best.json` and kept.
 
     Raises:
         OSError: the disk refused; no half-written checkpoint remains, and none is deleted.
@@ -73,21 +74,21 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: bool = Fal
     if not is_whole(target):
         _write_checkpoint(state, folder, best)
     if best:
-        note_best(folder, target.name)
+        note_best(folder, target.name, best)
     prune(folder, keep)
     return target
 
 
-def _write_checkpoint(state: TrainState, folder: Path, best: bool) -> None:
+def _write_checkpoint(state: TrainState, folder: Path, best: Score | None) -> None:
     with new_checkpoint(folder, state.step) as working:
-        _save_weights(state.online, working / "online.safetensors")
-        _save_weights(state.assignment, working / "assignment.safetensors")
-        torch.save(state.optimizer.state_dict(), working / "optimizer.pt")
+        save_tensors(state.online.state_dict(), working / "online.safetensors")
+        save_tensors(state.assignment.state_dict(), working / "assignment.safetensors")
+        save_pickle(state.optimizer.state_dict(), working / "optimizer.pt")
         thresholds = state.thresholds.state_dict()
         if thresholds:
-            save_file({k: v.cpu().contiguous() for k, v in thresholds.items()}, working / THRESHOLDS)
-        content = {"config": state.config.model_dump(mode="json"), "workers": world_size(), "best": best}
-        seal(working, {**state.position(), **content})
+            save_tensors(thresholds, working / THRESHOLDS)
+        content = {"config": state.config.model_dump(mode="json"), "workers": world_size()}
+        seal(working, {**state.position(), **content, "best": asdict(best) if best else False})
 
 
 def restore(state: TrainState, path: Path) -> None:
@@ -146,7 +147,7 @@ def restore_newest(state: TrainState, folder: Path) -> Path | None:
             continue
         _restore(state, path, content)
         if content.get("best"):
-            note_best(folder, path.name)
+            note_best(folder, path.name, Score.read(content["best"]))
         return path
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used")

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,30 @@ FORMAT = 1
 PREFIX = "step-"
 STATE = "state.json"
 BEST = "best.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """An evaluation in the numbers by which checkpoints are compared."""
+
+    miou: float
+    """unfiltered mIoU (%) of the better network"""
+    network: str = ""
+    """its name in reports; empty in run folders of earlier versions"""
+    images: int = 0
+    """on so many images, the same in every evaluation of the run"""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"unfiltered mIoU {self.miou:.2f} on {self.images} images"
+
+    @classmethod
+    def read(cls, noted: object) -> Score | None:
+        """The score in a note; None in one of an earlier version, which holds none."""
+        try:
+            return cls(**noted) if isinstance(noted, dict) else None
+        except TypeError:
+            return None
 
 
 class CheckpointError(ValueError):
@@ -118,18 +143,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def note_best(folder: Path, name: str) -> None:
-    """Note that the checkpoint `name` is the best below `folder`."""
-    write_whole(folder / BEST, json.dumps({"checkpoint": name}))
+def note_best(folder: Path, name: str, score: Score | None) -> None:
+    """Note that the checkpoint `name` is the best below `folder`, and its score."""
+    note = {"checkpoint": name} | ({"score": asdict(score)} if score else {})
+    write_whole(folder / BEST, json.dumps(note))
 
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The best checkpoint below `folder`, if one was noted and is still there."""
-    note = folder / BEST
-    if not note.is_file():
-        return None
-    path = folder / str(json.loads(note.read_text(encoding="utf-8"))["checkpoint"])
-    return path if path.is_dir() else None
+    note = _best_note(folder)
+    path = folder / str(note.get("checkpoint", ""))
+    return path if note and path.is_dir() else None
+
+
+def best_score(folder: Path) -> Score | None:
+    """The score of the best checkpoint below `folder`, if it was noted with one."""
+    return Score.read(_best_note(folder).get("score"))
+
+
+def _best_note(folder: Path) -> dict[str, Any]:
+    try:
+        note = json.loads((folder / BEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise CheckpointError(
+            f"{folder / BEST} is damaged; name a checkpoint and a network, or remove it"
+        ) from None
+    return note if isinstance(note, dict) else {}
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import rank, sum_over_ranks
 from cosa_dist.data.loader import Batch
-from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.evaluation.report import EvalReport, better_report
 from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.training.checkpoint import Score
 from cosa_dist.training.saving import CheckpointWriter
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import training_step
@@ -30,7 +31,7 @@ from cosa_dist.training.window import LossWindow, NonFiniteLossError
 __all__ = ["NonFiniteLossError", "Surroundings", "TrainingStoppedError", "run_training"]
 
 log = logging.getLogger(__name__)
-Evaluate = Callable[[TrainState, bool], dict[str, EvalReport]]
+Evaluate = Callable[[TrainState, bool], tuple[dict[str, EvalReport], dict[str, EvalReport]]]
 Report = Callable[[dict[str, float]], None]
 
 
@@ -47,7 +48,8 @@ class Surroundings:
     folder: Path
     """the run's own folder; checkpoints lie below it"""
     evaluate: Evaluate
-    """evaluates the state; the flag says whether it is the last evaluation"""
+    """evaluates the state; the flag says whether it is the last evaluation. Gives the reports on all of its
+    images, and on those that every evaluation of the run has, by which checkpoints are compared"""
     report: Report = field(default=lambda metrics: None)
     """called by every rank with the metrics of an evaluation"""
     stop_asked: Callable[[], bool] = field(default=lambda: False)
@@ -158,21 +160,19 @@ def _evaluate(
 ) -> dict[str, EvalReport]:
     """Evaluate both networks, note the better one's score, save, and tell tracker and launcher."""
     started = time.perf_counter()
-    reports = around.evaluate(state, last)
+    reports, compared = around.evaluate(state, last)
     prefix = "final" if last else "val"
-    metrics: dict[str, float] = {}
-    for report in reports.values():
-        metrics.update({f"{prefix}/{key}": value for key, value in report.metrics().items()})
-    # None where no validation image has a mask, as with pictures and tags of one's own, or none a class.
-    found = [score for report in reports.values() if (score := report.miou("unfiltered")) is not None]
-    score = max(found, default=None)
-    if score is not None:
-        metrics[f"{prefix}/miou_unfiltered"] = score
+    metrics = _metrics(reports, prefix)
+    if compared is not reports:
+        metrics.update(_metrics(compared, "val"))
     metrics[f"{prefix}/evaluation_seconds"] = time.perf_counter() - started
     if last:
         metrics["final/training_seconds"] = state.seconds
         total = state.step * state.config.training.global_batch_size
         metrics["final/images_per_second"] = total / state.seconds if state.seconds else 0.0
+    better = better_report(compared)
+    # None where no validation image has a mask, as with pictures and tags of one's own.
+    score = None if better is None else Score(better.miou() or 0.0, better.network, better.images)
     if rank() == 0:
         if last:
             around.tracker.set_tags(next(iter(reports.values())).tags())
@@ -182,8 +182,20 @@ def _evaluate(
             reason = "; ".join(sorted({report.without_score() for report in reports.values()}))
             log.warning("step %d  there are no scores: on the validation images %s", state.step, reason)
         else:
-            best = max(score, state.best_score)
-            log.info("step %d  unfiltered mIoU %.2f (best %.2f)", state.step, score, best)
+            best, where = max(score.miou, state.best_score), ""
+            if compared is not reports:
+                where = f" on {score.images} images, {metrics['final/miou_unfiltered']:.2f} on all"
+            log.info("step %d  unfiltered mIoU %.2f%s (best %.2f)", state.step, score.miou, where, best)
     writer.save(state, must=last, score=score)
-    around.report({"step": float(state.step), "miou_unfiltered": score or 0.0, **metrics})
+    headline = metrics.get(f"{prefix}/miou_unfiltered", 0.0)
+    around.report({"step": float(state.step), "miou_unfiltered": headline, **metrics})
     return reports
+
+
+def _metrics(reports: Mapping[str, EvalReport], prefix: str) -> dict[str, float]:
+    """All scores of an evaluation, and the better network's."""
+    metrics = {f"{prefix}/{key}": value for one in reports.values() for key, value in one.metrics().items()}
+    better = better_report(reports)
+    if better is not None:
+        metrics[f"{prefix}/miou_unfiltered"] = better.miou() or 0.0
+    return metrics

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from cosa_dist.collective import barrier, rank
-from cosa_dist.training.checkpoint import save_checkpoint
+from cosa_dist.training.checkpoint import Score, save_checkpoint
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.window import check_weights
 
@@ -29,13 +29,13 @@ class CheckpointWriter:
         self.keep = keep
         self.failures = 0
 
-    def save(self, state: TrainState, *, must: bool, score: float | None = None) -> None:
+    def save(self, state: TrainState, *, must: bool, score: Score | None = None) -> None:
         """Write a checkpoint.
 
         Args:
             state: what to write; its best score is raised to `score`.
             must: nothing comes after it, so a failure is an error at once.
-            score: unfiltered mIoU (%) of an evaluation at this step, which may be the best so far.
+            score: of an evaluation at this step, which may be the best so far.
 
         Raises:
             OSError: the disk refused for the third time in a row, or `must`.
@@ -43,8 +43,9 @@ class CheckpointWriter:
         """
         check_weights(state.online, state.step)
         before = state.best_score
-        best = score is not None and score > before
-        state.best_score = max(before, score if score is not None else before)
+        best = score if score is not None and score.miou > before else None
+        if best is not None:
+            state.best_score = best.miou
         if rank() == 0:
             try:
                 save_checkpoint(state, self.folder, self.keep, best)

@@ -223,6 +223,28 @@ def test_evaluation_takes_every_image_once(
         assert taken == [list(split.ids[rank::world_size]) for rank in range(world_size)]
 
 
+@pytest.mark.parametrize(
+    ("world_size", "num_workers", "limit"), [(1, 0, 3), (2, 0, 1), (3, 2, 4), (2, 0, 99)]
+)
+def test_the_first_images_and_the_rest_are_all_of_them_once(
+    make_shards: Maker, opened: Opener, world_size: int, num_workers: int, limit: int
+) -> None:
+    root = make_shards(7, shards=2)
+    split, ids = opened(root), open_split(root, "train").ids
+
+    def taken(limit: int | None, start: int) -> list[str]:
+        ranks = [
+            EvaluationLoader(split, rank, world_size, limit, num_workers, start=start)
+            for rank in range(world_size)
+        ]
+        found = [[sample.id for sample in samples_of] for samples_of in ranks]
+        assert [len(part) for part in found] == [len(samples_of) for samples_of in ranks]
+        return sorted(name for part in found for name in part)
+
+    assert taken(limit, 0) == sorted(ids[:limit])
+    assert taken(None, limit) == sorted(ids[limit:])
+
+
 def test_evaluation_samples_have_the_original_size(make_shards: Maker, opened: Opener) -> None:
     split = opened(make_shards(3, context=True), "val")
     taken = list(EvaluationLoader(split, limit=2))

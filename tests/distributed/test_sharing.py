@@ -7,7 +7,7 @@ import pytest
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.distributed.plan import plan_workers, workers_that_fit
-from cosa_dist.distributed.sharing import elastic_numbers, largest_micro_batch
+from cosa_dist.distributed.sharing import check_batch_norm_early, elastic_numbers, largest_micro_batch
 
 
 def config(*words: str):
@@ -67,3 +67,57 @@ def test_workers_are_counted_node_by_node():
     need = {"CPU": 4.0, "GPU": 1.0}
     assert workers_that_fit(need, [{"CPU": 3, "GPU": 2}, {"CPU": 3, "GPU": 2}]) == 0
     assert workers_that_fit(need, [{"CPU": 8, "GPU": 1}, {"CPU": 9, "GPU": 4}, {"CPU": 64}]) == 3
+
+
+def segmenter(norm: str, batch: int, micro: int, workers: str, device: str):
+    values = {
+        "segmenter.decoder_norm": norm,
+        "training.global_batch_size": batch,
+        "training.micro_batch_size": micro,
+        "distributed.workers": workers,
+        "distributed.device": device,
+    }
+    words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    return load_config("tiny_ms", None, parse_overrides(words))
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "micro", "workers", "device", "gpus", "early", "planned"),
+    [
+        # One picture in a pass: refused where batch norm has no other GPU to share with.
+        ("batch", 4, 1, "1", "auto", 0, False, False),
+        ("batch", 4, 1, "1", "gpu", 1, False, False),
+        ("batch", 1, 0, "1", "cpu", 0, False, False),
+        ("batch", 4, 0, "4", "cpu", 0, False, False),
+        ("batch", 4, 0, "[2, 4]", "cpu", 0, False, False),
+        ("batch", 4, 1, "0", "auto", 0, True, False),
+        ("batch", 4, 1, "2", "auto", 0, True, False),
+        ("batch", 4, 1, "[1, 2]", "gpu", 2, True, False),
+        # GPUs share their statistics; two pictures or more are enough; a group norm needs one.
+        ("batch", 4, 1, "2", "auto", 2, True, True),
+        ("batch", 4, 1, "0", "auto", 2, True, True),
+        ("batch", 4, 0, "4", "gpu", 4, True, True),
+        ("batch", 4, 2, "1", "cpu", 0, True, True),
+        ("batch", 4, 0, "2", "cpu", 0, True, True),
+        ("group", 4, 1, "1", "cpu", 0, True, True),
+        ("group", 1, 0, "1", "cpu", 0, True, True),
+    ],
+)
+def test_a_batch_norm_must_see_two_pictures(norm, batch, micro, workers, device, gpus, early, planned):
+    asked = segmenter(norm, batch, micro, workers, device)
+    resources = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+    for passes, check in (
+        (early, lambda: check_batch_norm_early(asked)),
+        (planned, lambda: plan_workers(asked, resources)),
+    ):
+        if passes:
+            check()
+        else:
+            with pytest.raises(ConfigError, match=r"^segmenter.decoder_norm batch needs two .* to group, or"):
+                check()
+
+
+def test_a_cosa_run_may_see_one_picture_at_a_time():
+    words = ("--training.micro_batch_size", "1", "--distributed.device", "cpu", "--distributed.workers", "1")
+    check_batch_norm_early(config(*words))
+    assert plan_workers(config(*words), {"CPU": 2.0}).micro_batch_size == 1

@@ -13,7 +13,7 @@ from colour_network import CLASSES, ColourNetwork, colour_sample
 from torch import nn
 
 from cosa_dist.data.loader import EvalSample
-from cosa_dist.evaluation.evaluator import evaluate
+from cosa_dist.evaluation.evaluator import evaluate, evaluate_parts
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.lattice.dense_crf import CrfSettings, DenseCrf, dense_crf
@@ -243,6 +243,22 @@ def test_the_training_mode_of_every_module_is_put_back():
     with pytest.raises(ValueError, match="no image with a mask"):
         evaluate({"online": network}, [], class_names=CLASSES, settings=PLAIN)
     assert network.training
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (0, 7), (1, 1, 5), (7, 0)])
+def test_parts_give_the_reports_of_growing_sets_of_images(sizes):
+    samples = many_images(7)
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    parts = [samples[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    found = evaluate_parts(
+        {"online": ColourNetwork()}, parts, class_names=CLASSES, settings=PLAIN, masks_needed=False
+    )
+    assert [reports["online"].images for reports in found] == ends
+    for end, reports in zip(ends, found, strict=True):
+        if end:
+            assert reports["online"] == run(samples[:end])
+        else:
+            assert reports["online"].miou() is None
 
 
 def test_images_without_a_mask_are_left_out_and_counted():

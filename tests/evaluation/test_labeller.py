@@ -16,7 +16,7 @@ from cosa_dist.evaluation.labeller import ImageLabels, Labeller, label_image
 def labelled(border: float = 0.5, size: int = 8, **settings: bool) -> ImageLabels:
     network = ColourNetwork()
     thresholds = Thresholds(SingleThreshold(border), SingleThreshold(border))
-    labeller = Labeller(network, (1.0,), 1, thresholds, AssignmentSettings(**settings))
+    labeller = Labeller(network, (1.0,), False, 1, thresholds, AssignmentSettings(**settings))
     with evaluation_mode([network]), torch.inference_mode():
         return label_image(labeller, one_image(), size, torch.device("cpu"))
 
@@ -52,7 +52,7 @@ def test_an_image_without_tags_is_background():
     sample = one_image()
     network = ColourNetwork().eval()
     thresholds = Thresholds(SingleThreshold(0.5), SingleThreshold(0.5))
-    labeller = Labeller(network, (1.0, 0.5), 1, thresholds, AssignmentSettings())
+    labeller = Labeller(network, (1.0, 0.5), False, 1, thresholds, AssignmentSettings())
     untagged = type(sample)(id="none", image=sample.image, mask=None, labels=torch.zeros(3), context=None)
     with torch.inference_mode():
         found = label_image(labeller, untagged, 8, torch.device("cpu"))

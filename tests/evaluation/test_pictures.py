@@ -86,7 +86,7 @@ def test_tall_and_wide_images_are_drawn(tmp_path):
 
 def labeller_of(network: ColourNetwork) -> Labeller:
     border = SingleThreshold(0.5)
-    return Labeller(network, (1.0,), 1, Thresholds(border, border), AssignmentSettings())
+    return Labeller(network, (1.0,), False, 1, Thresholds(border, border), AssignmentSettings())
 
 
 def test_pseudo_labels_are_drawn_where_an_assignment_network_is_there(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosa_dist.evaluation.protocols import EvaluationSettings
-from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text, better_report
 from cosa_dist.evaluation.tally import CRF_MEASUREMENTS, MEASUREMENTS
 from cosa_dist.lattice.dense_crf import CrfSettings
 
@@ -34,6 +34,23 @@ def make_report(network: str = "online", context: float | None = None) -> EvalRe
         settings=EvaluationSettings(size=64, cam_background_grid=(0.3, 0.35)),
         image_set="0123456789abcdef",
     )
+
+
+def test_the_better_report_has_the_higher_unfiltered_miou():
+    def scored(network: str, miou: float | None) -> EvalReport:
+        report = make_report(network)
+        score = replace(report.scores["unfiltered"], miou=miou)
+        return replace(report, scores={**report.scores, "unfiltered": score})
+
+    def better(**mious: float | None) -> str | None:
+        found = better_report({name: scored(name, miou) for name, miou in mious.items()})
+        return found.network if found else None
+
+    assert better(online=40.0, assignment=41.0) == "assignment"
+    assert better(online=41.0, assignment=41.0) == "online"
+    assert better(online=None, average=0.0) == "average"
+    assert better(online=None, assignment=None) is None
+    assert better() is None
 
 
 def test_metric_names_and_values():

@@ -38,7 +38,7 @@ def random_model(what: str) -> TrainedModel:
         "segmenter": {"decoder_channels": 16, "decoder_norm": "group"},
     })  # fmt: skip
     network = build_trained_network(config, len(NAMES)).eval()
-    return TrainedModel(network, config, NAMES, "random", "step-00000003", "online")
+    return TrainedModel(network, config, NAMES, "random", "step-00000003", "online", "")
 
 
 @pytest.fixture(params=[*FIRST_STAGE, *SECOND_STAGE])

@@ -32,7 +32,7 @@ SETTINGS = {
     },
     "losses": {"warmup_steps": 2, "separation": 0.1, "separation_contrast": {"max_perplexity": 2.0}},
     "training": {"steps": STEPS, "checkpoint_every": 3, "log_every": 2},
-    "evaluation": {"every": 5, "pictures": 0},
+    "evaluation": {"every": 5, "pictures": 0, "limit": 4},
 }
 TIMES = ("seconds", "images_per_second")
 
@@ -130,6 +130,9 @@ def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
             assert torch.equal(value, moments[1]["state"][number][key]), (number, key)
     states = [json.loads((path / "state.json").read_text()) for path in (expected, found)]
     assert states[0]["best_score"] == states[1]["best_score"]
+    notes = [json.loads((path.parent / "best.json").read_text()) for path in (expected, found)]
+    assert notes[0] == notes[1]
+    assert notes[0]["score"]["images"] == 4
 
 
 def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):

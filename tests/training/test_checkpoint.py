@@ -12,6 +12,7 @@ from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.config.loading import build_config
 from cosa_dist.training.checkpoint import (
     CheckpointError,
+    Score,
     best_checkpoint,
     checkpoints,
     find_checkpoint,
@@ -98,7 +99,7 @@ def test_the_newest_are_kept_and_the_best_beside_them(tmp_path):
     state = small_state()
     for step in range(1, 6):
         state.step = step
-        save_checkpoint(state, tmp_path, keep=2, best=step == 2)
+        save_checkpoint(state, tmp_path, keep=2, best=Score(50.0) if step == 2 else None)
     assert [path.name for path in checkpoints(tmp_path)] == [
         "step-00000002",
         "step-00000004",
@@ -157,7 +158,7 @@ def test_all_checkpoints_broken_is_an_error_and_none_is_not(tmp_path):
 def test_networks_load_for_evaluation_without_the_start_weights(tmp_path):
     state = trained(small_state(), 2)
     state.config = build_config({**SMALL, "model": {**SMALL["model"], "weights": "/gone/w.pth"}})
-    save_checkpoint(state, tmp_path / "checkpoints", keep=1, best=True)
+    save_checkpoint(state, tmp_path / "checkpoints", keep=1, best=Score(50.0, "assignment", 7))
     _, networks = load_networks(tmp_path, "best", torch.device("cpu"))
     images = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(

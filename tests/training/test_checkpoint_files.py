@@ -11,6 +11,7 @@ from cosa_dist.training.checkpoint import restore_newest, save_checkpoint
 from cosa_dist.training.checkpoint_files import (
     BrokenCheckpointError,
     CheckpointError,
+    Score,
     best_checkpoint,
     checkpoints,
     new_checkpoint,
@@ -21,7 +22,7 @@ from tests.training.test_checkpoint import small_state, trained
 
 def test_a_kill_between_the_checkpoint_and_the_note_of_the_best_is_made_good(tmp_path):
     state = trained(small_state())
-    save_checkpoint(state, tmp_path, keep=2, best=True)
+    save_checkpoint(state, tmp_path, keep=2, best=Score(50.0, "assignment", 7))
     (tmp_path / "best.json").unlink()
     restore_newest(small_state(), tmp_path)
     assert best_checkpoint(tmp_path).name == "step-00000001"

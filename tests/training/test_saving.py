@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from cosa_dist.training import checkpoint
-from cosa_dist.training.checkpoint import best_checkpoint, checkpoints, restore_newest
+from cosa_dist.training.checkpoint import Score, best_checkpoint, checkpoints, restore_newest
 from cosa_dist.training.saving import CheckpointWriter
 from cosa_dist.training.window import NonFiniteLossError
 from tests.training.test_checkpoint import equal, small_state, trained
@@ -20,8 +23,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full = False
-        self.write = checkpoint.save_file
-        monkeypatch.setattr(checkpoint, "save_file", self)
+        self.write = checkpoint.save_tensors
+        monkeypatch.setattr(checkpoint, "save_tensors", self)
 
     def __call__(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         self.write(tensors, path)
@@ -36,29 +39,55 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The operating system refuses to let files grow larger, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_full_disk_costs_checkpoints_and_no_run(tmp_path, disk, caplog):
     writer, state = CheckpointWriter(tmp_path, keep=2), small_state()
-    writer.save(trained(state), must=False, score=10.0)
+    writer.save(trained(state), must=False, score=Score(10.0))
     before = names(tmp_path)
     disk.full = True
     with caplog.at_level(logging.WARNING):
         writer.save(trained(state), must=False)
-        writer.save(trained(state), must=False, score=20.0)
+        writer.save(trained(state), must=False, score=Score(20.0))
     assert caplog.text.count("No space left on device") == 2
     assert "the checkpoint of step 2 cannot be written" in caplog.text
     assert names(tmp_path) == before == ["best.json", "step-00000001"]
     disk.full = False
-    writer.save(trained(state), must=False, score=15.0)
+    writer.save(trained(state), must=False, score=Score(15.0))
     # The checkpoint with 20 was lost, so 15 is the best that can be loaded.
     assert best_checkpoint(tmp_path).name == "step-00000004"
     resumed = small_state(seed=1)
     restore_newest(resumed, tmp_path)
     assert equal(resumed, state)
     assert (resumed.step, resumed.best_score) == (4, 15.0)
+
+
+@pytest.mark.parametrize("optimizer_only", [False, True])
+def test_what_the_libraries_say_of_a_full_disk_is_no_traceback(tmp_path, caplog, monkeypatch, optimizer_only):
+    writer, state = CheckpointWriter(tmp_path, keep=2), trained(small_state())
+    if optimizer_only:
+        monkeypatch.setattr(checkpoint, "save_tensors", lambda tensors, path: path.touch())
+    with files_of_at_most(10_000):
+        writer.save(state, must=False)
+    file = "optimizer.pt" if optimizer_only else "online.safetensors"
+    assert f"step 1 cannot be written, those before it stay: {file} cannot be written" in caplog.text
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    writer.save(state, must=True)
+    assert names(tmp_path) == ["step-00000001"]
 
 
 def test_three_failures_in_a_row_end_the_run_and_one_success_forgives(tmp_path, disk):
@@ -79,7 +108,7 @@ def test_three_failures_in_a_row_end_the_run_and_one_success_forgives(tmp_path, 
 def test_the_last_checkpoint_must_be_written(tmp_path, disk):
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
-        CheckpointWriter(tmp_path, keep=2).save(small_state(), must=True, score=1.0)
+        CheckpointWriter(tmp_path, keep=2).save(small_state(), must=True, score=Score(1.0))
 
 
 def test_poisoned_weights_do_not_become_the_newest_checkpoint(tmp_path):
