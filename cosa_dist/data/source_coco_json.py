@@ -184,6 +184,9 @@ class _Reader:
             if b"" in outline:
                 reason, effect = "some polygons of fewer than three points", "those polygons are left out"
                 self.tally.add("annotations", reason, effect, item.named(name))
+            if item.crowd:
+                effect = "their pixels are ignored (255) where no object lies"
+                self.tally.add("annotations", "crowds (iscrowd 1)", effect, item.named(name))
             drawn.append((class_id, item.crowd, outline))
         mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
         return tuple(sorted(tags)), mask

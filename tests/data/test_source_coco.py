@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def test_smaller_objects_lie_on_larger_ones_and_crowds_are_ignored(tmp_path: Path) -> None:
+    told: list[str] = []
     first, second, third = entries(
         tmp_path,
         [
@@ -31,7 +32,12 @@ def test_smaller_objects_lie_on_larger_ones_and_crowds_are_ignored(tmp_path: Pat
             annotation(7, 2, 1, rectangle(0, 0, 2, 2)),
             annotation(6, 2, 3, rectangle(0, 0, 2, 2)),
         ],
+        tell=told.append,
     )
+    assert told == [
+        "instances_val2014.json: 1 of 6 annotations: crowds (iscrowd 1), the first is annotation 900 of image 1, "
+        "'COCO_val2014_000000000001.jpg'; their pixels are ignored (255) where no object lies"
+    ]
     expected = np.zeros((10, 12), dtype=np.uint8)
     expected[:, 8:12] = 255
     expected[0:6, 0:6] = 1  # 36 pixels, as the bicycle: equal areas, the higher id (4) is on top

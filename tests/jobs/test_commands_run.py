@@ -28,8 +28,8 @@ from cosa_dist.distributed.preparation import mark_finished, prepare_run
 from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_runs import finish_run
+from tests.data.coco_files import CATEGORY_IDS, annotation, rectangle
 from tests.data.conftest import draw_photo, write_pair
-from tests.data.test_source_coco import CATEGORY_IDS, annotation, rectangle
 from tests.data.test_source_voc import write_mat
 from tests.integration.small_run import make_shards
 from tests.jobs.documented import PROJECT
