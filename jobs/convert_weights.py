@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from cosa_dist.config.paths import lasting_place, place
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -21,8 +22,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="file to read: .pth or .safetensors")
-    parser.add_argument("target", type=Path, help="file to make: .safetensors (ours) or .pth (the authors')")
+    parser.add_argument("source", type=place, help="file to read: .pth or .safetensors")
+    forms = "file to make: .safetensors (ours) or .pth (the authors')"
+    parser.add_argument("target", type=lasting_place, help=forms)
     parser.add_argument("--keep-head", action="store_true", help="keep the unused head in our form too")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     return parser.parse_args(words)
@@ -52,12 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 2 bad input."""
+    """Return the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:
         run(parse(words))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

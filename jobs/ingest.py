@@ -22,11 +22,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_split import say
 from cosa_dist.data.ingest_sources import (
     Columns,
     Entry,
@@ -40,6 +40,7 @@ from cosa_dist.data.ingest_sources import (
     table_source,
     voc_records,
 )
+from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
 from cosa_dist.data.source_record import Tell
 
@@ -52,22 +53,22 @@ def parser() -> argparse.ArgumentParser:
     sources = root.add_subparsers(dest="source", required=True)
     shared, own = _shared_options(), _options_of_own_data()
     voc = sources.add_parser("voc", parents=[shared], help="a VOC devkit")
-    voc.add_argument("root", type=Path, help="the devkit's folder")
+    voc.add_argument("root", type=place, help="the devkit's folder")
     voc.add_argument("--splits", default="train,val", help="id lists, separated by commas; train_aug, test")
-    voc.add_argument("--sbd", type=Path, help="SBD's release, of which train_aug is made")
+    voc.add_argument("--sbd", type=place, help="SBD's release, of which train_aug is made")
     coco = sources.add_parser("coco", parents=[shared], help="COCO 2014")
-    coco.add_argument("root", type=Path, help="folder with train2014 and val2014")
+    coco.add_argument("root", type=place, help="folder with train2014 and val2014")
     coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
-    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, instead of masks")
+    coco.add_argument("--annotations", type=place, help="folder of instances_*.json, instead of masks")
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
-    folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
-    folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
+    folder.add_argument("root", type=place, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
+    folder.add_argument("--masks", type=place, help="folder of masks with the pictures' inner paths")
     table = sources.add_parser("table", parents=[shared, own], help="pictures and a table of tags")
-    table.add_argument("images", type=Path, help="folder that the pictures' names lie in")
-    table.add_argument("table", type=Path, help=".csv, .tsv, .json, .jsonl or .parquet")
-    table.add_argument("--masks", type=Path, help="folder of masks")
+    table.add_argument("images", type=place, help="folder that the pictures' names lie in")
+    table.add_argument("table", type=place, help=".csv, .tsv, .json, .jsonl or .parquet")
+    table.add_argument("--masks", type=place, help="folder of masks")
     hf = sources.add_parser("hf", parents=[shared, own], help="a Hugging Face dataset on disk")
-    hf.add_argument("path", type=Path, help="folder of save_to_disk, or Parquet or Arrow files")
+    hf.add_argument("path", type=place, help="folder of save_to_disk, or Parquet or Arrow files")
     hf.add_argument("--id-column", help="column of ids (default: id or image_id)")
     hf.add_argument("--labels-column", help="columns of labels, separated by commas (default: labels, label)")
     for source in (table, hf):
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def _shared_options() -> argparse.ArgumentParser:
     """Return the options of every source."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="shard folder to make")
+    shared.add_argument("--out", type=lasting_place, required=True, help="shard folder to make")
     shared.add_argument("--name", help="name of the data set in the shards (default: the source's)")
     shared.add_argument("--shards", type=int, help="shards per split (default: 8 to 128)")
     shared.add_argument("--processes", type=int, default=1, help="processes that decode and write")
@@ -100,7 +101,7 @@ def _shared_options() -> argparse.ArgumentParser:
 def _options_of_own_data() -> argparse.ArgumentParser:
     """Return the options of data that bring neither class names nor splits with them."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--classes", type=Path, help="text file of class names in id order, one a line")
+    own.add_argument("--classes", type=place, help="text file of class names in id order, one a line")
     own.add_argument(
         "--val-share", type=float, default=0.1, help="share for validation where no split is named"
     )
@@ -128,7 +129,12 @@ def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
     classes = None if asked.classes is None else read_class_names(asked.classes)
     if asked.source == "folder":
         return folder_source(
-            asked.root, masks=asked.masks, classes=classes, val_share=asked.val_share, seed=asked.seed, tell=tell
+            asked.root,
+            masks=asked.masks,
+            classes=classes,
+            val_share=asked.val_share,
+            seed=asked.seed,
+            tell=tell,
         )
     if asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)

@@ -11,23 +11,28 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import ExitStack
 
-from cosa_dist.config.command_line import make_parser, run_job
+from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
+from cosa_dist.config.schema import RunConfig
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Prepare and launch the run that the command line asks for."""
     overrides = parse_overrides(rest)
-    if arguments.print_config:
-        print(to_yaml(load_config(arguments.recipe, arguments.config, overrides)), end="")
+    if arguments.resume:
+        refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
+    elif arguments.print_config:
+        print(to_yaml(load_config(arguments.recipe, arguments.config, rest)), end="")
         return
     name, config = arguments.resume, None
     if not name:
-        config = load_config(arguments.recipe, arguments.config, overrides)
+        config = load_config(arguments.recipe, arguments.config, rest)
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.paths import run_folder, with_absolute_paths
+    from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
     from cosa_dist.distributed.preparation import PreparedRun, begun, prepare_run, read_note, reopen
     from cosa_dist.distributed.stages import (
         StagedRun,
@@ -44,15 +49,22 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
             return
         kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
         name, overrides, config = config.name, {**kept, "output": config.output}, None
-    prepared: PreparedRun | StagedRun
-    if config is None:
-        output = str(overrides.get("output", "outputs"))
-        prepared = reopen_staged(name, output, overrides) or reopen(name, output, overrides)
-    else:
-        prepared = prepare_staged(config) if is_staged(config) else prepare_run(config)
-    logging.info("run folder %s", prepared.folder)
+    resources: dict[str, float] = {}
+    with ExitStack() as until_the_end:
 
-    with ray_cluster() as resources:
+        def cluster(checked: RunConfig) -> None:
+            resources.update(until_the_end.enter_context(ray_cluster()))
+            plan = plan_workers(checked, resources, node_resources())
+            await_resources(plan, checked.distributed.placement_deadline)
+
+        prepared: PreparedRun | StagedRun
+        if config is None:
+            output = str(overrides.get("output", "outputs"))
+            staged = reopen_staged(name, output, overrides, cluster)
+            prepared = staged or reopen(name, output, overrides, cluster)
+        else:
+            prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
+        logging.info("run folder %s", prepared.folder)
         if isinstance(prepared, StagedRun):
             outcome = conduct_stages(prepared, resources)
         else:

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationError
 
 from cosa_dist.config.errors import ConfigError, describe, nearest
 from cosa_dist.config.loading import read_yaml
-from cosa_dist.config.paths import place
 from cosa_dist.config.method import NonNegative, Positive, Section, Share
+from cosa_dist.config.paths import place
 from cosa_dist.config.schema import Count
 
 

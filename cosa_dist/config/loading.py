@@ -41,7 +41,7 @@ SCALARS = (
 class Loader(yaml.SafeLoader):
     """Plain values by YAML 1.2, where PyYAML has those of 1.1; a key that occurs twice is refused."""
 
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  # as the base class has it
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping.
@@ -194,7 +194,7 @@ def _value(key: str, text: str) -> Any:
 
 
 def _text(word: str) -> str:
-    """A text as it stands; quotation marks around it are taken off, and YAML's words for nothing are empty."""
+    """A text as it stands, without quotation marks around it; YAML's words for nothing are empty."""
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         return word[1:-1]
     return "" if word in ("~", "null", "Null", "NULL") else word
@@ -206,7 +206,7 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     Raises:
         ConfigError: naming every wrong key or value.
     """
-    return _stacked([(source, values)])
+    return stacked([(source, values)])
 
 
 def load_config(
@@ -233,10 +233,10 @@ def load_config(
         path = place(file)
         layers.append((str(path), nested(read_yaml(path))))
     dotted = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    return _stacked([*layers, (source, nested(dotted))])
+    return stacked([*layers, (source, nested(dotted))])
 
 
-def _stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:
+def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:
     """Validate layers on top of each other; a problem is said to come from the first layer that brings it."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}

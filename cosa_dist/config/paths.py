@@ -36,14 +36,15 @@ def absolute(text: str, option: str = "", must_last: bool = False) -> str:
     base = Path(root).expanduser().resolve() if root else Path.cwd()
     if not root and must_last and "_ray_pkg_" in str(base):
         raise ConfigError(
-            f"{f'--{option} ' if option else ''}{text!r} is relative, but this job runs in a temporary copy of "
-            f"the checkout: give an absolute path, or set {ROOT} to the folder that relative paths start from"
+            f"{f'--{option} ' if option else ''}{text!r} is relative, but this job runs in a temporary copy "
+            f"of the checkout: give an absolute path, or set {ROOT} to the folder that relative paths "
+            "start from"
         )
     return str(base / path)
 
 
 def place_or_url(text: str) -> str:
-    """Type of a job's option that names a folder, a pattern or a URL; unchanged where `COSA_ROOT` is not set."""
+    """Type of a job's option for a folder, a pattern or a URL; unchanged where `COSA_ROOT` is not set."""
     return absolute(text) if os.environ.get(ROOT) else text
 
 

@@ -24,7 +24,7 @@ from cosa_dist.distributed.preparation import dataset_label, mark_finished, read
 from cosa_dist.distributed.reporting import better_network
 from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
-from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.training.checkpoint import find_checkpoint
@@ -103,9 +103,14 @@ def run_labelling(
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
             return LabellingOutcome(shards, quality, 0.0)
     else:
-        run_id = _tracking_run(task, config, folder.name, parent_run_id)
         uri = str(read_note(run)["tracking_uri"])
-        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+        run_id = _tracking_run(task, config, folder.name, parent_run_id)
+        try:
+            write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+        except BaseException:
+            if run_id:
+                finish_run(uri, run_id, "FAILED")
+            raise
     with sole_driver(folder), listening_to_signals(folder):
         (folder / STOP).unlink(missing_ok=True)
         return _label(task, config, folder, resources, progress)

@@ -81,7 +81,8 @@ def _runs(client: MlflowClient, experiment_id: str, experiment: str) -> list[Run
         page = client.search_runs([experiment_id], max_results=1000, page_token=token)
         for run in page:
             info = run.info
-            ended = info.end_time is not None and info.start_time is not None
+            # A run that was reopened keeps the end of its first part: MLflow has no way to take it back.
+            ended = info.status != "RUNNING" and info.end_time is not None and info.start_time is not None
             records.append(
                 RunRecord(
                     run_id=info.run_id,

@@ -123,9 +123,9 @@ def sqlite_uri(path: Path) -> str:
     whole = str(Path(path).expanduser().resolve())
     if "?" in whole or unquote(whole) != whole:
         raise StoreError(
-            f"tracking store {whole}: MLflow cannot keep its database below a path with '?' or an escape such "
-            "as %20 in it: choose another folder (--output, COSA_ROOT), or give a server as --tracking.uri, or "
-            "leave it out with --tracking.enabled false"
+            f"tracking store {whole}: MLflow cannot keep its database below a path with '?' or an escape "
+            "such as %20 in it: choose another folder (--output, COSA_ROOT), or give a server as "
+            "--tracking.uri, or leave it out with --tracking.enabled false"
         )
     return SQLITE + whole
 

@@ -96,7 +96,7 @@ def test_yaml_is_that_of_version_1_2(text, value):
         (["--optimizer.learning_rate", "1e-5"], "optimizer.learning_rate", "1e-05"),
         (["--training.steps", "1_000"], "training.steps", "1000"),
         (["--training.compile", "yes"], "training.compile", "True"),
-        (["--model.backbone_options", "{drop_path_rate: 1e-1}"], "model.backbone_options", "{'drop_path_rate': 0.1}"),
+        (["--model.backbone_options", "{drop: 1e-1}"], "model.backbone_options", "{'drop': 0.1}"),
         (["--name", "007"], "name", "007"),
         (["--name=1e5"], "name", "1e5"),
         (["--name", "no"], "name", "no"),
@@ -152,7 +152,9 @@ def test_a_recipe_and_a_file_are_blamed_for_their_own(tmp_path):
     assert len(lines) == 3
 
 
-@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "losses: {energy: 1, energy: 1}\n", "seed: !!int x\n"])
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "losses: {energy: 1, energy: 1}\n", "seed: !!int x\n"]
+)
 def test_a_key_twice_or_a_value_of_another_kind_is_refused(text, tmp_path):
     file = tmp_path / "f.yaml"
     file.write_text(text)
