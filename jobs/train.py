@@ -12,10 +12,14 @@ import argparse
 import logging
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
 from cosa_dist.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from cosa_dist.distributed.launch import Outcome
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -29,18 +33,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     name, config = arguments.resume, None
     if not name:
         config = load_config(arguments.recipe, arguments.config, rest)
-    from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.paths import run_folder, with_absolute_paths
-    from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
-    from cosa_dist.distributed.preparation import PreparedRun, begun, prepare_run, read_note, reopen
-    from cosa_dist.distributed.stages import (
-        StagedRun,
-        conduct_stages,
-        is_staged,
-        prepare_staged,
-        reopen_staged,
-    )
+    from cosa_dist.distributed.preparation import begun, read_note
     from cosa_dist.evaluation.report import as_text
 
     if config is not None and arguments.restarted and begun(config):
@@ -49,6 +43,27 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
             return
         kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
         name, overrides, config = config.name, {**kept, "output": config.output}, None
+    outcome = trained(config, name, overrides)
+    print(as_text(list(outcome.reports.values()), per_class=False))
+    print(f"run folder  {outcome.folder}")
+    print(f"pictures    {outcome.folder / 'pictures'}")
+    print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
+
+
+def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> Outcome:
+    """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
+    from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.launch import launch
+    from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
+    from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
+    from cosa_dist.distributed.stages import (
+        StagedRun,
+        conduct_stages,
+        is_staged,
+        prepare_staged,
+        reopen_staged,
+    )
+
     resources: dict[str, float] = {}
     with ExitStack() as until_the_end:
 
@@ -66,13 +81,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
             prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
         logging.info("run folder %s", prepared.folder)
         if isinstance(prepared, StagedRun):
-            outcome = conduct_stages(prepared, resources)
-        else:
-            outcome = launch(prepared, resources)
-    print(as_text(list(outcome.reports.values()), per_class=False))
-    print(f"run folder  {outcome.folder}")
-    print(f"pictures    {outcome.folder / 'pictures'}")
-    print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
+            return conduct_stages(prepared, resources)
+        return launch(prepared, resources)
 
 
 def main() -> int:

@@ -103,14 +103,7 @@ def run_labelling(
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
             return LabellingOutcome(shards, quality, 0.0)
     else:
-        uri = str(read_note(run)["tracking_uri"])
-        run_id = _tracking_run(task, config, folder.name, parent_run_id)
-        try:
-            write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
-        except BaseException:
-            if run_id:
-                finish_run(uri, run_id, "FAILED")
-            raise
+        _begin(task, config, folder, parent_run_id)
     with sole_driver(folder), listening_to_signals(folder):
         (folder / STOP).unlink(missing_ok=True)
         return _label(task, config, folder, resources, progress)
@@ -160,6 +153,18 @@ def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]
     }
     values |= {f"final/iou_pseudo_masks/{name}": value for name, value in quality["iou"].items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _begin(task: LabellingTask, config: RunConfig, folder: Path, parent_run_id: str) -> None:
+    """Create a labelling's tracking run and its note, or neither."""
+    uri = str(read_note(Path(task.run))["tracking_uri"])
+    run_id = _tracking_run(task, config, folder.name, parent_run_id)
+    try:
+        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+    except BaseException:
+        if run_id:
+            finish_run(uri, run_id, "FAILED")
+        raise
 
 
 def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:

@@ -27,6 +27,7 @@ from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.sharing import elastic_numbers
 from cosa_dist.distributed.task import FAILURE
+from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import StoreError, check_store, prepare_store
@@ -63,6 +64,7 @@ def check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
     """
     elastic_numbers(config)
+    parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
     val = check_reading(config.data, config.data.val_split)
     if train.info.class_names != val.info.class_names:
@@ -175,6 +177,24 @@ def dataset_label(config: RunConfig, split: SplitDescription) -> str:
     return config.data.label or split.info.name
 
 
+def _tags(config: RunConfig, train: SplitDescription, val: SplitDescription) -> dict[str, str]:
+    """Labels of a run's tracking run."""
+    return {
+        "dataset": dataset_label(config, val),
+        "split": config.data.val_split,
+        "recipe": config.recipe,
+        "backbone": config.model.backbone,
+        "seed": str(config.seed),
+        "steps": str(config.training.steps),
+        "kind": config.kind,
+        "supervision": supervision_of(config),
+        **provenance(),
+        "mlflow.note.content": description(config, dataset_label(config, val)),
+        "data_fingerprint_train": train.fingerprint,
+        "data_fingerprint_val": val.fingerprint,
+    }
+
+
 def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = at_once) -> PreparedRun:
     """Check a run's inputs and create its folder and tracking run.
 
@@ -203,20 +223,7 @@ def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = at_on
             config.tracking.experiment,
             name,
             params=flatten(config),
-            tags={
-                "dataset": dataset_label(config, val),
-                "split": config.data.val_split,
-                "recipe": config.recipe,
-                "backbone": config.model.backbone,
-                "seed": str(config.seed),
-                "steps": str(config.training.steps),
-                "kind": config.kind,
-                "supervision": supervision_of(config),
-                **provenance(),
-                "mlflow.note.content": description(config, dataset_label(config, val)),
-                "data_fingerprint_train": train.fingerprint,
-                "data_fingerprint_val": val.fingerprint,
-            },
+            tags=_tags(config, train, val),
             parent_run_id=parent_run_id,
         )
     try:
