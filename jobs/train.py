@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> Outcome:
     """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
-    from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.cluster import check_start, ray_cluster
+
+    check_start()
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
     from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
