@@ -114,17 +114,19 @@ def _why_no_cluster(address: str, seconds: float) -> str:
         try:
             channel.unary_unary(CHECK_ALIVE)(b"", timeout=seconds)
         except grpc.RpcError as error:
-            return _no_ray(error.code(), scheme)
+            return _no_ray(error.code(), address)
     return ""
 
 
-def _no_ray(code: Any, scheme: str) -> str:
+def _no_ray(code: Any, address: str) -> str:
     """What the status of a failed question says; empty if something of Ray answered."""
     import grpc
 
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return ""  # it asks for a token, which Ray sends and this question does not
-    if code is grpc.StatusCode.UNIMPLEMENTED and scheme == "ray":
+        # This question sends no token; Ray does, if it is told to or has found the cluster itself.
+        sent = address == "auto" or os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        return "" if sent else "it asks for a token, sent only with RAY_AUTH_MODE=token in the environment"
+    if code is grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
         return ""  # the server of ray:// is not the head
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return "it is no head of Ray (its port is 6379 unless chosen otherwise)"

@@ -77,9 +77,11 @@ def deaf_server() -> Iterator[int]:
         ("ray://127.0.0.1:{}", web_server, "something else listens"),
         ("127.0.0.1:{}", deaf_server, "or it hangs"),
         ("127.0.0.1:{}", lambda: grpc_server(None), "no head of Ray"),
+        ("127.0.0.1:{}", lambda: grpc_server(grpc.StatusCode.UNAUTHENTICATED), "RAY_AUTH_MODE=token"),
     ],
 )
 def test_an_address_without_a_cluster_is_refused_in_one_line(address, server, reason, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with server() as port:
         monkeypatch.setenv("RAY_ADDRESS", address.format(port or free_port()))
         with pytest.raises(
@@ -99,6 +101,7 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(address, server, re
     ],
 )
 def test_what_answers_as_ray_does_is_let_pass(address, code, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with grpc_server(code) as port:
         monkeypatch.setenv("RAY_ADDRESS", address.format(port))
         check_start(5)
