@@ -110,7 +110,7 @@ def _options_of_own_data() -> argparse.ArgumentParser:
 
 
 def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
-    """Return the data set and its entries by split, as the command line asks; `tell` gets what to say of it."""
+    """Return the data set and its entries by split, as the command line asks; `tell` gets what to say."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {

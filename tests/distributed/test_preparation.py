@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.distributed import preparation
 from cosa_dist.distributed.interruption import sole_driver
 from cosa_dist.distributed.preparation import begun, mark_finished, prepare_run, reopen
+from cosa_dist.distributed.stages import prepare_staged
 from tests.integration.small_run import make_shards, small_config
 
 
@@ -188,3 +190,25 @@ def test_a_wrong_option_of_a_resume_is_said_of_the_command_line(tmp_path):
         reopen("run", str(tmp_path), {"distributed.workers": -1})
     with pytest.raises(ConfigError, match="--seed: a resumed run keeps"):
         reopen("run", str(tmp_path), {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({}, "no Ray"),
+        ({"stage_one": {"options": {"losses.enrgy": 1}}}, "stage_one.options: unknown option losses.enrgy"),
+        ({"stage_one": {"options": {"data.crop_size": 33}}}, "data.crop_size 33"),
+        ({"stage_one": {"recipe": "", "run": "FOLDER/none"}}, "no run folder at .*none"),
+        ({"model": {"backbone": "vit_tinny"}}, "vit_tinny"),
+    ],
+)
+def test_a_staged_run_that_cannot_start_leaves_nothing(tmp_path, sections, message):
+    make_shards(tmp_path / "shards")
+    first = {"recipe": "tiny", "options": {}, "run": ""}
+    sections = json.loads(json.dumps(sections).replace("FOLDER", str(tmp_path)))
+    place = {"output": str(tmp_path / "out"), "name": "whole", "data": {"shards": str(tmp_path / "shards")}}
+    own = {"stage_one": first | sections.pop("stage_one", {}), **sections}
+    config = build_config(merge(merge(read_recipe("tiny_ms"), place), own))
+    with pytest.raises((ValueError, OSError), match=message):
+        prepare_staged(config, ready=no_ray)
+    assert not (tmp_path / "out").exists()
