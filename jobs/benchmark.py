@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cosa_dist.config.command_line import make_parser
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
+from cosa_dist.config.paths import lasting_place
 
 if TYPE_CHECKING:
     from cosa_dist.benchmark.report import Report
@@ -53,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--workers", type=int, default=2, help="scaling, plan --machine this: most workers (2)"
     )
-    words.add_argument("--profile", type=Path, metavar="FOLDER", help="step: write profiler traces")
-    words.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+    words.add_argument("--profile", type=lasting_place, metavar="FOLDER", help="step: write profiler traces")
+    words.add_argument("--json", type=lasting_place, metavar="FILE", help="also write the result as JSON")
     words.add_argument("--machine", default="a100", help="plan: rtx3090, a100, h100, this, or a YAML file")
     for name, kind in MACHINE_FIELDS.items():
         words.add_argument(f"--{name.replace('_', '-')}", type=kind, help="plan: of the machine")
@@ -140,8 +141,19 @@ def make_plan(arguments: argparse.Namespace, config: RunConfig, device: Any) -> 
     return plan(config, machine, shared)
 
 
+def show(report: Report, json: Path | None) -> None:
+    """Print a result, and write it as JSON if asked to."""
+    from rich.console import Console
+
+    from cosa_dist.benchmark.report import store
+
+    report.show(Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE))
+    if json:
+        store([report], json)
+
+
 def main() -> int:
-    """Return the exit code: 0 done, 1 a worker failed, 2 bad input."""
+    """Return the exit code: 0 done, 1 a worker failed, 2 bad input, 130 interrupted."""
     # `--plan` is the short way to say `plan`.
     words = ["plan" if word == "--plan" else word for word in sys.argv[1:]]
     arguments, rest = parser().parse_known_args(words)
@@ -149,19 +161,15 @@ def main() -> int:
         if arguments.rounds < 1 or arguments.workers < 1 or arguments.threads < 0:
             raise ConfigError("--rounds and --workers must be 1 or more, --threads 0 or more")
         report = measure(arguments, configuration(arguments, rest))
+        show(report, arguments.json)
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    from rich.console import Console
-
-    from cosa_dist.benchmark.report import store
-
-    report.show(Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE))
-    if arguments.json:
-        store([report], arguments.json)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

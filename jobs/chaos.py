@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.config.paths import lasting_place
 from cosa_dist.config.schema import RunConfig
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -104,16 +105,22 @@ def campaign(out: Path, kills: int, per_run: int, seed: int) -> list[dict[str, A
 
 
 def main() -> int:
-    """Return the exit code: 0 nothing was lost, 1 something was."""
+    """Return the exit code: 0 nothing was lost, 1 something was, 2 it could not start, 130 interrupted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs/chaos"), help="folder for all of it")
+    parser.add_argument("--out", type=lasting_place, default="outputs/chaos", help="folder for all of it")
     parser.add_argument("--kills", type=int, default=100, help="kills over all runs")
     parser.add_argument("--per-run", type=int, default=10, help="kills of one run")
     parser.add_argument("--seed", type=int, default=0, help="of victims and steps")
     arguments = parser.parse_args()
-    results = campaign(arguments.out.resolve(), arguments.kills, arguments.per_run, arguments.seed)
+    try:
+        results = campaign(arguments.out.resolve(), arguments.kills, arguments.per_run, arguments.seed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     print(table(results))
     lost = [line for result in results for line in result["differences"]]
     print(f"{sum(len(result['kills']) for result in results)} kills, {len(lost)} differences")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
+
+from cosa_dist.config.paths import lasting_place, place
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -22,8 +23,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="run folder, or file to read: .pth or .safetensors")
-    parser.add_argument("target", type=Path, help="file to make: .safetensors (ours) or .pth (the authors')")
+    parser.add_argument("source", type=place, help="run folder, or file to read: .pth or .safetensors")
+    parser.add_argument(
+        "target", type=lasting_place, help="file to make: .safetensors (ours) or .pth (the authors')"
+    )
     parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     parser.add_argument("--network", default="", help="online or assignment (default: the better one)")
     parser.add_argument("--keep-head", action="store_true", help="keep the unused head in our form too")
@@ -64,12 +67,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 2 bad input."""
+    """Return the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:
         run(parse(words))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

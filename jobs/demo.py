@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from cosa_dist.config.paths import lasting_place
+
 IMAGES = {"train": 600, "val": 150}
 CONTROL = {"kind": "control", "evaluation.cam_control": True}
 
@@ -26,7 +28,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--control", action="store_true", help="train the control as well")
     parser.add_argument("--data-only", action="store_true", help="only generate the data set")
-    parser.add_argument("--output", default="outputs", help="folder of data, runs and MLflow store")
+    where = "folder of data, runs and MLflow store"
+    parser.add_argument("--output", type=lasting_place, default="outputs", help=where)
     return parser.parse_args()
 
 
@@ -56,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.tracking.leaderboard import leaderboard
     from cosa_dist.tracking.leaderboard_views import print_tables, read_runs
 
-    output = Path(arguments.output).resolve()
+    output = arguments.output.resolve()
     generate(output / "demo" / "shards")
     if arguments.data_only:
         return

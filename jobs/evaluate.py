@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa_dist.config.paths import lasting_place, place, place_or_url
+
 if TYPE_CHECKING:
     from cosa_dist.evaluation.report import EvalReport
 
@@ -25,10 +27,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=place, help="run folder")
     parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     parser.add_argument("--network", default="", help="one of the run's networks (default: both)")
-    parser.add_argument("--shards", help="another data set than the run's own")
+    parser.add_argument("--shards", type=place_or_url, help="another data set than the run's own")
     parser.add_argument("--split", help="split (default: the run's validation split)")
     parser.add_argument("--limit", type=int, default=0, help="only the first images (0: all)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
@@ -40,7 +42,7 @@ def parse() -> argparse.Namespace:
         choices=["configured", "released", "ten_iterations"],
         help="also measure after a dense CRF (without a name: the run's evaluation.crf)",
     )
-    parser.add_argument("--out", type=Path, help="folder of the reports (default: the run folder)")
+    parser.add_argument("--out", type=lasting_place, help="folder of the reports (default: the run folder)")
     return parser.parse_args()
 
 
@@ -106,7 +108,7 @@ def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
 
 
 def main() -> int:
-    """Return the exit code: 0 done, 2 bad input."""
+    """Return the exit code: 0 done, 1 it failed, 2 bad input, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse()
     try:
@@ -114,6 +116,12 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        print(f"evaluation failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command starts again", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.paths import lasting_place, place
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("run", type=Path, help="run folder, or a folder exported before")
-    made.add_argument("--out", type=Path, required=True, help="folder to make")
+    made.add_argument("run", type=place, help="run folder, or a folder exported before")
+    made.add_argument("--out", type=lasting_place, required=True, help="folder to make")
     made.add_argument("--format", default="weights", help="weights,torch_export,onnx,mlflow (or all)")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     made.add_argument("--network", default="", help="online, assignment, average (default: the better one)")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.data.catalog import DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
@@ -56,25 +57,29 @@ def parser() -> argparse.ArgumentParser:
     sources = root.add_subparsers(dest="source", required=True)
     shared, own = _shared_options(), _options_of_own_data()
     voc = sources.add_parser("voc", parents=[shared], help="a VOC devkit")
-    voc.add_argument("root", type=Path, help="the devkit's folder")
+    voc.add_argument("root", type=place, help="the devkit's folder")
     voc.add_argument("--splits", default="train,val", help="id lists, separated by commas; train_aug, test")
-    voc.add_argument("--sbd", type=Path, help="SBD's release, of which train_aug is made")
+    voc.add_argument("--sbd", type=place, help="SBD's release, of which train_aug is made")
     coco = sources.add_parser("coco", parents=[shared], help="COCO 2014, or 2017 with --annotations")
-    coco.add_argument("root", type=Path, help="folder with train2014 and val2014 (or 2017)")
+    coco.add_argument("root", type=place, help="folder with train2014 and val2014 (or 2017)")
     coco.add_argument("--splits", default="train,val", help="train, val or both, separated by commas")
-    coco.add_argument("--annotations", type=Path, help="folder of instances_*.json, or one, instead of masks")
+    coco.add_argument(
+        "--annotations", type=place, help="folder of instances_*.json, or one, instead of masks"
+    )
     for source, name in ((voc, "VOC"), (coco, "COCO")):
-        source.add_argument("--classes", type=Path, help=f"class names in id order, if they are not {name}'s")
+        source.add_argument(
+            "--classes", type=place, help=f"class names in id order, if they are not {name}'s"
+        )
     folder = sources.add_parser("folder", parents=[shared, own], help="a folder of pictures per class")
-    folder.add_argument("root", type=Path, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
-    folder.add_argument("--masks", type=Path, help="folder of masks with the pictures' inner paths")
+    folder.add_argument("root", type=place, help="CLASS/PICTURE.jpg, or train/CLASS/PICTURE.jpg")
+    folder.add_argument("--masks", type=place, help="folder of masks with the pictures' inner paths")
     folder.add_argument("--layout", choices=LAYOUTS, help="what the folders at ROOT are (default: found)")
     table = sources.add_parser("table", parents=[shared, own], help="pictures and a table of tags")
-    table.add_argument("images", type=Path, help="folder that the pictures' names lie in")
-    table.add_argument("table", type=Path, help=".csv, .tsv, .json, .jsonl or .parquet")
-    table.add_argument("--masks", type=Path, help="folder of masks")
+    table.add_argument("images", type=place, help="folder that the pictures' names lie in")
+    table.add_argument("table", type=place, help=".csv, .tsv, .json, .jsonl or .parquet")
+    table.add_argument("--masks", type=place, help="folder of masks")
     hf = sources.add_parser("hf", parents=[shared, own], help="a Hugging Face dataset on disk")
-    hf.add_argument("path", type=Path, help="folder of save_to_disk, or Parquet or Arrow files")
+    hf.add_argument("path", type=place, help="folder of save_to_disk, or Parquet or Arrow files")
     hf.add_argument("--id-column", help="column of ids (default: id or image_id)")
     hf.add_argument("--labels-column", help="columns of labels, separated by commas (default: labels, label)")
     for source in (table, hf):
@@ -96,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 def _shared_options() -> argparse.ArgumentParser:
     """Return the options of every source."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="shard folder to make")
+    shared.add_argument("--out", type=lasting_place, required=True, help="shard folder to make")
     shared.add_argument("--name", help="name of the data set in the shards (default: the source's)")
     shared.add_argument("--shards", type=int, help="shards per split (default: 8 to 128)")
     shared.add_argument("--processes", type=int, default=1, help="processes that decode and write")
@@ -112,7 +117,7 @@ def _options_of_own_data() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument(
         "--classes",
-        type=Path,
+        type=place,
         help="class names in id order, one a line, or as labelme, CVAT or YOLO write them",
     )
     own.add_argument(

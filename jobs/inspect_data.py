@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from cosa_dist.config.paths import lasting_place, place_or_url
 from cosa_dist.data.errors import DataError
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards", help="shard folder made by jobs/ingest.py")
+    parser.add_argument("shards", type=place_or_url, help="shard folder made by jobs/ingest.py")
     parser.add_argument("--splits", default="", help="splits, separated by commas (default: all)")
     parser.add_argument("--samples", type=int, default=12, help="samples per split")
     parser.add_argument("--crop-size", type=int, default=448, help="side of the views in pixels")
     parser.add_argument("--scale-range", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"))
     parser.add_argument("--seed", type=int, default=0, help="seed of the run whose samples are shown")
-    parser.add_argument("--out", type=Path, default=Path("outputs/data.html"), help="page to write")
+    parser.add_argument("--out", type=lasting_place, default="outputs/data.html", help="page to write")
     return parser.parse_args(words)
 
 
@@ -52,12 +52,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 2 bad input."""
+    """Return the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:
         run(parse(words))
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

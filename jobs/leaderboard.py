@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosa_dist.config.paths import lasting_place
 from cosa_dist.tracking.leaderboard import PROTOCOLS, PUBLISHED_ONLY
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", action="store_true", help="group runs that differ in their seed only")
     parser.add_argument("--no-published", action="store_true", help="leave published results out")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows as CSV")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the page")
+    parser.add_argument("--csv", type=lasting_place, metavar="FILE", help="also write the rows as CSV")
+    parser.add_argument("--json", type=lasting_place, metavar="FILE", help="also write the tables as JSON")
+    parser.add_argument("--html", type=lasting_place, metavar="FILE", help="also write the page")
     parser.add_argument(
         "--pictures", type=_count, default=6, metavar="N", help="sample pictures of each run on the page"
     )

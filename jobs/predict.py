@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
     from cosa_dist.inference.pictures import Listing
@@ -34,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("run", type=Path, help="run folder or exported folder")
-    made.add_argument("pictures", nargs="+", help="files, folders, patterns, shard folders")
-    made.add_argument("--out", type=Path, required=True, help="output folder; nothing is written elsewhere")
+    made.add_argument("run", type=place, help="run folder or exported folder")
+    made.add_argument("pictures", nargs="+", type=place_or_url, help="files, folders, patterns, shards")
+    made.add_argument("--out", type=lasting_place, required=True, help="folder of all that is written")
     made.add_argument("--outputs", default="masks", help="masks,overlays,probabilities,rle (or all)")
     made.add_argument("--split", default="val", help="split of shard folders")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
@@ -112,6 +113,7 @@ def run(asked: argparse.Namespace) -> Summary:
     """Predict, print and return what came of it."""
     from dataclasses import replace
 
+    from cosa_dist.distributed.cluster import check_start
     from cosa_dist.inference.pictures import list_pictures
     from cosa_dist.inference.predict import write_summary
     from cosa_dist.inference.voc_server import check_voc, write_archive
@@ -119,6 +121,8 @@ def run(asked: argparse.Namespace) -> Summary:
     from cosa_dist.inference.writing import out_folder
 
     task = task_of(asked)
+    if asked.workers:
+        check_start()
     # With Ray, this process reads no picture: it needs the network for its classes and settings only.
     here = replace(task, device="cpu") if asked.workers else task
     listing = list_pictures(asked.pictures, asked.out, asked.split)

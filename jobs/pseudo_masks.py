@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.config.options import options
+from cosa_dist.config.paths import place
 
 SECTION = "pseudo_masks"
 
@@ -91,7 +91,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, help="folder of the trained run")
+    parser.add_argument("run", type=place, help="folder of the trained run")
     parser.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     parser.add_argument("--network", default="", help="online or assignment: short for pseudo_masks.network")
     parser.add_argument("--name", default="", help="name of the labelling (default: the run's -pseudo-masks)")

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.paths import place
 
 
 def send(name: str, output: Path) -> int:
@@ -45,7 +46,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("name", help="name of the run")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="the output folder")
+    parser.add_argument("--output", type=place, default="outputs", help="the output folder")
     arguments = parser.parse_args()
     try:
         missing = send(arguments.name, arguments.output.resolve())

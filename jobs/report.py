@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cosa_dist.config.command_line import run_job
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
@@ -30,15 +30,15 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("run", type=Path, help="run folder")
-    made.add_argument("--out", type=Path, help="page to write (default: report.html in the run folder)")
+    made.add_argument("run", type=place, help="run folder")
+    made.add_argument("--out", type=lasting_place, help="page to write (default: RUN/report.html)")
     made.add_argument("--images", type=int, default=100, help="validation images to look at (0: none)")
     made.add_argument("--shown", type=int, default=6, help="best and worst images on the page")
     made.add_argument("--followed", type=int, default=3, help="images seen by each kept checkpoint (0: none)")
     made.add_argument("--pictures", type=int, default=6, help="pictures of the last evaluation on the page")
     made.add_argument("--checkpoint", default="", help="best, newest or a step number (default: the best)")
     made.add_argument("--network", default="", help="online, assignment, average (default: the better one)")
-    made.add_argument("--shards", help="shards with the validation images (default: the run's)")
+    made.add_argument("--shards", type=place_or_url, help="shards to look at (default: the run's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
     return made
 

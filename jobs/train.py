@@ -11,31 +11,30 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from cosa_dist.config.command_line import make_parser, run_job
+from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
+from cosa_dist.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from cosa_dist.distributed.launch import Outcome
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Prepare and launch the run that the command line asks for."""
     overrides = parse_overrides(rest)
-    if arguments.print_config:
-        print(to_yaml(load_config(arguments.recipe, arguments.config, overrides)), end="")
+    if arguments.resume:
+        refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
+    elif arguments.print_config:
+        print(to_yaml(load_config(arguments.recipe, arguments.config, rest)), end="")
         return
     name, config = arguments.resume, None
     if not name:
-        config = load_config(arguments.recipe, arguments.config, overrides)
-    from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.launch import launch
+        config = load_config(arguments.recipe, arguments.config, rest)
     from cosa_dist.distributed.paths import run_folder, with_absolute_paths
-    from cosa_dist.distributed.preparation import PreparedRun, begun, prepare_run, read_note, reopen
-    from cosa_dist.distributed.stages import (
-        StagedRun,
-        conduct_stages,
-        is_staged,
-        prepare_staged,
-        reopen_staged,
-    )
+    from cosa_dist.distributed.preparation import begun, read_note
     from cosa_dist.evaluation.report import as_text
 
     if config is not None and arguments.restarted and begun(config):
@@ -44,23 +43,48 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
             return
         kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
         name, overrides, config = config.name, {**kept, "output": config.output}, None
-    prepared: PreparedRun | StagedRun
-    if config is None:
-        output = str(overrides.get("output", "outputs"))
-        prepared = reopen_staged(name, output, overrides) or reopen(name, output, overrides)
-    else:
-        prepared = prepare_staged(config) if is_staged(config) else prepare_run(config)
-    logging.info("run folder %s", prepared.folder)
-
-    with ray_cluster() as resources:
-        if isinstance(prepared, StagedRun):
-            outcome = conduct_stages(prepared, resources)
-        else:
-            outcome = launch(prepared, resources)
+    outcome = trained(config, name, overrides)
     print(as_text(list(outcome.reports.values()), per_class=False))
     print(f"run folder  {outcome.folder}")
     print(f"pictures    {outcome.folder / 'pictures'}")
     print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
+
+
+def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> Outcome:
+    """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
+    from cosa_dist.distributed.cluster import check_start, ray_cluster
+
+    check_start()
+    from cosa_dist.distributed.launch import launch
+    from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
+    from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
+    from cosa_dist.distributed.stages import (
+        StagedRun,
+        conduct_stages,
+        is_staged,
+        prepare_staged,
+        reopen_staged,
+    )
+
+    resources: dict[str, float] = {}
+    with ExitStack() as until_the_end:
+
+        def cluster(checked: RunConfig) -> None:
+            resources.update(until_the_end.enter_context(ray_cluster()))
+            plan = plan_workers(checked, resources, node_resources())
+            await_resources(plan, checked.distributed.placement_deadline)
+
+        prepared: PreparedRun | StagedRun
+        if config is None:
+            output = str(overrides.get("output", "outputs"))
+            staged = reopen_staged(name, output, overrides, cluster)
+            prepared = staged or reopen(name, output, overrides, cluster)
+        else:
+            prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
+        logging.info("run folder %s", prepared.folder)
+        if isinstance(prepared, StagedRun):
+            return conduct_stages(prepared, resources)
+        return launch(prepared, resources)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from cosa_dist.config.ablation import Ablation, read_ablation
 from cosa_dist.config.command_line import make_parser, run_job
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
+from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.tracking.ablation_rows import append_row, as_markdown, make_row, read_rows
 
@@ -30,12 +31,14 @@ def configurations(
 ) -> list[tuple[str, tuple[str, ...], RunConfig]]:
     """Name, parts and configuration of every run that has no row yet; all are validated here."""
     rows = read_rows(arguments.rows)
+    load_config(arguments.recipe, arguments.config, rest)  # so that its own mistakes are said of it alone
     overrides = {**ablation.defaults, **parse_overrides(rest)}
     wanted = []
     for seed in arguments.seeds:
         for combination in ablation.chosen(arguments.only):
             options = {**overrides, **combination.options, "seed": seed}
-            config = load_config(arguments.recipe, arguments.config, options)
+            source = f"{arguments.space}, {combination.name}"
+            config = load_config(arguments.recipe, arguments.config, options, source)
             key = (combination.name, seed, config.recipe)
             if key not in {(row.combination, row.seed, row.recipe) for row in rows}:
                 wanted.append((combination.name, combination.parts, config))
@@ -46,10 +49,16 @@ def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> N
     """Run them one after the other."""
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.preparation import prepare_run
+    from cosa_dist.distributed.paths import with_absolute_paths
+    from cosa_dist.distributed.preparation import check_inputs, check_places, check_writable, prepare_run
     from cosa_dist.tracking.provenance import provenance
 
     commit = provenance()["git_commit"]
+    check_writable(path.parent)
+    for _, _, config in wanted:
+        checked = with_absolute_paths(config)
+        check_places(checked)
+        check_inputs(checked)
     with ray_cluster() as resources:
         for number, (name, parts, config) in enumerate(wanted, start=1):
             logging.info("%d of %d: %s, seed %d", number, len(wanted), name, config.seed)
@@ -96,11 +105,11 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 def main() -> int:
     """Return the exit code: 0 done, 1 a run failed, 2 it could not start."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--space", type=Path, default=HERE / "ablation.yaml", help="file of combinations")
+    parser.add_argument("--space", type=place, default=HERE / "ablation.yaml", help="file of combinations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per seed")
     parser.add_argument("--only", nargs="+", default=[], help="combinations to train (default: all)")
     parser.add_argument(
-        "--rows", type=Path, default=Path("outputs/ablation.jsonl"), help="file of the finished runs"
+        "--rows", type=lasting_place, default="outputs/ablation.jsonl", help="file of the finished runs"
     )
     parser.add_argument(
         "--context-class", default="", help="coexisting class to report (generated data: train)"

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.ablation import is_ablation, read_ablation
-from cosa_dist.config.command_line import make_parser, run_job
+from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import load_config, to_yaml
+from cosa_dist.config.loading import is_recipe_file, load_config, parse_overrides, to_yaml
+from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.paths import with_absolute_paths
 
@@ -35,19 +36,18 @@ HERE = Path(__file__).parent
 
 def space_path(name: str) -> Path:
     """File of a named space, or the path itself."""
-    return Path(name) if name.endswith((".yaml", ".yml")) else HERE / f"{name}.yaml"
+    return place(name) if is_recipe_file(name) else HERE / f"{name}.yaml"
 
 
-def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
-    """Plan of a new sweep.
+def asked_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
+    """The plan that the command line asks for.
 
     Raises:
-        ConfigError: a space, a trial or a scheduler that cannot work.
+        ConfigError: a space or an option that cannot work.
     """
     from cosa_dist.distributed.search_space import check_space, read_space
-    from cosa_dist.distributed.sweep_plan import SweepPlan, check_plan
+    from cosa_dist.distributed.sweep_plan import SweepPlan
     from cosa_dist.distributed.trial_points import trial_points
-    from cosa_dist.distributed.warm_start import check_warm_start
 
     path = space_path(arguments.space)
     objectives = ("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",)
@@ -74,9 +74,56 @@ def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
             plan = replace(plan, points=trial_points(space, arguments.trials, config.seed))
     if arguments.cost and not plan.space:
         raise ConfigError("--cost is an objective of --search optuna only")
+    return plan
+
+
+def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
+    """Plan of a new sweep.
+
+    Raises:
+        ConfigError: a space, a trial or a scheduler that cannot work, or a name that is used.
+    """
+    from cosa_dist.distributed.sweep_plan import check_plan
+    from cosa_dist.distributed.warm_start import check_warm_start
+
+    plan = asked_plan(arguments, config)
     check_plan(plan)
     if plan.warm_start:
         check_warm_start(config, plan.keys)
+    return plan
+
+
+def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | None:
+    """Plan of the sweep that `--resume` names or that an earlier start of the same command has begun.
+
+    Raises:
+        ConfigError: no such sweep, or other options than it was begun with.
+    """
+    from cosa_dist.distributed.sweep_plan import PLAN_FILE, other_settings, read_plan, sweep_folder
+
+    if arguments.resume:
+        refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
+        overrides = parse_overrides(rest)
+        changed = [f"--{key}" for key in overrides if key != "output"]
+        defaults, own = parser(), ("space", "trials", "search", "scheduler", "cost", "warm_start")
+        given = [name for name in own if getattr(arguments, name) != defaults.get_default(name)]
+        changed += [f"--{name.replace('_', '-')}" for name in given]
+        if changed:
+            raise ConfigError(f"{', '.join(changed)}: a sweep that is taken up again keeps its plan")
+        place_of = load_config(None, None, {**overrides, "name": arguments.resume})
+        return read_plan(sweep_folder(with_absolute_paths(place_of)))
+    if not arguments.restarted:
+        return None
+    config = named(arguments, rest)
+    if not (sweep_folder(config) / PLAN_FILE).is_file():
+        return None
+    plan = read_plan(sweep_folder(config))
+    others = other_settings(asked_plan(arguments, config), plan)
+    if others:
+        raise ConfigError(
+            f"sweep {plan.name} has another {', '.join(others)} than asked for: it was not begun by "
+            "this command; choose another --name"
+        )
     return plan
 
 
@@ -90,69 +137,67 @@ def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Plan a sweep or read its plan, run it, print its outcome."""
-    from cosa_dist.distributed.sweep_plan import PLAN_FILE, read_plan, sweep_folder, write_plan
-
-    if arguments.print_config:
+    if arguments.print_config and not arguments.resume:
         config = load_config(arguments.recipe, arguments.config, rest)
         new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
         print(to_yaml(config), end="")
         return
-    if arguments.resume:
-        base = with_absolute_paths(
-            load_config(None, None, rest).model_copy(update={"name": arguments.resume})
-        )
-        plan, fresh = read_plan(sweep_folder(base)), False
-    elif arguments.restarted and (sweep_folder(named(arguments, rest)) / PLAN_FILE).is_file():
-        plan, fresh = read_plan(sweep_folder(named(arguments, rest))), False
-    else:
-        plan, fresh = new_plan(arguments, named(arguments, rest)), True
+    known = known_plan(arguments, rest)
+    plan = known or new_plan(arguments, named(arguments, rest))
 
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.plan import node_resources
+    from cosa_dist.distributed.preparation import check_inputs, check_places
     from cosa_dist.distributed.sweep import concurrent_trials
-    from cosa_dist.distributed.sweep_run import conduct, open_tracking, share_cpus
+    from cosa_dist.distributed.sweep_plan import sweep_folder
+    from cosa_dist.distributed.sweep_run import begin, conduct, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
 
+    if not known:
+        check_places(plan.config)
+    check_inputs(plan.config)
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
     with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
-        if fresh:
+        if not known:
             plan = share_cpus(plan, resources, node_resources())
-            concurrent_trials(plan.config, resources)
-            plan = open_tracking(plan)
-            write_plan(plan)
+            concurrent_trials(plan.config, node_resources())
+            plan = begin(plan)
         logging.info("sweep %s: %s", plan.name, sweep_folder(plan.config))
-        result = conduct(plan, resources, fresh)
+        result = conduct(plan, resources, not known)
     print_trials(plan, result.trials)
     for path in write_outcome(plan, result):
         print(f"written {path}")
     print(f"best {result.trials[0].miou:.2f}: {result.best_config}")
 
 
-def main() -> int:
-    """Return the exit code: 0 done, 1 failed, 2 it could not start, 130 interrupted."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    made = make_parser(__doc__ or "")
+    made.add_argument(
         "--space", default="loss_weights", help="loss_weights, threshold_search, ablation or a file"
     )
-    parser.add_argument("--trials", type=int, default=8, help="number of draws (grids: of each point)")
-    parser.add_argument(
+    made.add_argument("--trials", type=int, default=8, help="number of draws (grids: of each point)")
+    made.add_argument(
         "--search", choices=("random", "optuna"), default="random", help="who chooses the trials"
     )
-    parser.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
-    parser.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
-    parser.add_argument(
-        "--warm-start", action="store_true", help="train the loss warm-up once for all trials"
-    )
-    parser.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
-    parser.add_argument(
+    made.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
+    made.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
+    made.add_argument("--warm-start", action="store_true", help="train the loss warm-up once for all trials")
+    made.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
+    made.add_argument(
         "--restarted",
         action="store_true",
         help="a scheduler starts the same command again: go on with the sweep of this name if there is one",
     )
-    parser.add_argument(
+    made.add_argument(
         "--print-config", action="store_true", help="check the plan, show its base configuration and stop"
     )
-    return run_job(parser, run, what="sweep")
+    return made
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 1 failed, 2 it could not start, 130 interrupted."""
+    return run_job(parser(), run, what="sweep")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from cosa_dist.config.errors import ConfigError, describe, nearest
 from cosa_dist.config.loading import read_yaml
 from cosa_dist.config.method import NonNegative, Positive, Section, Share
+from cosa_dist.config.paths import place
 from cosa_dist.config.schema import Count
 
 
@@ -60,7 +61,8 @@ def build_machine(values: dict[str, Any], source: str) -> Machine:
     try:
         return Machine.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, Machine.model_fields, source)) from None
+        lines = describe(error, Machine.model_fields)
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def read_machine(name_or_file: str, changes: dict[str, Any]) -> Machine:
@@ -76,7 +78,7 @@ def read_machine(name_or_file: str, changes: dict[str, Any]) -> Machine:
     if name_or_file in KNOWN_MACHINES:
         values = {"name": name_or_file, **KNOWN_MACHINES[name_or_file]}
     elif name_or_file.endswith((".yaml", ".yml")):
-        values = {"name": Path(name_or_file).stem, **read_yaml(Path(name_or_file))}
+        values = {"name": Path(name_or_file).stem, **read_yaml(place(name_or_file))}
     else:
         names = [*KNOWN_MACHINES, THIS]
         raise ConfigError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import recipe_names
@@ -26,6 +27,22 @@ def options_help() -> str:
     return "\n".join(lines)
 
 
+class Once(argparse.Action):
+    """Stores an option's value, and refuses a second one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by the parser for each value."""
+        if getattr(namespace, self.dest) not in (None, values):
+            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--recipe` and `--config`, whose help lists every option."""
     parser = argparse.ArgumentParser(
@@ -34,9 +51,23 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", help="name of a recipe, or the path of one")
-    parser.add_argument("--config", metavar="F.yaml", help="options on top of the recipe")
+    parser.add_argument("--recipe", action=Once, help="name of a recipe, or the path of one")
+    parser.add_argument("--config", action=Once, metavar="F.yaml", help="options on top of the recipe")
     return parser
+
+
+def refuse_beside_resume(arguments: argparse.Namespace, others: Iterable[str]) -> None:
+    """Refuse options that a run which is taken up again would ignore: it keeps its own settings.
+
+    Raises:
+        ConfigError: naming those of `others` that are given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            f"--resume {arguments.resume} goes on with that run's own settings (config.yaml or sweep.json in "
+            f"its folder): leave out {', '.join(given)}"
+        )
 
 
 def run_job(

@@ -12,9 +12,9 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is meant for the user as it stands."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean X?` for the known name closest to `name`, or an empty string."""
-    names = list(known)
+    name, names = str(name), list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not close:
         last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
@@ -23,22 +23,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def describe(error: ValidationError, known: Iterable[str], source: str) -> str:
+def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
     """Turn a pydantic error into one line per problem.
 
     Args:
         error: what pydantic raised.
         known: all dotted keys that exist.
-        source: where the values came from (recipe, file, command line).
     """
     names = list(known)
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{source}: unknown option {key}{nearest(key, names)}")
+            lines.append(f"unknown option {key}{nearest(key, names)}")
         elif not key:
-            lines.append(f"{source}: {item['msg'].removeprefix('Value error, ')}")
+            lines.append(item["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{source}: {key} = {item['input']!r}: {item['msg']}")
-    return "\n".join(lines)
+            lines.append(f"{key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+    return lines

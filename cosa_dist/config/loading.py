@@ -2,12 +2,15 @@
 
 Order of precedence, lowest first: defaults, recipe (`--recipe NAME` from this package or a path), file
 (`--config F.yaml`), dotted overrides (`--losses.energy 0`). Values of overrides are read as YAML, so that
-`--data.scale_range "[0.5, 1]"` and `--training.compile true` mean what they look like.
+`--data.scale_range "[0.5, 1]"` and `--training.compile true` mean what they look like; a text (a name, a
+path) is taken as it stands. YAML is that of version 1.2, in which `1e-5` is a number, and `12:30`, `1_000`,
+`no` and a date are texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,74 @@ import yaml
 from pydantic import ValidationError
 
 from cosa_dist.config.errors import ConfigError, describe, nearest
-from cosa_dist.config.options import known_keys
+from cosa_dist.config.options import known_keys, text_keys
+from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+COMMAND_LINE = "command line"
+SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+)
+"""YAML 1.2's core schema, and the merging of mappings: kind, form, and what it begins with"""
+
+
+class Loader(yaml.SafeLoader):
+    """Plain values by YAML 1.2, where PyYAML has those of 1.1; a key that occurs twice is refused."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  # as the base class has it
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key occurs twice.
+        """
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read `010` as ten, `0o10` as eight, `0x10` as sixteen."""
+        text = self.construct_scalar(node)
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts quotation marks around a text that YAML 1.1 or 1.2 would read as something else."""
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+for _kind, _form, _first in SCALARS:
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})$"), _first)
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        ValueError: it is none, or a key occurs twice.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -35,8 +97,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -45,14 +107,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def is_recipe_file(name_or_path: str) -> bool:
+    """Whether a recipe is named by path."""
+    return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+
+
 def read_recipe(name_or_path: str) -> dict[str, Any]:
     """Read a recipe by its name in this package or by path; its name becomes `recipe`.
 
     Raises:
         ConfigError: neither a known name nor a file.
     """
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
+    if is_recipe_file(name_or_path):
+        path = place(name_or_path)
     else:
         path = RECIPES / f"{name_or_path}.yaml"
         if not path.is_file():
@@ -84,11 +151,9 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`."""
     result: dict[str, Any] = {}
     for key, value in dotted.items():
-        *sections, last = key.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+        for section in reversed(str(key).split(".")):
+            value = {section: value}
+        result = merge(result, value)
     return result
 
 
@@ -96,29 +161,43 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Read `--a.b VALUE` and `--a.b=VALUE` pairs of a command line into dotted keys.
 
     Raises:
-        ConfigError: an unknown option, a missing value, or a value that is not YAML.
+        ConfigError: an unknown option, a missing value or one that is not YAML, or an option given twice.
     """
-    known = known_keys()
+    known, texts = known_keys(), text_keys()
     found: dict[str, Any] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"command line: unexpected {word!r}; options look like --a.b VALUE")
+            raise ConfigError(f"{COMMAND_LINE}: unexpected {word!r}; options look like --a.b VALUE")
         key, equals, value = word[2:].partition("=")
         if key not in known:
-            raise ConfigError(f"command line: unknown option --{key}{nearest(key, known)}")
+            raise ConfigError(f"{COMMAND_LINE}: unknown option --{key}{nearest(key, known)}")
         if not equals:
-            if not rest:
-                raise ConfigError(f"command line: --{key} needs a value")
+            if not rest or rest[0][2:].partition("=")[0] in known:
+                raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value")
             value = rest.pop(0)
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"command line: --{key} {value!r} is not a YAML value") from None
-        if found[key] is None:
-            found[key] = ""
+        parsed = _text(value) if key in texts else _value(key, value)
+        if key in found and found[key] != parsed:
+            raise ConfigError(f"{COMMAND_LINE}: --{key} is given twice: {found[key]!r} and {parsed!r}")
+        found[key] = parsed
     return found
+
+
+def _value(key: str, text: str) -> Any:
+    """A value as YAML; nothing becomes the empty text."""
+    try:
+        value = parse_yaml(text)
+    except ValueError:
+        raise ConfigError(f"{COMMAND_LINE}: --{key} {text!r} is not a YAML value") from None
+    return "" if value is None else value
+
+
+def _text(word: str) -> str:
+    """A text as it stands, without quotation marks around it; YAML's words for nothing are empty."""
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        return word[1:-1]
+    return "" if word in ("~", "null", "Null", "NULL") else word
 
 
 def build_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -127,30 +206,53 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     Raises:
         ConfigError: naming every wrong key or value.
     """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, known_keys(), source)) from None
+    return stacked([(source, values)])
 
 
 def load_config(
     recipe: str | None = None,
     file: str | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    source: str = COMMAND_LINE,
 ) -> RunConfig:
     """Resolve recipe, file and overrides to a `RunConfig`.
 
+    Args:
+        recipe: name or path.
+        file: a YAML file on top of it.
+        overrides: words of a command line, or dotted keys.
+        source: what the overrides are called in messages.
+
     Raises:
-        ConfigError: one line per problem.
+        ConfigError: one line per problem, with the layer that brought it in.
     """
-    values = read_recipe(recipe) if recipe else {}
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if recipe:
+        layers.append((f"recipe {recipe}", nested(read_recipe(recipe))))
     if file:
-        values = merge(values, read_yaml(Path(file)))
+        path = place(file)
+        layers.append((str(path), nested(read_yaml(path))))
     dotted = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    values = merge(values, nested(dotted))
-    return build_config(values, f"recipe {recipe}" if recipe else file or "configuration")
+    return stacked([*layers, (source, nested(dotted))])
+
+
+def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:
+    """Validate layers on top of each other; a problem is said to come from the first layer that brings it."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        values = merge(values, layer)
+        try:
+            config = RunConfig.model_validate(values)
+            sources = {}
+        except ValidationError as error:
+            lines = describe(error, known_keys())
+            sources = {line: sources.get(line, source) for line in lines}
+    if sources:
+        raise ConfigError("\n".join(f"{source}: {line}" for line, source in sources.items()))
+    return config
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `--config` reads back to the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)

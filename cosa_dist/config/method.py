@@ -15,12 +15,23 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Scales = tuple[Annotated[float, Field(gt=0, le=4)], ...]
 
+WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
+
+
+def names_a_file(weights: str) -> bool:
+    """Whether the option `model.weights` is a path (with a slash or a suffix) and no timm tag."""
+    return "/" in weights or weights.endswith(WEIGHT_FILES)
+
 
 class Section(BaseModel):
     """Base of all configuration models: frozen, no unknown keys, docstrings as descriptions."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 

@@ -51,6 +51,11 @@ def known_keys() -> list[str]:
     return [option.key for option in options()]
 
 
+def text_keys() -> set[str]:
+    """The dotted keys whose values are texts: names, paths, choices among words."""
+    return {option.key for option in options() if option.kind == "str" or "|" in option.kind}
+
+
 def flatten(config: RunConfig) -> dict[str, str]:
     """Return `{dotted key: value as text}` of every option, for the tracker."""
 

@@ -1,7 +1,8 @@
 """The Ray cluster of a run: the one that `RAY_ADDRESS` names, or a private one on this machine.
 
 Jobs (`ray job submit`) and SLURM scripts set `RAY_ADDRESS`. Without it a local Ray is started; an address
-left behind by somebody else's cluster on the same host is never joined by accident.
+left behind by somebody else's cluster on the same host is never joined by accident. Ray itself tries a dead
+address for many minutes, deaf to Ctrl-C, so it is asked only for one that answers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from cosa_dist.config.errors import ConfigError
 
 ENVIRONMENT = {
     # Threads that wait for each other should sleep: spinning starves them on a machine with other work.
@@ -41,11 +44,93 @@ PRIVATE = {
 """on top of it, for a cluster that only this process uses"""
 
 
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""the question that Ray's head answers whatever its state"""
+SOCKET_BYTES = 107
+"""longest path of a socket on Linux"""
+LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_TaskEventsHead"
+"""below Ray's folder of temporary files"""
+
+
 def free_port() -> int:
     """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def check_start(seconds: float = 10.0) -> None:
+    """Refuse what would keep `ray_cluster` from starting or joining Ray, within seconds.
+
+    Args:
+        seconds: how long to wait for an answer of the cluster that `RAY_ADDRESS` names.
+
+    Raises:
+        ConnectionError: nothing answers there, or something that is no Ray cluster.
+        ConfigError: Ray cannot work in this environment.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and address != "local":
+        reason = _why_no_cluster(address, seconds)
+        if reason:
+            raise ConnectionError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {reason}; start the cluster, mend the "
+                "address (HOST:PORT of `ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+            )
+        return
+    from ray._common.utils import get_default_ray_temp_dir
+
+    folder = get_default_ray_temp_dir()
+    longest = os.path.join(folder, LONGEST_SOCKET.format(pid=os.getpid()))
+    over = len(os.fsencode(longest)) - SOCKET_BYTES
+    if over > 0:
+        name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        raise ConfigError(
+            f"{name} is too long by {over} bytes: Ray keeps sockets below {folder}, and their paths end at "
+            f"{SOCKET_BYTES}; set RAY_TMPDIR to a short folder on a local disk, such as /tmp"
+        )
+
+
+def _why_no_cluster(address: str, seconds: float) -> str:
+    """Why no Ray cluster can be joined at an address; empty if one answers."""
+    import grpc
+    from ray._private.services import canonicalize_bootstrap_address
+
+    scheme, _, place = address.rpartition("://")
+    if scheme not in ("", "ray"):
+        return f"{scheme}:// is the form for `ray job submit`"
+    if place != "auto" and not (":" in place[1:] and place.rpartition(":")[2].isdecimal()):
+        return "it is not of the form HOST:PORT"
+    try:
+        place = place if scheme else str(canonicalize_bootstrap_address(place))
+        host, _, port = place.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return ""
+    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(CHECK_ALIVE)(b"", timeout=seconds)
+        except grpc.RpcError as error:
+            return _no_ray(error.code(), address)
+    return ""
+
+
+def _no_ray(code: Any, address: str) -> str:
+    """What the status of a failed question says; empty if something of Ray answered."""
+    import grpc
+
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        # This question sends no token; Ray does, if it is told to or has found the cluster itself.
+        sent = address == "auto" or os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        return "" if sent else "it asks for a token, sent only with RAY_AUTH_MODE=token in the environment"
+    if code is grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
+        return ""  # the server of ray:// is not the head
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return "it is no head of Ray (its port is 6379 unless chosen otherwise)"
+    return f"something else listens there, or it hangs ({code.name.lower()})"
 
 
 @contextmanager
@@ -56,7 +141,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
         local_options: arguments of `ray.init` for a private cluster (such as `num_cpus`).
 
     Raises:
-        ConnectionError: `RAY_ADDRESS` names a cluster that does not answer.
+        ConnectionError, ConfigError: see `check_start`; or Ray could not start for another reason.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -65,30 +150,38 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     if ray.is_initialized():
         yield ray.cluster_resources()
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
+    check_start()
+    address = os.environ.get("RAY_ADDRESS", "")
+    private = address in ("", "local")
+    try:
+        if private:
+            _start_private(local_options)
+        else:
             ray.init(log_to_driver=True)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}"
-            ) from None
-    else:
-        # Ray frees a stopped run's resources through its State API, which the dashboard serves.
-        port = free_port()
-        for name, value in PRIVATE.items():
-            os.environ.setdefault(name, value)
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        ray.init(
-            address="local",
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            logging_level=logging.ERROR,
-            **{"num_cpus": os.cpu_count(), "include_dashboard": True, **local_options},
-        )
+    except Exception as error:  # Ray's own errors are of many kinds
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        where = "Ray cannot start here" if private else f"no Ray cluster answers at RAY_ADDRESS={address}"
+        raise ConnectionError(f"{where}: {reason}") from error
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
-        if not address:
+        if private:
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+
+
+def _start_private(options: dict[str, Any]) -> None:
+    import ray
+
+    # Ray frees a stopped run's resources through its State API, which the dashboard serves.
+    port = free_port()
+    for name, value in PRIVATE.items():
+        os.environ.setdefault(name, value)
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    ray.init(
+        address="local",
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        logging_level=logging.ERROR,
+        **{"num_cpus": os.cpu_count(), "include_dashboard": True, **options},
+    )

@@ -25,7 +25,7 @@ from cosa_dist.distributed.reporting import spared
 from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
 from cosa_dist.inference.trained import choose
-from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 
@@ -88,9 +88,7 @@ def run_labelling(
             quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
             return LabellingOutcome(shards, quality, 0.0)
     else:
-        run_id = _tracking_run(task, config, folder.name, parent_run_id)
-        uri = str(read_note(run)["tracking_uri"])
-        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+        _begin(task, config, folder, parent_run_id)
     with sole_driver(folder), listening_to_signals(folder):
         (folder / STOP).unlink(missing_ok=True)
         return _label(task, config, folder, resources, progress)
@@ -149,6 +147,18 @@ def _evaluated(quality: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
     classes = len(describe_split(config.data.shards, config.data.train_split).info.class_names)
     counts = {"evaluated_images": str(quality["images_with_truth"]), "classes": str(classes)}
     return {"image_set": quality.get("image_set", ""), "benchmark": "", **counts}
+
+
+def _begin(task: LabellingTask, config: RunConfig, folder: Path, parent_run_id: str) -> None:
+    """Create a labelling's tracking run and its note, or neither."""
+    uri = str(read_note(Path(task.run))["tracking_uri"])
+    run_id = _tracking_run(task, config, folder.name, parent_run_id)
+    try:
+        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
+    except BaseException:
+        if run_id:
+            finish_run(uri, run_id, "FAILED")
+        raise
 
 
 def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:

@@ -1,44 +1,14 @@
-"""Absolute paths and the run folder.
-
-Ray workers and jobs run in temporary working directories, so every path of a configuration is made
-absolute in the driver, before anything starts. A relative path inside such a temporary copy would be lost
-with it and is refused, unless `COSA_ROOT` names the folder that relative paths start from.
-"""
+"""The absolute paths of a configuration, and the run folder."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import is_recipe_file
+from cosa_dist.config.method import names_a_file
+from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
-
-
-def absolute(text: str, option: str, must_last: bool = False) -> str:
-    """Make a local path absolute; URLs (`s3://`, `http://`) stay.
-
-    Args:
-        text: the path as given.
-        option: its option, for the message.
-        must_last: something is written there that has to outlive the job.
-
-    Raises:
-        ConfigError: relative inside the temporary copy that a Ray job runs in.
-    """
-    if "://" in text or not text:
-        return text
-    path = Path(text).expanduser()
-    if path.is_absolute():
-        return str(path)
-    root = os.environ.get("COSA_ROOT")
-    base = Path(root).expanduser().resolve() if root else Path.cwd()
-    if not root and must_last and "_ray_pkg_" in str(base):
-        raise ConfigError(
-            f"--{option} {text!r} is relative, but this job runs in a temporary copy of the "
-            "checkout: give an absolute path, or set COSA_ROOT to the folder that relative paths "
-            "start from"
-        )
-    return str(base / path)
+from cosa_dist.tracking.store import MEMORY, SQLITE
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -47,9 +17,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: see `absolute`.
     """
-    weights = config.model.weights
-    if "/" in weights or weights.endswith((".pth", ".pt", ".bin", ".safetensors")):
+    weights, uri, first = config.model.weights, config.tracking.uri, config.stage_one.recipe
+    if names_a_file(weights):
         weights = absolute(weights, "model.weights")
+    if is_recipe_file(first):
+        first = absolute(first, "stage_one.recipe")
+    if uri.startswith(SQLITE) and uri != SQLITE + MEMORY:
+        uri = SQLITE + absolute(uri.removeprefix(SQLITE), "tracking.uri", True)
     data = config.data.model_copy(
         update={
             "shards": absolute(config.data.shards, "data.shards", True),
@@ -61,8 +35,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             "output": absolute(config.output, "output", True),
             "data": data,
             "model": config.model.model_copy(update={"weights": weights}),
+            "tracking": config.tracking.model_copy(update={"uri": uri}),
             "stage_one": config.stage_one.model_copy(
-                update={"run": absolute(config.stage_one.run, "stage_one.run")}
+                update={"recipe": first, "run": absolute(config.stage_one.run, "stage_one.run")}
             ),
         }
     )

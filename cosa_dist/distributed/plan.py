@@ -7,7 +7,7 @@ three free CPUs each do not hold a worker that needs four.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -16,7 +16,15 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.sharing import check_batch_norm, elastic_numbers, micro_batch
 
-__all__ = ["WorkerPlan", "await_resources", "micro_batch", "plan_workers", "workers_that_fit"]
+Choose = Callable[[Iterable[int]], int]
+__all__ = [
+    "WorkerPlan",
+    "await_resources",
+    "micro_batch",
+    "plan_workers",
+    "trials_that_fit",
+    "workers_that_fit",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,31 @@ def even_share(use_gpu: bool, workers: int, nodes: Sequence[Mapping[str, float]]
 def workers_that_fit(need: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers of equal `need` a list of nodes holds, each worker on one node."""
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in need.items())) for node in nodes)
+
+
+def trials_that_fit(
+    need: Mapping[str, float], workers: int, nodes: Sequence[Mapping[str, float]], choose: Choose = min
+) -> int:
+    """How many trials, each with a driver of one CPU and its workers, a list of nodes holds at once.
+
+    Args:
+        need: of each worker, which lies on one node.
+        workers: of each trial.
+        nodes: resources of each node.
+        choose: `min` for drivers that lie where they do most harm, as Ray places them before the workers;
+            `max` for those that lie best.
+    """
+    most = workers_that_fit(need, nodes) // workers
+    # Entry n: how many workers fit beside n drivers.
+    beside = [0]
+    for node in nodes:
+        free = int(node.get("CPU", 0.0))
+        room = [workers_that_fit(need, [{**node, "CPU": free - taken}]) for taken in range(free + 1)]
+        beside = [
+            choose(beside[n - d] + room[d] for d in range(len(room)) if 0 <= n - d < len(beside))
+            for n in range(min(most, len(beside) + free - 1) + 1)
+        ]
+    return max((n for n, fit in enumerate(beside) if fit >= n * workers), default=0)
 
 
 def placement_message(plan: WorkerPlan, nodes: Sequence[Mapping[str, float]], seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Everything that is checked and created in the driver before a worker starts.
 
-Shards, weights, output folder and tracking store are opened here, so that a wrong path costs a second and
-not an hour. The run folder gets the resolved configuration and the id of its tracking run.
+Settings, shards, network, weights, output folder and tracking store are checked first, so that a mistake
+costs seconds and not an hour. Then the caller may start Ray (`ready`), and only then are the run folder, with
+the resolved configuration, and its tracking run made: what could not start leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError, nearest
-from cosa_dist.config.loading import build_config, read_yaml, to_yaml
+from cosa_dist.config.loading import COMMAND_LINE, build_config, nested, read_yaml, stacked, to_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import SplitDescription
@@ -28,7 +30,7 @@ from cosa_dist.distributed.task import FAILURE
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
-from cosa_dist.tracking.store import StoreError, prepare_store
+from cosa_dist.tracking.store import StoreError, check_store, prepare_store
 from cosa_dist.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,23 @@ class PreparedRun:
     run_id: str
 
 
-def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
+Ready = Callable[[RunConfig], object]
+"""called when all is checked and before anything is made: it may start Ray, and refuse the run"""
+
+
+def at_once(config: RunConfig) -> None:
+    """The `Ready` of a caller whose Ray is up already."""
+
+
+def check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
+    """Check all that a run is made of; return its training and its validation split.
+
+    Args:
+        config: the run, with absolute paths.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
+    """
     check_batch_norm_early(config)
     parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
@@ -56,7 +74,40 @@ def _check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription
         )
     if config.kind == "segmenter":
         _check_masks(config, train)
+    check_network(config, len(train.info.class_names))
     return train, val
+
+
+def check_places(config: RunConfig) -> None:
+    """Check that the run's folder and its tracking run can be made.
+
+    Raises:
+        ConfigError, StoreError: they cannot.
+    """
+    check_writable(run_folder(config))
+    if config.tracking.enabled:
+        check_store(config.tracking.uri or None, Path(config.output))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ConfigError` if a folder cannot be written to, or not be made where it is missing."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot write to {there}")
+
+
+def check_network(config: RunConfig, classes: int) -> None:
+    """Check that the run's network can be built for so many foreground classes.
+
+    Raises:
+        FileNotFoundError, ValueError: a backbone, weights or input sizes that do not fit.
+    """
+    # Only here: networks take seconds to import, and a process that only names this module needs none.
+    from cosa_dist.training.state import check_network as check
+
+    check(config, classes)
 
 
 def _check_masks(config: RunConfig, train: SplitDescription) -> None:
@@ -126,12 +177,31 @@ def dataset_label(config: RunConfig, split: SplitDescription) -> str:
     return config.data.label or split.info.name
 
 
-def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
+def _tags(config: RunConfig, train: SplitDescription, val: SplitDescription) -> dict[str, str]:
+    """Labels of a run's tracking run."""
+    return {
+        "dataset": dataset_label(config, val),
+        "split": config.data.val_split,
+        "recipe": config.recipe,
+        "backbone": config.model.backbone,
+        "seed": str(config.seed),
+        "steps": str(config.training.steps),
+        "kind": config.kind,
+        "supervision": supervision_of(config),
+        **provenance(),
+        "mlflow.note.content": description(config, dataset_label(config, val)),
+        "data_fingerprint_train": train.fingerprint,
+        "data_fingerprint_val": val.fingerprint,
+    }
+
+
+def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = at_once) -> PreparedRun:
     """Check a run's inputs and create its folder and tracking run.
 
     Args:
         config: the run; an empty name becomes recipe, seed and time.
         parent_run_id: tracking run of the sweep that this run belongs to.
+        ready: called before anything is made.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
@@ -140,9 +210,11 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
     kind = "" if config.kind == "cosa" else f"-{config.kind}"
     name = config.name or f"{config.recipe}{kind}-s{config.seed}-{stamp}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
-    train, val = _check_inputs(config)
     folder = run_folder(config)
     refuse_used_name(folder)
+    check_places(config)
+    train, val = check_inputs(config)
+    ready(config)
     uri, run_id = "", ""
     if config.tracking.enabled:
         uri = prepare_store(config.tracking.uri or None, Path(config.output))
@@ -151,45 +223,31 @@ def prepare_run(config: RunConfig, parent_run_id: str = "") -> PreparedRun:
             config.tracking.experiment,
             name,
             params=flatten(config),
-            tags={
-                "dataset": dataset_label(config, val),
-                "split": config.data.val_split,
-                "recipe": config.recipe,
-                "backbone": config.model.backbone,
-                "seed": str(config.seed),
-                "steps": str(config.training.steps),
-                "kind": config.kind,
-                "supervision": supervision_of(config),
-                **provenance(),
-                "mlflow.note.content": description(config, dataset_label(config, val)),
-                "data_fingerprint_train": train.fingerprint,
-                "data_fingerprint_val": val.fingerprint,
-            },
+            tags=_tags(config, train, val),
             parent_run_id=parent_run_id,
         )
     try:
         create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
-    except ConfigError:
+    except BaseException:
         if run_id:
             finish_run(uri, run_id, "FAILED")
         raise
     return PreparedRun(config, folder, uri, run_id)
 
 
-def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
+def reopen(name: str, output: str, overrides: Mapping[str, object], ready: Ready = at_once) -> PreparedRun:
     """Take up a run that was interrupted, with its own configuration.
 
     Args:
         name: run name.
         output: the output folder.
         overrides: dotted options; only `distributed.*` may change.
+        ready: called before the run is marked as running.
 
     Raises:
         ConfigError: no such run, a finished or a running one, or an option that may not change.
     """
-    for key in overrides:
-        if not key.startswith(("distributed.", "output")):
-            raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
+    refuse_overrides(overrides)
     folder = run_folder(RunConfig(output=absolute(output, "output", True), name=name))
     if not (folder / "config.yaml").is_file():
         others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
@@ -197,21 +255,27 @@ def reopen(name: str, output: str, overrides: dict[str, object]) -> PreparedRun:
     note = read_note(folder)
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
-    values = read_yaml(folder / "config.yaml")
-    if "distributed.workers" in overrides:
-        values["distributed"]["fewest_workers"] = 0
-    for key, value in overrides.items():
-        if key.startswith("distributed."):
-            values["distributed"][key.removeprefix("distributed.")] = value
-    config = build_config(values, str(folder / "config.yaml"))
-    _check_inputs(config)
+    changes = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
+    if "distributed.workers" in changes:
+        changes["distributed.fewest_workers"] = 0
+    path = folder / "config.yaml"
+    config = stacked([(str(path), read_yaml(path)), (COMMAND_LINE, nested(changes))])
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     with sole_driver(folder):
+        check_inputs(config)
+        ready(config)
         if run_id:
             uri = _reopen_tracking(uri, run_id, Path(config.output))
         for left in (FAILURE, STOP, STOPPED):
             (folder / left).unlink(missing_ok=True)
     return PreparedRun(config, folder, uri, run_id)
+
+
+def refuse_overrides(overrides: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for an option that a run which is taken up again cannot change."""
+    for key in overrides:
+        if not key.startswith("distributed.") and key != "output":
+            raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
 
 
 def begun(config: RunConfig) -> bool:
@@ -248,8 +312,22 @@ def _reopen_tracking(uri: str, run_id: str, output: Path) -> str:
 
 
 def read_note(folder: Path) -> dict[str, object]:
-    """The run's note: tracking URI, run id, whether it is finished."""
-    note: dict[str, object] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    """The run's note: tracking URI, run id, whether it is finished.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    path = folder / "run.json"
+    try:
+        note: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ("tracking_uri", "run_id", "finished") if key not in note]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        missing = [" ".join(str(error).split())]
+    if missing or not isinstance(note, dict):
+        raise ConfigError(
+            f"{path} is missing or damaged ({', '.join(missing) or 'no mapping'}): put it back from a copy, "
+            "or start a new run under another --name"
+        )
     return note
 
 

@@ -19,23 +19,30 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, load_config, merge, read_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.description import SplitDescription
 from cosa_dist.data.reading import check_reading
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.launch import Outcome, launch
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.plan import plan_workers
 from cosa_dist.distributed.preparation import (
+    Ready,
+    at_once,
+    check_inputs,
+    check_network,
+    check_places,
     create_run_folder,
     dataset_label,
     mark_finished,
     prepare_run,
     read_note,
+    refuse_overrides,
     refuse_used_name,
     reopen,
 )
 from cosa_dist.distributed.sharing import check_batch_norm_early
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
-from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
@@ -73,7 +80,7 @@ def stage_one_config(config: RunConfig, parent: str) -> RunConfig:
     Raises:
         ConfigError: the recipe or the options are wrong, or it is no CoSA run.
     """
-    first = load_config(config.stage_one.recipe, None, config.stage_one.options)
+    first = load_config(config.stage_one.recipe, None, config.stage_one.options, "stage_one.options")
     if first.kind != "cosa":
         raise ConfigError(f"stage_one.recipe {config.stage_one.recipe}: a first stage is a CoSA run")
     shared = {
@@ -97,8 +104,12 @@ def stage_two_config(config: RunConfig, parent: str, shards: Path) -> RunConfig:
     return build_config(merge(config.model_dump(), own), "second stage")
 
 
-def prepare_staged(config: RunConfig) -> StagedRun:
+def prepare_staged(config: RunConfig, ready: Ready = at_once) -> StagedRun:
     """Check what can be checked of all stages, and create the run's folder and tracking run.
+
+    Args:
+        config: the whole run.
+        ready: called before anything is made.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
@@ -106,26 +117,53 @@ def prepare_staged(config: RunConfig) -> StagedRun:
     name = config.name or f"{config.recipe}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
     check_batch_norm_early(config)
-    val = check_reading(config.data, config.data.val_split)
-    if not config.stage_one.run:
-        with_absolute_paths(stage_one_config(config, name))
-    elif not Path(config.stage_one.run).is_dir():
-        raise ConfigError(f"stage_one.run: no run folder at {config.stage_one.run}")
     folder = run_folder(config)
     for path in (folder, *(folder.with_name(f"{name}-{stage}") for stage in (ONE, MASKS, TWO))):
         refuse_used_name(path)
+    check_places(config)
+    val = _check_stages(config, name)
+    ready(config)
     uri, run_id = "", ""
     if config.tracking.enabled:
         uri = prepare_store(config.tracking.uri or None, Path(config.output))
         tags = {"kind": "stages", "recipe": config.recipe, "seed": str(config.seed), **provenance()}
         tags |= {"dataset": dataset_label(config, val), "backbone": config.model.backbone}
         run_id = create_run(uri, config.tracking.experiment, name, params=flatten(config), tags=tags)
-    create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    try:
+        create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
+    except BaseException:
+        if run_id:
+            finish_run(uri, run_id, "FAILED")
+        raise
     return StagedRun(config, folder, uri, run_id)
 
 
-def reopen_staged(name: str, output: str, overrides: Mapping[str, object]) -> StagedRun | None:
+def _check_stages(config: RunConfig, name: str) -> SplitDescription:
+    """Check the first stage's inputs, or the run that stands for it, and the second stage's network."""
+    val = check_reading(config.data, config.data.val_split)
+    if config.stage_one.run:
+        from cosa_dist.distributed.labelling_run import trained_config
+        from cosa_dist.inference.trained import choose
+
+        first = Path(config.stage_one.run)
+        trained_config(first)
+        choose(first)
+    else:
+        check_inputs(with_absolute_paths(stage_one_config(config, name)))
+    check_network(config, len(val.info.class_names))
+    return val
+
+
+def reopen_staged(
+    name: str, output: str, overrides: Mapping[str, object], ready: Ready = at_once
+) -> StagedRun | None:
     """Take up a multi-stage run that was interrupted; None if there is no run of that name and kind.
+
+    Args:
+        name: run name.
+        output: the output folder.
+        overrides: dotted options; only `distributed.*` may change.
+        ready: called before the run is marked as running.
 
     Raises:
         ConfigError: it is finished, or an option may not change.
@@ -136,12 +174,11 @@ def reopen_staged(name: str, output: str, overrides: Mapping[str, object]) -> St
     config = build_config(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     if not is_staged(config):
         return None
-    for key in overrides:
-        if not key.startswith(("distributed.", "output")):
-            raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
+    refuse_overrides(overrides)
     note = read_note(folder)
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
+    ready(config)
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     if run_id:
         reopen_run(uri, run_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, nested, to_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.paths import run_folder
-from cosa_dist.distributed.plan import plan_workers
+from cosa_dist.distributed.plan import node_resources, plan_workers, trials_that_fit, workers_that_fit
 from cosa_dist.distributed.search_space import tune_space
 from cosa_dist.distributed.sweep_plan import SweepPlan, first_comparison, sweep_folder
 from cosa_dist.distributed.trial import TrialTask, run_trial, trial_config, trial_options
@@ -46,22 +46,26 @@ class SweepResult:
     folder: Path
 
 
-def concurrent_trials(base: RunConfig, resources: Mapping[str, float]) -> int:
-    """How many trials fit on the cluster at once.
+def concurrent_trials(base: RunConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials fit on these nodes at once.
 
     Raises:
         ConfigError: not even one; the message shows the arithmetic.
     """
-    plan = plan_workers(base, dict(resources))
-    cpus = DRIVER_CPUS + plan.workers * plan.cpus_per_worker
-    fits = int(resources.get("CPU", 0) // cpus)
-    if plan.use_gpu:
-        fits = min(fits, int(resources.get("GPU", 0) // plan.workers))
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    plan = plan_workers(base, total, nodes)
+    need = plan.resources_per_worker
+    fits = trials_that_fit(need, plan.workers, nodes)
     if fits < 1:
+        fits = min(1, trials_that_fit(need, plan.workers, nodes, max))
+    if fits < 1:
+        cpus = DRIVER_CPUS + plan.workers * plan.cpus_per_worker
         raise ConfigError(
             f"a trial needs {cpus:g} CPUs ({DRIVER_CPUS} driver + {plan.workers} workers x "
-            f"{plan.cpus_per_worker:g}) and {plan.workers if plan.use_gpu else 0} GPUs; the cluster "
-            f"has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+            f"{plan.cpus_per_worker:g}) and {plan.workers if plan.use_gpu else 0} GPUs, "
+            f"each worker on one node; the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on "
+            f"{len(nodes)} node(s), which hold {workers_that_fit(need, nodes)} such workers: lower "
+            "distributed.workers or distributed.cpus_per_worker"
         )
     return fits
 
@@ -152,7 +156,7 @@ def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
         param_space=tune_space(plan.space) if plan.space else {"options": tune.grid_search(plan.points)},
-        tune_config=_tune_config(plan, concurrent_trials(config, resources)),
+        tune_config=_tune_config(plan, concurrent_trials(config, node_resources())),
         run_config=tune.RunConfig(
             name=f"tune-{time.time_ns():x}",
             storage_path=str(sweep_folder(config) / "tune"),

@@ -14,11 +14,14 @@ from typing import Any, Literal
 
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config
+from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.trial import trial_config
 from cosa_dist.whole_file import write_whole
 
 PLAN_FILE = "sweep.json"
+FOUND_LATER = ("base", "parent_run_id", "tracking_uri")
+"""fields of a plan that the command line does not decide, or that `flatten` takes apart"""
 Search = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "none"]
 
@@ -108,6 +111,17 @@ def refuse_used_name(base: RunConfig) -> None:
             f"a sweep named {base.name} is already in {folder.parent}: continue it with "
             f"--resume {base.name}, or choose another --name"
         )
+
+
+def other_settings(asked: SweepPlan, begun: SweepPlan) -> list[str]:
+    """What a sweep that was begun has otherwise than a plan asks for, but for workers and where they run."""
+
+    def settings(plan: SweepPlan) -> dict[str, Any]:
+        own = asdict(plan) | flatten(plan.config)
+        return json.loads(json.dumps({k: v for k, v in own.items() if k not in FOUND_LATER}))  # type: ignore[no-any-return]
+
+    wanted, found = settings(asked), settings(begun)
+    return [key for key in wanted if wanted[key] != found[key] and not key.startswith("distributed.")]
 
 
 def write_plan(plan: SweepPlan) -> Path:

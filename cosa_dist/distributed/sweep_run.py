@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cosa_dist.distributed.plan import even_share, plan_workers
+from cosa_dist.distributed.plan import even_share, plan_workers, trials_that_fit
 from cosa_dist.distributed.sweep import DRIVER_CPUS, SweepResult, run_sweep
-from cosa_dist.distributed.sweep_plan import SweepPlan
+from cosa_dist.distributed.sweep_plan import SweepPlan, write_plan
 from cosa_dist.distributed.warm_start import warm_up
-from cosa_dist.tracking.mlflow_runs import create_run, ending, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
 
@@ -22,8 +22,11 @@ def share_cpus(
     config = plan.config
     if config.distributed.cpus_per_worker:
         return plan
-    workers = plan_workers(config, resources)
-    share = even_share(workers.use_gpu, workers.workers, nodes, DRIVER_CPUS)
+    asked = plan_workers(config, resources)
+    share = even_share(asked.use_gpu, asked.workers, nodes, DRIVER_CPUS)
+    need = asked.resources_per_worker
+    while share > 1 and not trials_that_fit({**need, "CPU": share}, asked.workers, nodes):
+        share -= 1
     distributed = config.distributed.model_copy(update={"cpus_per_worker": share})
     return replace(plan, base=config.model_copy(update={"distributed": distributed}).model_dump(mode="json"))
 
@@ -44,6 +47,22 @@ def open_tracking(plan: SweepPlan) -> SweepPlan:
     tags |= {"search": plan.search, "scheduler": plan.scheduler, "warm_start": str(plan.warm_start)}
     run_id = create_run(uri, config.tracking.experiment, plan.name, params=params, tags=tags)
     return replace(plan, parent_run_id=run_id, tracking_uri=uri)
+
+
+def begin(plan: SweepPlan) -> SweepPlan:
+    """Create the tracking run and the folder of a new sweep; return the plan as it was written.
+
+    Raises:
+        ConfigError, OSError, StoreError: one of them cannot be made; then neither is there.
+    """
+    plan = open_tracking(plan)
+    try:
+        write_plan(plan)
+    except BaseException:
+        if plan.parent_run_id:
+            finish_run(plan.tracking_uri, plan.parent_run_id, "FAILED")
+        raise
+    return plan
 
 
 def conduct(plan: SweepPlan, resources: Mapping[str, float], fresh: bool) -> SweepResult:

@@ -14,6 +14,7 @@ from timm.models import VisionTransformer
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+from cosa_dist.config.errors import nearest
 from cosa_dist.model.backbone_base import Backbone
 from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
 from cosa_dist.model.backbone_swin import SwinBackbone
@@ -62,6 +63,20 @@ def _create(kind: str, full_name: str, pretrained: bool, options: dict[str, Any]
     if "distilled" not in full_name:  # those read their class tokens and refuse another pooling
         arguments = {"global_pool": "", **arguments}
     return timm.create_model(full_name, pretrained=pretrained, **arguments)
+
+
+def check_tag(name: str, tag: str) -> None:
+    """Refuse a tag that timm has no weights for.
+
+    Raises:
+        ValueError: naming the tags that there are.
+    """
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{name}.*")]
+    if tag not in tags:
+        raise ValueError(
+            f"model.weights {tag!r} is neither a file nor a timm tag of {name} (there are "
+            f"{', '.join(tags) or 'none'}){nearest(tag, tags)}; give the path of a file, a tag, or none"
+        )
 
 
 def check_input_size(

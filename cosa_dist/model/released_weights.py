@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cosa_dist.model.weight_file import read_file, save_pickle, save_tensors, state_dict_of
+from cosa_dist.model.weight_file import is_safetensors, read_file, save_pickle, save_tensors, state_dict_of
 
 OURS, THEIRS = "backbone.model.", "encoder."
 UNUSED_HEAD = ("encoder.head.weight", "encoder.head.bias")
@@ -76,7 +76,7 @@ def network_of(content: Any, path: Path) -> SavedNetwork:
     state = state_dict_of(content, path)
     if not is_whole_network(state):
         raise ValueError(f"{path} holds no whole network (backbone, classifiers and decoder)")
-    facts = _our_facts(path) if path.suffix == ".safetensors" else _their_facts(content)
+    facts = _our_facts(path) if is_safetensors(path) else _their_facts(content)
     ours = {_renamed(key, THEIRS, OURS): state[key] for key in state if key not in UNUSED_HEAD}
     return SavedNetwork(ours, {key: state[key] for key in UNUSED_HEAD if key in state}, **facts)
 

@@ -8,9 +8,11 @@ a Python number, anything else of NumPy an empty object. Every other type is ref
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +22,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-WRAPPERS = ("model", "state_dict")
-PARALLEL_PREFIX = "module."
+WRAPPERS = (
+    *("model", "state_dict", "teacher", "model_ema", "state_dict_ema", "ema", "student"),
+    *("module", "net", "network", "backbone", "encoder"),
+)
+"""names under which training scripts keep a network; the first that is there is taken"""
+WRAPPING_PREFIXES = ("module.", "_orig_mod.")
+"""of DistributedDataParallel and torch.compile"""
+NO_WEIGHTS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS, not the file itself: `git lfs pull` gets that",
+    b"<!doctype html": "it is a web page: download the file itself",
+    b"<html": "it is a web page: download the file itself",
+}
+log = logging.getLogger(__name__)
 NUMBER_FORMATS = {"f4": "f", "f8": "d", "i4": "i", "i8": "q"}
 
 
@@ -86,15 +99,41 @@ def read_file(path: Path) -> Any:
         ValueError: damaged, or with something in it that is neither tensor nor plain value.
     """
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
         with torch.serialization.safe_globals(STAND_INS):  # type: ignore[arg-type]
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} cannot be read as tensors: {_refused(str(error))}") from None
+        reason = _refused(str(error))
     except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as tensors: {reason}") from None
+    raise ValueError(f"{path} cannot be read as tensors: {_told_by_its_beginning(path) or reason}")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors by its content (a length and JSON), whatever its name ends with."""
+    return path.suffix == ".safetensors" if len(head := _head(path)) < 9 else head[8:9] == b"{"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _told_by_its_beginning(path: Path) -> str:
+    """Why a file cannot be read, if its first bytes tell."""
+    try:
+        head = _head(path)
+    except OSError:
+        return ""
+    if not head:
+        return "it is empty: download it again"
+    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        return "its end is missing: download it again"
+    if head.startswith(b"PK\x03\x04") and path.suffix == ".safetensors":
+        return "it is a file of PyTorch: name it .pth"
+    return next((what for mark, what in NO_WEIGHTS.items() if head.lower().startswith(mark)), "")
 
 
 def _refused(message: str) -> str:
@@ -102,7 +141,8 @@ def _refused(message: str) -> str:
     named = re.search(r"GLOBAL (\S+)", message)
     if named:
         return (
-            f"it holds {named.group(1)}, which is neither a tensor nor a plain value; nothing in it was run"
+            f"it holds {named.group(1)}, which is neither a tensor nor a plain value; nothing in it was run "
+            "(of a whole network, save its state_dict())"
         )
     return (
         " ".join(message.partition("WeightsUnpickler error:")[2].split())[:200]
@@ -111,20 +151,31 @@ def _refused(message: str) -> str:
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """Open the wrappers around a state dict: `{"model": ...}`, `{"state_dict": ...}`, `module.` prefixes.
+    """Open the wrappers around a state dict: `{"model": ...}`, `{"student": ..., "teacher": ...}`, `module.`.
+
+    What is chosen or left out is logged.
 
     Raises:
         ValueError: there is no dictionary of tensors.
     """
     state = content
-    for _ in WRAPPERS:
-        inner = next((state[key] for key in WRAPPERS if isinstance(state, dict) and key in state), None)
-        state = inner if isinstance(inner, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} is not a dictionary of tensors")
-    if all(name.startswith(PARALLEL_PREFIX) for name in state):
-        return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in state.items()}
-    return dict(state)
+    while found := [key for key in WRAPPERS if isinstance(state, dict) and _holds_tensors(state.get(key))]:
+        if len(found) > 1:
+            log.info("%s holds %s: %s is taken", path, ", ".join(found), found[0])
+        state = state[found[0]]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors or not all(isinstance(name, str) for name in tensors):
+        keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} is not a dictionary of tensors (it holds {keys or 'nothing'})")
+    if others := [str(name) for name in state if name not in tensors]:
+        log.info("%s: %s left out: no tensors", path, ", ".join(others[:5]))
+    while prefix := next((p for p in WRAPPING_PREFIXES if all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, Tensor) or _holds_tensors(v) for v in value.values())
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from cosa_dist.config.method import names_a_file
 from cosa_dist.model.released_weights import OURS, SavedNetwork, is_whole_network, network_of
 from cosa_dist.model.weight_file import read_file, state_dict_of
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from cosa_dist.model.backbone_base import Backbone
     from cosa_dist.model.network import CosaNetwork
 
-HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.")
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.", "mask_token", "decoder_")
+"""of classification, and what only a pretraining by masks uses"""
+PARTS = ("teacher.", "backbone.", "model.", "encoder.", "base_encoder.", "student.")
+"""prefixes under which a training script's network keeps its backbone"""
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,7 @@ def parse_weight_source(text: str) -> WeightSource:
     if text in ("", "none"):
         return WeightSource()
     path = Path(text).expanduser()
-    if "/" in text or path.suffix in SUFFIXES:
+    if names_a_file(text):
         if not path.is_file():
             raise FileNotFoundError(
                 f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
@@ -63,21 +66,23 @@ def load_backbone_file(backbone: Backbone, path: Path) -> None:
     Raises:
         ValueError: unreadable, or tensors are missing, unknown or of another shape.
     """
+    backbone.model.load_state_dict(backbone_tensors(backbone, path))
+
+
+def backbone_tensors(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    """The tensors of a backbone from a local file, under the names of its model's `state_dict`.
+
+    Raises:
+        ValueError: see `load_backbone_file`.
+    """
     try:
         content = read_file(path)
         state = state_dict_of(content, path)
         if is_whole_network(state):
             state = network_of(content, path).state
-            state = {key.removeprefix(OURS): state[key] for key in state if key.startswith(OURS)}
-        _load_backbone(backbone, state, path)
+        return _fitting_backbone(backbone, state, path)
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
-
-
-def _load_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> None:
-    own = backbone.adapt({key: value for key, value in state.items() if not key.startswith(HEADS)})
-    _check_fit(backbone.model.state_dict(), own, path)
-    backbone.model.load_state_dict(own)
 
 
 def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
@@ -91,18 +96,57 @@ def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
     Raises:
         ValueError: unreadable, or tensors are missing, unknown or of another shape.
     """
+    network.load_state_dict(network_tensors(network, path, aux_layer), strict=False)
+
+
+def network_tensors(network: CosaNetwork, path: Path, aux_layer: int) -> dict[str, Tensor]:
+    """The tensors that a local file has for a network: all of them, or those of the backbone.
+
+    Raises:
+        ValueError: see `load_weight_file`.
+    """
     try:
         content = read_file(path)
         state = state_dict_of(content, path)
         if is_whole_network(state):
-            _load_whole(network, network_of(content, path), path, aux_layer)
-            return
-        _load_backbone(network.backbone, state, path)
+            return _fitting_whole(network, network_of(content, path), path, aux_layer)
+        own = _fitting_backbone(network.backbone, state, path)
+        return {OURS + key: value for key, value in own.items()}
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
 
 
-def _load_whole(network: CosaNetwork, saved: SavedNetwork, path: Path, aux_layer: int) -> None:
+def _fitting_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    own, inside = backbone.model.state_dict(), ""
+    found = _adapted(backbone, state)
+    while not own.keys() & found.keys():
+        prefix = next((part for part in PARTS if any(key.startswith(part) for key in state)), "")
+        if not prefix:
+            raise ValueError(
+                f"{path} holds no tensor of the backbone: its names are like {', '.join(list(state)[:3])}, "
+                f"the backbone's like {', '.join(list(own)[:3])}; check model.backbone and its options"
+            )
+        state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+        inside += prefix
+        found = _adapted(backbone, state)
+    if inside not in ("", OURS):
+        log.info("model.weights: %s: its part %s is taken", path, inside.rstrip("."))
+    _check_fit(own, found, path)
+    return found
+
+
+def _adapted(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors without heads, under the backbone's names if they are of its kind."""
+    bare = {key: value for key, value in state.items() if not key.startswith(HEADS)}
+    try:
+        return backbone.adapt(bare)
+    except (AttributeError, LookupError, RuntimeError):
+        return bare
+
+
+def _fitting_whole(
+    network: CosaNetwork, saved: SavedNetwork, path: Path, aux_layer: int
+) -> dict[str, Tensor]:
     if saved.aux_layer not in (None, aux_layer):
         log.warning(
             "model.weights: %s was trained with model.aux_layer %d, this run has %d: its auxiliary "
@@ -113,11 +157,11 @@ def _load_whole(network: CosaNetwork, saved: SavedNetwork, path: Path, aux_layer
         )
     inner = {key.removeprefix(OURS): value for key, value in saved.state.items() if key.startswith(OURS)}
     heads = {key: value for key, value in saved.state.items() if not key.startswith(OURS)}
-    whole = heads | {OURS + key: value for key, value in network.backbone.adapt(inner).items()}
+    whole = heads | {OURS + key: value for key, value in _adapted(network.backbone, inner).items()}
     own = network.state_dict()
     _check_classes(own, whole, path)
     _check_fit(own, whole, path)
-    network.load_state_dict(whole)
+    return whole
 
 
 def _check_classes(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:

@@ -79,7 +79,10 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def reopen_run(uri: str, run_id: str) -> bool:
-    """Mark a run as running again, before a restart continues it; see `finish_run`."""
+    """Mark a run as running again, before a restart continues it; see `finish_run`.
+
+    MLflow keeps the earlier end time until the next one: it counts only beside another status than RUNNING.
+    """
     return _tell(uri, run_id, lambda client: client.update_run(run_id, status="RUNNING"))
 
 

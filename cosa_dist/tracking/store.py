@@ -14,13 +14,15 @@ import sqlite3
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
+from cosa_dist.config.paths import absolute
+
 log = logging.getLogger(__name__)
 
-SQLITE = "sqlite:///"
+SQLITE, MEMORY = "sqlite:///", ":memory:"
 DATABASES = ("postgresql", "mysql", "mssql")
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "smbfs", "ceph"}
@@ -42,8 +44,8 @@ def prepare_store(
     """Make the store ready for many processes and return its absolute URI.
 
     Args:
-        uri: `http(s)://` server, `sqlite:///` file (relative paths count from the current folder),
-            other database, or empty/None for `<default_folder>/mlflow.db`.
+        uri: `http(s)://` server, `sqlite:///` file (for relative ones see `absolute`), other database, or
+            empty/None for `<default_folder>/mlflow.db`.
         default_folder: where the default SQLite file lies, and the lock of other databases.
         lock_seconds: how long to wait for another process that prepares the same store.
         reach_seconds: how long to wait for a server.
@@ -51,10 +53,9 @@ def prepare_store(
     Raises:
         StoreError: if the store cannot be reached, created or understood.
     """
-    uri = resolve_uri(uri, default_folder)
+    uri = check_store(uri, default_folder, reach_seconds)
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
-        check_server(uri, reach_seconds)
         return uri
     folder = sqlite_path(uri).parent if scheme == "sqlite" else Path(default_folder).resolve()
     lock_file = folder / (sqlite_path(uri).name + ".lock" if scheme == "sqlite" else "mlflow.lock")
@@ -67,8 +68,23 @@ def prepare_store(
             f"tracking store {without_password(uri)}: another process has held {lock_file} for "
             f"{lock_seconds:.0f} s; if none is running, delete that file"
         ) from error
-    except OSError as error:
-        raise StoreError(f"tracking store {without_password(uri)}: {error}") from error
+    except StoreError:
+        raise
+    except Exception as error:  # SQLAlchemy's errors are of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"tracking store {without_password(uri)}: {reason}") from error
+    return uri
+
+
+def check_store(uri: str | None, default_folder: Path, reach_seconds: float = 3.0) -> str:
+    """Return the absolute URI; of a server, only if it answers. Nothing is made.
+
+    Raises:
+        StoreError: for a kind of store or a path that is not supported, or a server that is away.
+    """
+    uri = resolve_uri(uri, default_folder)
+    if urlsplit(uri).scheme in ("http", "https"):
+        check_server(uri, reach_seconds)
     return uri
 
 
@@ -76,18 +92,18 @@ def resolve_uri(uri: str | None, default_folder: Path) -> str:
     """Return the absolute URI without touching the store.
 
     Raises:
-        StoreError: for a kind of store that is not supported.
+        StoreError: for a kind of store or a path that is not supported.
     """
     if not uri:
-        return sqlite_uri(Path(default_folder) / "mlflow.db")
+        return sqlite_uri(Path(absolute(str(default_folder))) / "mlflow.db")
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme in ("http", "https") or scheme in DATABASES:
         return uri
     if scheme == "sqlite":
-        name = uri.removeprefix(SQLITE).split("?")[0]
-        if not uri.startswith(SQLITE) or not name or name == ":memory:":
+        name = uri.removeprefix(SQLITE)
+        if not uri.startswith(SQLITE) or not name or name == MEMORY:
             raise StoreError(f"tracking URI {uri}: name a file, e.g. sqlite:///outputs/mlflow.db")
-        return sqlite_uri(Path(name))
+        return sqlite_uri(Path(absolute(name)))
     if scheme in ("file", ""):
         raise StoreError(
             f"tracking URI {uri}: MLflow has given up plain folders as stores; use "
@@ -99,8 +115,19 @@ def resolve_uri(uri: str | None, default_folder: Path) -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """URI of a SQLite file, with an absolute path."""
-    return SQLITE + str(Path(path).expanduser().resolve())
+    """URI of a SQLite file, with an absolute path.
+
+    Raises:
+        StoreError: a path that MLflow and SQLAlchemy would each read in another way than it is written.
+    """
+    whole = str(Path(path).expanduser().resolve())
+    if "?" in whole or unquote(whole) != whole:
+        raise StoreError(
+            f"tracking store {whole}: MLflow cannot keep its database below a path with '?' or an escape "
+            "such as %20 in it: choose another folder (--output, COSA_ROOT), or give a server as "
+            "--tracking.uri, or leave it out with --tracking.enabled false"
+        )
+    return SQLITE + whole
 
 
 def sqlite_path(uri: str) -> Path:

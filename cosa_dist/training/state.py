@@ -16,7 +16,9 @@ from cosa_dist.assignment.threshold import ThresholdSource
 from cosa_dist.assignment.threshold_search import threshold_source
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.assignment_network import copy_network
-from cosa_dist.model.backbone import check_input_size
+from cosa_dist.model.backbone import check_input_size, check_tag
+from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.weights import backbone_tensors, network_tensors, parse_weight_source
 from cosa_dist.training.networks import TrainedNetwork, build_trained_network, network_names
 from cosa_dist.training.optimizer import build_optimizer
 
@@ -75,6 +77,26 @@ def build_state(config: RunConfig, classes: int, device: torch.device) -> TrainS
         assignment=copy_network(online),
         optimizer=build_optimizer(online, config.optimizer, spare_norms=config.kind == "segmenter"),
     )
+
+
+def check_network(config: RunConfig, classes: int) -> None:
+    """Refuse what `build_state` would refuse, in a second or two: nothing is downloaded.
+
+    Raises:
+        ValueError: a backbone, weights or input sizes that do not fit.
+        FileNotFoundError: a weight file that is not there.
+    """
+    source = parse_weight_source(config.model.weights)
+    bare = config.model.model_copy(update={"weights": "none"})
+    with torch.device("meta"):
+        network = build_trained_network(config.model_copy(update={"model": bare}), classes)
+    check_sizes(config, network)
+    if source.tag:
+        check_tag(config.model.backbone, source.tag)
+    elif source.file is not None and isinstance(network, CosaNetwork):
+        network_tensors(network, source.file, config.model.aux_layer)
+    elif source.file is not None:
+        backbone_tensors(network.backbone, source.file)
 
 
 def check_sizes(config: RunConfig, online: TrainedNetwork) -> None:

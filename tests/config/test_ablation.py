@@ -66,7 +66,8 @@ def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
 def test_the_command_line_changes_a_default_and_no_part(tmp_path):
     script = runpy.run_path(str(PROJECT / "sweeps" / "ablation.py"))
     ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
-    arguments = Namespace(rows=tmp_path / "rows.jsonl", seeds=[0], only=["whole"], recipe="demo", config=None)
+    rows = tmp_path / "rows.jsonl"
+    arguments = Namespace(rows=rows, seeds=[0], only=["whole"], recipe="demo", config=None, space="a.yaml")
     for words, crf in (([], True), (["--evaluation.crf.enabled", "false"], False)):
         rest = [*words, "--losses.separation", "0"]
         ((_, _, config),) = script["configurations"](ablation, arguments, rest)

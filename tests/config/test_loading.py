@@ -14,16 +14,18 @@ from cosa_dist.config.loading import (
     merge,
     nested,
     parse_overrides,
+    parse_yaml,
     recipe_names,
     to_yaml,
 )
-from cosa_dist.config.options import flatten, known_keys, options
+from cosa_dist.config.options import flatten, known_keys, options, text_keys
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_and_survives_its_own_yaml(name):
     config = load_config(name)
     assert config.recipe == name
+    assert build_config(parse_yaml(to_yaml(config))) == config
     assert build_config(yaml.safe_load(to_yaml(config))) == config
 
 
@@ -61,6 +63,111 @@ def test_a_wrong_option_is_named_with_what_is_allowed(words, parts):
         load_config("voc_mini", None, words)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("+1e3", 1e3),
+        (".5e-3", 5e-4),
+        ("[1e-5, 1.e3]", [1e-5, 1e3]),
+        ("010", 10),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("[yes, no, on, off, y]", ["yes", "no", "on", "off", "y"]),
+        ("[true, FALSE, ~]", [True, False, None]),
+        ("e5", "e5"),
+        ("{b: &x {a: 1}, c: {<<: *x}}", {"b": {"a": 1}, "c": {"a": 1}}),
+    ],
+)
+def test_yaml_is_that_of_version_1_2(text, value):
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--optimizer.learning_rate", "1e-5"], "optimizer.learning_rate", "1e-05"),
+        (["--training.steps", "1_000"], "training.steps", "1000"),
+        (["--training.compile", "yes"], "training.compile", "True"),
+        (["--model.backbone_options", "{drop: 1e-1}"], "model.backbone_options", "{'drop': 0.1}"),
+        (["--name", "007"], "name", "007"),
+        (["--name=1e5"], "name", "1e5"),
+        (["--name", "no"], "name", "no"),
+        (["--data.label", "'2012'"], "data.label", "2012"),
+        (["--output", "out #1: [a"], "output", "out #1: [a"),
+        (["--tracking.uri", "null"], "tracking.uri", ""),
+        (["--seed", "3", "--seed", "3"], "seed", "3"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_command_line_means_what_it_looks_like_and_comes_back(words, key, value, tmp_path):
+    config = load_config("voc_mini", None, words)
+    assert flatten(config)[key] == value
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(None, str(tmp_path / "again.yaml")) == config
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8))
+def test_any_name_comes_back(name):
+    config = build_config({"name": name})
+    assert build_config(parse_yaml(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "1", "--seed", "2"], "command line: --seed is given twice: 1 and 2"),
+        (["--name", "--seed", "2"], "command line: --name needs a value"),
+        (["--optimizer.learning_rate", ".inf"], "command line: optimizer.learning_rate = inf: .*finite"),
+        (["--losses.energy", "-1"], "command line: losses.energy = -1"),
+        (["--losses.warmup_steps", "900"], "command line: losses.warmup_steps 900 leaves"),
+        ([], r"F\.yaml: losses.energy = -2"),
+        (["--training.steps", "700"], r"F\.yaml: losses.energy = -2"),
+    ],
+)
+def test_a_problem_is_said_of_the_layer_that_brings_it(words, message, tmp_path):
+    file = tmp_path / "F.yaml"
+    file.write_text("losses.energy: -2" if "warmup" not in str(words) else "seed: 1")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("voc_mini", str(file), words)
+    assert "recipe voc_mini:" not in str(caught.value)
+
+
+def test_a_recipe_and_a_file_are_blamed_for_their_own(tmp_path):
+    recipe, file = tmp_path / "own.yaml", tmp_path / "F.yaml"
+    recipe.write_text("losses: {energi: 1}\ntraining: {steps: 0}\n")
+    file.write_text("model: {aux_layer: 3}\ntraining: {steps: 900}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(recipe), str(file), ["--seed", "-1"])
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("command line: seed = -1")
+    assert lines[1].startswith(f"{file}: model.aux_layer = 3")
+    assert lines[2].startswith(f"recipe {recipe}: unknown option losses.energi; did you mean losses.energy?")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "losses: {energy: 1, energy: 1}\n", "seed: !!int x\n"]
+)
+def test_a_key_twice_or_a_value_of_another_kind_is_refused(text, tmp_path):
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"f\.yaml is not YAML: .*(twice|invalid literal)"):
+        load_config(None, str(file))
+
+
+def test_relative_files_start_from_the_named_root(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("seed: 5\n")
+    (tmp_path / "more.yaml").write_text("losses.energy: 0.25\n")
+    monkeypatch.setenv("COSA_ROOT", str(tmp_path))
+    config = load_config("./own.yaml", "more.yaml")
+    assert (config.recipe, config.seed, config.losses.energy) == ("own", 5, 0.25)
 
 
 def test_an_unknown_key_in_a_file_is_named_with_its_nearest_name(tmp_path):
@@ -107,7 +214,8 @@ def test_every_option_has_a_meaning_and_flattening_names_them_all():
 @given(st.dictionaries(st.sampled_from(known_keys()), st.integers(0, 9), min_size=1))
 def test_dotted_keys_nest_and_the_words_parse_back(dotted):
     words = [word for key, value in dotted.items() for word in (f"--{key}", str(value))]
-    assert parse_overrides(words) == dotted
+    texts = text_keys()
+    assert parse_overrides(words) == {k: str(v) if k in texts else v for k, v in dotted.items()}
     tree = nested(dotted)
     for key, value in dotted.items():
         place = tree

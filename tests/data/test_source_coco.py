@@ -35,8 +35,8 @@ def test_smaller_objects_lie_on_larger_ones_and_crowds_are_ignored(tmp_path: Pat
         tell=told.append,
     )
     assert told == [
-        "instances_val2014.json: 1 of 6 annotations: crowds (iscrowd 1), the first is annotation 900 of image 1, "
-        "'COCO_val2014_000000000001.jpg'; their pixels are ignored (255) where no object lies"
+        "instances_val2014.json: 1 of 6 annotations: crowds (iscrowd 1), the first is annotation 900 of "
+        "image 1, 'COCO_val2014_000000000001.jpg'; their pixels are ignored (255) where no object lies"
     ]
     expected = np.zeros((10, 12), dtype=np.uint8)
     expected[:, 8:12] = 255

@@ -7,7 +7,7 @@ import pytest
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
 from cosa_dist.distributed.paths import absolute, with_absolute_paths
-from cosa_dist.distributed.plan import micro_batch, plan_workers, workers_that_fit
+from cosa_dist.distributed.plan import micro_batch, plan_workers, trials_that_fit, workers_that_fit
 from cosa_dist.distributed.search_space import check_space, read_space
 from cosa_dist.distributed.sweep import concurrent_trials
 from cosa_dist.distributed.sweep_plan import SweepPlan
@@ -71,7 +71,55 @@ def test_a_sweep_leaves_the_drivers_of_its_trials_a_cpu(changes, nodes, share, t
     plan = SweepPlan(base=chosen.model_dump(mode="json"), points=[{}])
     shared = share_cpus(plan, total, nodes).config
     assert shared.distributed.cpus_per_worker == share
-    assert concurrent_trials(shared, total) == trials
+    assert concurrent_trials(shared, nodes) == trials
+
+
+ONE = {"CPU": 1.0}
+BOTH = {"CPU": 2.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("need", "workers", "nodes", "trials"),
+    [
+        (ONE, 2, [], 0),
+        (ONE, 2, [{"CPU": 2.0}], 0),
+        (ONE, 2, [{"CPU": 3.0}], 1),
+        (ONE, 2, [{"CPU": 6.0}], 2),
+        # Eight CPUs in sum, and no node for a worker of five.
+        ({"CPU": 5.0}, 1, [{"CPU": 4.0}, {"CPU": 4.0}], 0),
+        # Three workers of two on three nodes of three: a driver takes the spare one.
+        ({"CPU": 2.0}, 3, [{"CPU": 3.0}] * 3, 1),
+        # Two drivers on the same node cost it one of its two workers.
+        ({"CPU": 2.0}, 2, [{"CPU": 5.0}, {"CPU": 5.0}], 1),
+        (BOTH, 1, [{"CPU": 24.0, "GPU": 8.0}], 8),
+        (BOTH, 1, [{"CPU": 64.0}, {"CPU": 4.0, "GPU": 1.0}], 1),
+        (BOTH, 2, [{"CPU": 8.0, "GPU": 1.0}] * 4, 2),
+        # All 16 drivers on one node would take the CPUs of its workers.
+        ({"CPU": 7.0, "GPU": 1.0}, 1, [{"CPU": 64.0, "GPU": 8.0}] * 2, 15),
+        ({"CPU": 0.5}, 2, [{"CPU": 2.0}, {"CPU": 1.0}], 1),
+    ],
+)
+def test_trials_are_counted_by_nodes_wherever_their_drivers_lie(need, workers, nodes, trials):
+    assert trials_that_fit(need, workers, nodes) == trials
+
+
+def test_what_fits_if_the_driver_lies_well_is_tried_and_nothing_more():
+    chosen = config(distributed__workers=2, distributed__cpus_per_worker=3)
+    nodes = [{"CPU": 3.0}, {"CPU": 5.0}]
+    assert trials_that_fit({"CPU": 3.0}, 2, nodes) == 0
+    assert concurrent_trials(chosen, nodes) == 1
+    with pytest.raises(
+        ConfigError, match=r"needs 7 CPUs .*8 CPUs and 0 GPUs on 3 node\(s\), which hold 1 such"
+    ):
+        concurrent_trials(chosen, [{"CPU": 2.0}, {"CPU": 5.0}, {"CPU": 1.0}])
+
+
+def test_a_sweeps_share_leaves_room_for_a_driver_on_any_node():
+    nodes = [{"CPU": 3.0}, {"CPU": 5.0}]
+    plan = SweepPlan(base=config(distributed__workers=2).model_dump(mode="json"), points=[{}])
+    shared = share_cpus(plan, {"CPU": 8.0}, nodes).config
+    assert shared.distributed.cpus_per_worker == 2
+    assert concurrent_trials(shared, nodes) == 1
 
 
 def test_paths_become_absolute_from_the_folder_or_from_the_named_root(tmp_path, monkeypatch):
@@ -102,6 +150,9 @@ def test_a_relative_path_in_a_jobs_temporary_copy_is_refused(tmp_path, monkeypat
         ("losses.energy: {uniform: [1, 0]}", "low, high"),
         ("losses.energy: {loguniform: [0, 1]}", "positive low"),
         ("losses.energy: {choice: []}", "needs a list"),
+        ("1: {uniform: [0, 1]}", "unknown option 1"),
+        ("losses.energy: {uniform: [0, 1]}\nlosses.energy: {choice: [1]}", "losses.energy occurs twice"),
+        ("losses.energy: {loguniform: [1e-3, 1e-5]}", "low, high"),
         ("", "names no option"),
     ],
 )
@@ -110,6 +161,13 @@ def test_a_wrong_space_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_space(path)
+
+
+@pytest.mark.parametrize("text", ["[1e-5, 1e-3]", "[1E-5, .1e-2]", "[0.00001, 1.e-3]"])
+def test_numbers_with_an_exponent_are_numbers(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(f"optimizer.learning_rate: {{loguniform: {text}}}")
+    assert read_space(path) == {"optimizer.learning_rate": ("loguniform", [1e-5, 1e-3])}
 
 
 def test_bounds_of_the_configuration_hold_for_a_space(tmp_path):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.distributed import preparation
 from cosa_dist.distributed.interruption import sole_driver
 from cosa_dist.distributed.preparation import begun, mark_finished, prepare_run, reopen
+from cosa_dist.distributed.stages import prepare_staged
 from tests.integration.small_run import make_shards, small_config
 
 
@@ -81,3 +86,129 @@ def test_another_start_of_the_same_command_finds_its_run_and_no_other(tmp_path):
         begun(config.model_copy(update={"seed": 1}))
     with pytest.raises(ConfigError, match="without --name"):
         begun(config.model_copy(update={"name": ""}))
+
+
+def no_ray(config):
+    raise ConnectionError("no Ray")
+
+
+def test_what_keeps_ray_from_starting_leaves_nothing(tmp_path):
+    make_shards(tmp_path / "shards")
+    config = small_config(tmp_path / "shards", tmp_path / "out", "run")
+    with pytest.raises(ConnectionError):
+        prepare_run(config, ready=no_ray)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_keeps_ray_from_starting_leaves_an_interrupted_run_as_it_was(tmp_path, monkeypatch):
+    run = prepared(tmp_path)
+    (run.folder / "stopped.txt").write_text("old")
+    monkeypatch.setattr(preparation, "reopen_run", lambda *words: pytest.fail("marked as running"))
+    before = {path.name: path.read_text() for path in run.folder.iterdir()}
+    with pytest.raises(ConnectionError):
+        reopen("run", str(tmp_path), {}, no_ray)
+    assert {path.name: path.read_text() for path in run.folder.iterdir() if path.name != ".lock"} == before
+    with sole_driver(run.folder):
+        pass
+
+
+def test_a_run_is_ready_before_anything_of_it_is_there(tmp_path):
+    make_shards(tmp_path / "shards")
+    config = small_config(tmp_path / "shards", tmp_path / "out", "run", tracking={"enabled": False})
+    seen = []
+    run = prepare_run(config, ready=lambda checked: seen.append((checked.name, (tmp_path / "out").exists())))
+    assert seen == [("run", False)]
+    assert run.folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"backbone": "vit_tinny"}}, "vit_tinny"),
+        ({"model": {"weights": "in22k_no_such"}}, "neither a file nor a timm tag of vit_tiny"),
+        ({"model": {"weights": "gone.pth.tar"}}, "no file at .*gone.pth.tar"),
+        ({"model": {"weights": "FOLDER/lfs.pth"}}, "pointer of Git LFS"),
+        ({"model": {"weights": "FOLDER/other.pth"}}, "holds no tensor of the backbone"),
+        ({"model": {"aux_layer": -9}}, "model.aux_layer -9"),
+        ({"data": {"crop_size": 33}}, "data.crop_size 33"),
+        ({"data": {"shards": "FOLDER/none"}}, "no shard folder"),
+        ({"tracking": {"uri": "mlruns"}}, "sqlite:///"),
+        ({"tracking": {"uri": "http://127.0.0.1:9"}}, "does not answer"),
+        ({"tracking": {"uri": "sqlite:///FOLDER/a%20b.db"}}, "escape such as %20"),
+        ({"output": "FOLDER/a?b"}, "path with '\\?'"),
+        ({"output": "FOLDER/lfs.pth"}, "cannot write to .*lfs.pth"),
+    ],
+)
+def test_a_mistake_is_found_before_ray_is_started(tmp_path, sections, message):
+    make_shards(tmp_path / "shards")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    torch.save({"student": {"x": torch.ones(1)}, "teacher": {"y": torch.ones(1)}}, tmp_path / "other.pth")
+    sections = json.loads(json.dumps(sections).replace("FOLDER", str(tmp_path)))
+    config = small_config(tmp_path / "shards", tmp_path / "out", "run")
+    config = config.model_validate(
+        {**config.model_dump(), "output": sections.pop("output", config.output)}
+        | {name: {**getattr(config, name).model_dump(), **values} for name, values in sections.items()}
+    )
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        prepare_run(config, ready=lambda checked: pytest.fail("Ray is started"))
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "7", '{"run_id": "a"}', '{"run_id": "", "finished": false}']
+)
+def test_a_damaged_note_is_named(tmp_path, text):
+    run = prepared(tmp_path)
+    if text is None:
+        (run.folder / "run.json").unlink()
+    else:
+        (run.folder / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.json is missing or damaged"):
+        reopen("run", str(tmp_path), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not YAML"),
+        ("seed: x", r"config\.yaml: seed"),
+        ("distributed: 3", r"config\.yaml: distributed"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, text, message):
+    run = prepared(tmp_path)
+    (run.folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        reopen("run", str(tmp_path), {})
+
+
+def test_a_wrong_option_of_a_resume_is_said_of_the_command_line(tmp_path):
+    prepared(tmp_path)
+    with pytest.raises(ConfigError, match=r"command line: distributed\.workers"):
+        reopen("run", str(tmp_path), {"distributed.workers": -1})
+    with pytest.raises(ConfigError, match="--seed: a resumed run keeps"):
+        reopen("run", str(tmp_path), {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({}, "no Ray"),
+        ({"stage_one": {"options": {"losses.enrgy": 1}}}, "stage_one.options: unknown option losses.enrgy"),
+        ({"stage_one": {"options": {"data.crop_size": 33}}}, "data.crop_size 33"),
+        ({"stage_one": {"recipe": "", "run": "FOLDER/none"}}, "no run folder at .*none"),
+        ({"model": {"backbone": "vit_tinny"}}, "vit_tinny"),
+    ],
+)
+def test_a_staged_run_that_cannot_start_leaves_nothing(tmp_path, sections, message):
+    make_shards(tmp_path / "shards")
+    first = {"recipe": "tiny", "options": {}, "run": ""}
+    sections = json.loads(json.dumps(sections).replace("FOLDER", str(tmp_path)))
+    place = {"output": str(tmp_path / "out"), "name": "whole", "data": {"shards": str(tmp_path / "shards")}}
+    own = {"stage_one": first | sections.pop("stage_one", {}), **sections}
+    config = build_config(merge(merge(read_recipe("tiny_ms"), place), own))
+    with pytest.raises((ValueError, OSError), match=message):
+        prepare_staged(config, ready=no_ray)
+    assert not (tmp_path / "out").exists()

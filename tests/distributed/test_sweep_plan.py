@@ -11,6 +11,7 @@ from cosa_dist.distributed.sweep_plan import (
     SweepPlan,
     check_plan,
     first_comparison,
+    other_settings,
     read_plan,
     sweep_folder,
     write_plan,
@@ -72,3 +73,15 @@ def test_a_shared_warm_up_refuses_what_acts_in_it(plan, key):
     check_warm_start(plan.config, ["losses.energy", "assignment.threshold.low", "evaluation.crf.enabled"])
     with pytest.raises(ConfigError, match=f"{key} is varied"):
         check_warm_start(plan.config, [key])
+
+
+def test_another_start_of_the_same_command_is_known_from_any_other(plan):
+    write_plan(plan)
+    begun = read_plan(sweep_folder(plan.config))
+    shared = {**begun.base, "distributed": {**begun.base["distributed"], "cpus_per_worker": 3}}
+    begun = replace(begun, base=shared, parent_run_id="1", tracking_uri="sqlite:///x")
+    assert other_settings(plan, begun) == []
+    assert other_settings(replace(plan, trials=5, scheduler="none"), begun) == ["trials", "scheduler"]
+    assert other_settings(replace(plan, base={**plan.base, "seed": 4}), begun) == ["seed"]
+    other = {"losses.energy": ("uniform", [0.0, 2.0])}
+    assert other_settings(replace(plan, space=other), begun) == ["space"]

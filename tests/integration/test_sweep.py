@@ -143,6 +143,6 @@ def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path):
     from cosa_dist.distributed.sweep import concurrent_trials
 
     config = small_config(tmp_path, tmp_path, "sweep", distributed={"workers": 2, "cpus_per_worker": 1})
-    assert concurrent_trials(config, {"CPU": 6}) == 2
+    assert concurrent_trials(config, [{"CPU": 6}]) == 2
     with pytest.raises(ConfigError, match=r"needs 3 CPUs \(1 driver \+ 2 workers x 1\)"):
-        concurrent_trials(config, {"CPU": 2})
+        concurrent_trials(config, [{"CPU": 2}])

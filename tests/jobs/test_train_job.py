@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ from tests.integration.small_run import make_shards, small_config, task_of
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def call(script: str, *words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+def call(script: str, *words: str, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+    env = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
 
 
 def test_help_lists_every_option_and_recipe():
@@ -43,6 +45,14 @@ def test_print_config_shows_the_resolved_run():
         (["--recipe", "demo", "--data.shards", "/nowhere"], "/nowhere"),
         (["--recipe", "voc_mini", "--model.weights", "gone.pth"], "gone.pth"),
         (["--resume", "gone"], "no run named 'gone'"),
+        (
+            ["--resume", "gone", "--recipe", "tiny"],
+            "own settings (config.yaml or sweep.json in its folder): leave",
+        ),
+        (["--resume", "gone", "--print-config"], "leave out --print-config"),
+        (["--resume", "gone", "--seed", "3"], "--seed: a resumed run keeps"),
+        (["--recipe", "tiny", "--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["--recipe", "tiny", "--training.steps", "0"], "command line: training.steps = 0"),
     ],
 )
 def test_a_user_error_is_one_line_before_anything_starts(words, part, tmp_path):
@@ -53,6 +63,41 @@ def test_a_user_error_is_one_line_before_anything_starts(words, part, tmp_path):
     assert part in lines[0]
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--resume", "s", "--recipe", "tiny"], ["--resume", "s", "--trials", "3"]])
+def test_a_sweep_that_is_taken_up_again_keeps_its_plan(words, tmp_path):
+    done = call("sweeps/run.py", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words[2] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "part"),
+    [
+        (
+            "jobs/train.py",
+            {"RAY_ADDRESS": "127.0.0.1:9"},
+            "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9",
+        ),
+        ("jobs/train.py", {"TMPDIR": "/tmp/" + "x" * 84}, "TMPDIR is too long"),
+        (
+            "sweeps/run.py",
+            {"RAY_ADDRESS": "127.0.0.1:9"},
+            "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9",
+        ),
+    ],
+)
+def test_where_ray_cannot_work_nothing_is_made_and_the_name_stays_free(script, variables, part, tmp_path):
+    make_shards(tmp_path / "shards")
+    words = ["--recipe", "tiny", "--data.shards", str(tmp_path / "shards"), "--output", str(tmp_path / "out")]
+    words += [] if script == "jobs/train.py" else ["--scheduler", "none"]
+    done = call(script, *words, "--name", "r", cwd=tmp_path, **variables)
+    assert done.returncode == 2
+    assert part in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_evaluated_again_with_the_same_numbers(tmp_path):

@@ -26,7 +26,7 @@ from cosa_dist.tracking.leaderboard_views import (
     used_columns,
 )
 from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
 from cosa_dist.tracking.store import StoreError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -376,3 +376,14 @@ def test_an_unknown_experiment_is_answered_with_the_known_ones(store):
     create_run(store, "board", "x")
     with pytest.raises(StoreError, match=r"no experiment named typo; there are:.*board"):
         read_runs(store, ["board", "typo"])
+
+
+def test_a_run_that_goes_on_has_no_time_yet(store):
+    run_id = create_run(store, "reopened", "goes-on")
+    finish_run(store, run_id, "KILLED")
+    reopen_run(store, run_id)
+    (found,) = read_runs(store, ["reopened"])
+    assert (found.status, found.seconds) == ("RUNNING", None)
+    finish_run(store, run_id, "FINISHED")
+    (found,) = read_runs(store, ["reopened"])
+    assert found.seconds is not None

@@ -32,6 +32,30 @@ def test_relative_file_counts_from_the_current_folder(tmp_path, monkeypatch):
     assert resolve_uri("sqlite:////x/y.db", Path("/z")) == "sqlite:////x/y.db"
 
 
+def test_relative_files_count_from_the_named_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("COSA_ROOT", str(tmp_path))
+    assert resolve_uri("sqlite:///x/y.db", Path("/z")) == f"sqlite:///{tmp_path}/x/y.db"
+    assert resolve_uri("", Path("outputs")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    assert resolve_uri("", Path("/z")) == "sqlite:////z/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a%3Fb", "what?", "%C3%A9"])
+def test_a_path_that_mlflow_would_read_otherwise_is_refused_before_anything_is_made(name, tmp_path):
+    for uri in (None, f"sqlite:///{tmp_path}/{name}/x.db"):
+        with pytest.raises(StoreError, match="path with '\\?' or an escape") as caught:
+            prepare_store(uri, tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a#b", "a'b", 'a"b', "100%", "\N{GREEK SMALL LETTER ALPHA}", "a&b;c@d:e"]
+)
+def test_any_other_path_is_its_own(name, tmp_path):
+    uri = resolve_uri(None, tmp_path / name)
+    assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
+
+
 @pytest.mark.parametrize(
     ("uri", "say"),
     [
