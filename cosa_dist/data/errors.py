@@ -6,8 +6,18 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters written as escapes: names out of files stay on one line."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
 class DataError(ValueError):
     """A data set, a shard folder or a setting that cannot be used as it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class RecordError(DataError):

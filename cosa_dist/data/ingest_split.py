@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.errors import DataError, printable
 from cosa_dist.data.ingest_masks import merged
 from cosa_dist.data.ingest_options import IngestOptions
 from cosa_dist.data.ingest_pool import Write
@@ -133,7 +133,7 @@ def default_shard_count(records: int) -> int:
 def say(console: Console, *lines: str) -> None:
     """Print lines as they are, whatever signs they hold and however long they are."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -195,7 +195,7 @@ def _of_content(content: Any) -> _Listed:
                 # YOLO counts its classes from 0 and knows no background: their order is what it says.
                 in_order = sorted(found, key=lambda pair: pair[0] or 0)
                 return [(None, name) for _, name in in_order] if key == "names" else found
-        if all(map(_is_number, content)):
+        if all(map(_is_number, content)) and all(isinstance(name, str) for name in content.values()):
             content = {name: number for number, name in content.items()}
         if not all(isinstance(name, str) and _is_number(number) for name, number in content.items()):
             raise ValueError("no ids")

@@ -25,7 +25,7 @@ NO_PATHS = {
     ),
     *("--format of export.py", "--outputs of predict.py", "--split of predict.py"),
     *("--space of run.py", "--machine of benchmark.py"),  # a name or a path: read through `place`
-    "--tracking-uri of leaderboard.py",
+    *("--tracking-uri of leaderboard.py", "--pictures of leaderboard.py"),
 }
 """options whose help speaks of files and that are none, or that the job itself takes through the rule"""
 
