@@ -71,7 +71,7 @@ def truth(cell: object, ticks: bool = False) -> bool | None:
     if cell is not None and (not isinstance(cell, str | int | float) or len(str(cell)) > 16):
         raise ValueError
     word = str(cell).strip().casefold()
-    word = word.split(".")[0] if NUMBER.fullmatch(word) else word
+    word = re.split("[.,]", word)[0] if re.fullmatch(rf"{NUMBER.pattern}|-?\d+,0+", word) else word
     if word in MISSING:
         return None
     if ticks and word in (*_TICKS, *_NO_TICKS):

@@ -17,7 +17,7 @@ from pathlib import Path
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.source_classes import TagIndex, class_names_of, is_background, plain
-from cosa_dist.data.source_layout import CLASS_SPLIT, Layout, Place, find_layout, refuse_no_classes
+from cosa_dist.data.source_layout import CLASS_SPLIT, Layout, Place, find_layout, no_class_folder, refuse_no_classes
 from cosa_dist.data.source_record import (
     Entry,
     File,
@@ -67,6 +67,8 @@ def folder_source(
     names = list(_pictures(root, masks))
     read = Layout(layout) if layout else find_layout(root, names, classes or (), tell)
     places = {name: place for name in names if (place := read.place(name)) is not None}
+    if layout is None and classes is None:
+        places = _in_classes(places)
     _refuse_two_of_a_split(root, read, places)
     found = _class_names(root, places, checked=layout is None and classes is None)
     info = DatasetInfo(root.resolve().name, classes or found)
@@ -133,6 +135,16 @@ def _class_names(root: Path, places: Mapping[str, Place], checked: bool) -> tupl
     if checked:
         refuse_no_classes(root, found)
     return class_names_of([found], str(root))
+
+
+def _in_classes(places: Mapping[str, Place]) -> dict[str, Place]:
+    """Return the pictures without those of `test/images` and the like, where `train` holds class folders."""
+    trained = {place.class_name for place in places.values() if place.split == TRAIN}
+    return {
+        name: place
+        for name, place in places.items()
+        if not trained or place.class_name in trained or not no_class_folder(place.class_name)
+    }
 
 
 def _refuse_two_of_a_split(root: Path, read: Layout, places: Mapping[str, Place]) -> None:

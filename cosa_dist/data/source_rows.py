@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a CSV file, separated by whichever of `, ; tab |` its header has most of."""
     with path.open(encoding="utf-8-sig", newline="") as opened:
         header = opened.readline()
-        separator = max(",;\t|", key=header.count)
-        opened.seek(0)
+        said = re.fullmatch(r"sep=(.)\s*", header)  # Excel's own line, which is no row
+        separator = said[1] if said else max(",;\t|", key=header.count)
+        if not said:
+            opened.seek(0)
         rows = csv.DictReader(opened, delimiter=separator, skipinitialspace=True)
         try:
             names = Counter(name.strip() for name in rows.fieldnames or ())
@@ -86,7 +89,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 raise DataError(f"table {path} has two columns '{twice[0]}'; rename one of them")
             for row in rows:
                 # Cells of columns without a name, and those beyond the header, belong to nothing.
-                yield rows.line_num, {name: row[key] for key in row if key and (name := key.strip())}
+                named = {name: row[key] for key in row if key and (name := key.strip())}
+                if any(cell and cell.strip() for cell in named.values()):  # spreadsheets end in `;;;`
+                    yield rows.line_num, named
         except csv.Error as error:
             raise DataError(f"table {path}, line {rows.line_num}: {error}; mend the line") from error
 

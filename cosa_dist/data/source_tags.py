@@ -23,13 +23,13 @@ Tags = tuple[str, ...] | str
 
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
 _SEPARATORS = (" and ", " & ", " + ", " / ", " - ", "+", "&", "/", "\\", ",", ";", ":", " ", "-", "_")
-_NUMBERING = re.compile(r"unnamed: \d+|index|id|image_id")
+_NUMBERING = re.compile(r"unnamed: \d+|__index_level_\d+__|index|id|image_id")
 _DECIMAL = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?|\d+\.", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,0+")
 
 
-def flag_columns(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the columns that hold only 0 and 1, -1, true, false or blanks, and not only blanks."""
+def flag_columns(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> dict[str, bool]:
+    """Return those of the columns that hold only 0 and 1, -1, true, false or blanks: whether not only blanks."""
     values: dict[str, set[bool | None]] = {name: set() for name in columns}
     for row in rows:
         for name in list(values):
@@ -37,7 +37,7 @@ def flag_columns(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> t
                 values[name].add(truth(row.get(name), ticks=True))
             except ValueError:
                 del values[name]
-    return tuple(name for name, found in values.items() if found - {None})
+    return {name: bool(found - {None}) for name, found in values.items()}
 
 
 def all_flags(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], rules: TagRules) -> bool:
@@ -46,7 +46,8 @@ def all_flags(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], rules: 
     Raises:
         DataError: some of them do.
     """
-    flags = flag_columns(rows, columns)
+    found = flag_columns(rows, columns)
+    flags = tuple(found) if any(found.values()) else ()
     if flags and len(flags) < len(columns):
         raise DataError(
             f"of the columns {_listed(columns)} only {_listed(flags)} hold 0 and 1; name columns of one kind"
@@ -71,7 +72,7 @@ def flags_found(
     Raises:
         DataError: `missing`, where some columns hold something else.
     """
-    flags = flag_columns(rows, columns)
+    flags = tuple(name for name, holds in flag_columns(rows, columns).items() if holds)
     listed = by_spelling(rules.explicit)
     found = tuple(name for name in flags if spelling(name) in listed)
     if not found:
