@@ -16,8 +16,15 @@ from pathlib import Path
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_classes import TagIndex, class_names_of, is_background, plain
-from cosa_dist.data.source_layout import CLASS_SPLIT, Layout, Place, find_layout, no_class_folder, refuse_no_classes
+from cosa_dist.data.source_classes import TagIndex, class_names_of, is_background, plain, tell_of_none
+from cosa_dist.data.source_layout import (
+    CLASS_SPLIT,
+    Layout,
+    Place,
+    find_layout,
+    no_class_folder,
+    refuse_no_classes,
+)
 from cosa_dist.data.source_record import (
     Entry,
     File,
@@ -33,7 +40,6 @@ from cosa_dist.data.source_split import TEST, TRAIN, VAL, seeded_validation
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-_MAYBE_BACKGROUND = ("bg", "neg", "negative", "negatives", "nothing", "empty", "background_google")
 
 
 def folder_source(
@@ -83,6 +89,8 @@ def folder_source(
     refuse_without_masks(masks, entries)
     for line in _lines(read, names, places):
         tell(line)
+    if classes is None:
+        tell_of_none(found, tell)
     return info, entries
 
 
@@ -197,9 +205,6 @@ def _lines(read: Layout, names: list[str], places: Mapping[str, Place]) -> Itera
     below = sorted({p.id_name.rsplit("/", 1)[0] for p in places.values() if p.id_name.count("/") > 1})
     if below:
         yield f"folders below class folders belong to the class, such as {below[0]}"
-    for name in sorted({p.class_name for p in places.values()}):
-        if name.casefold() in _MAYBE_BACKGROUND:
-            yield f"folder '{name}' is a class; if its pictures show none, name it background"
 
 
 def _entry(root: Path, name: str, place: Place, masks: Path | None, base: str, index: TagIndex) -> Entry:

@@ -203,7 +203,7 @@ def _kind_of_classes(node: _Folder, where: str, known: Collection[str]) -> str:
                 f"folder '{name}' of {where} holds folders of the classes' names; if these are masks, give "
                 "it with --masks, otherwise move it away"
             )
-    if not node.folders.keys() <= known:
+    if not all(name in known for name in node.folders):
         _refuse_same_inside(list(below.values()), where)
     return CLASS
 
@@ -214,8 +214,8 @@ def _refuse_same_inside(inside: Iterable[tuple[str, _Folder]], where: str) -> No
     for (path, one), (other_path, other) in combinations(sorts, 2):
         if len(shared := [name for name in one if name in other]) > 1:
             raise DataError(
-                f"the folders '{path}' and '{other_path}' of {where} both hold {_shown(shared)}: if these are "
-                "the classes, give one such folder, or name them as splits (train, val); if "
+                f"the folders '{path}' and '{other_path}' of {where} both hold {_shown(shared)}: if these "
+                "are the classes, give one such folder, or name them as splits (train, val); if "
                 f"'{path.split('/')[0]}' is a class: --layout {CLASS}"
             )
 
