@@ -13,8 +13,9 @@ from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
 
+_UNLABELED = ("unlabeled", "unlabelled")
 MISSING = frozenset(
-    ("", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null", "unlabeled", "unlabelled")
+    (*("", "-", "--", "?", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null"), *_UNLABELED)
 )
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "-1", "false", "no")
 _TICKS, _NO_TICKS = ("x", "t", "y", "✓", "✔"), ("f", "n")

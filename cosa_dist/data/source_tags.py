@@ -22,7 +22,6 @@ Tags = tuple[str, ...] | str
 """The tags of a row; a text says why they cannot be read."""
 
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
-_SEPARATORS = (" and ", " & ", " + ", " / ", " - ", "+", "&", "/", "\\", ",", ";", ":", " ", "-", "_")
 _DECIMAL = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?|\d+\.", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,0+")
 
@@ -286,14 +285,16 @@ def _refuse_joined(names: Iterable[str], explicit: Collection[str], rules: TagRu
     for name in sorted(set(names) - set(explicit)):
         if spelling(name) in listed:
             continue
-        for separator in _SEPARATORS:
+        for separator in dict.fromkeys((" and ", *re.findall(r"[\W_]+", name))):
             parts = [spelling(part) for part in name.split(separator)]
             if len(parts) > 1 and all(part in keys and part != spelling(name) for part in parts):
                 raise DataError(
                     f"tag {shown(name)} is made of other tags: say --tags-separator {separator!r} if that "
                     "separates tags, or name all classes in --classes FILE if it is one"
                 )
-        sign = re.search(r"\w\s*([+&/\\])\s*\w", name) or (re.search("( )", name) if name in mixed else None)
+        sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (
+            re.search("( )", name) if name in mixed else None
+        )
         if doubtful is None and not explicit and sign:
             doubtful = (name, sign[1])
     if doubtful:

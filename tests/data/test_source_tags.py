@@ -200,6 +200,8 @@ def test_columns_of_flags_are_found() -> None:
         ("rust - scab", " - "),
         ("rust and scab", " and "),
         ("rust_scab", "_"),
+        ("rust、scab", "、"),
+        ("rust. scab", ". "),
         ("rust,scab;", ","),
     ],
 )
@@ -237,6 +239,10 @@ def test_names_with_blanks_and_signs_are_names() -> None:
     tags, told = read(["rust+scab", "rust"])
     assert tags == [("rust+scab",), ("rust",)]
     assert told == ["tags such as 'rust+scab' are taken as one name; --tags-separator '+' parts them"]
+    assert read(["cat;dog,owl"])[1] == [
+        "tags such as 'dog,owl' are taken as one name; --tags-separator ',' parts them"
+    ]
+    assert read(["cat", "-", "?"])[0] == [("cat",), (), ()]
     for names in (["agriculture clear primary", "clear primary"], ["scab frog complex", "scab", "complex"]):
         words = f"tags such as '{names[0]}' are taken as one name; --tags-separator ' ' parts them"
         assert read(names) == ([(name,) for name in names], [words])
