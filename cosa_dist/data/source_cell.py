@@ -13,8 +13,9 @@ from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
 
+_UNLABELED = ("unlabeled", "unlabelled")
 MISSING = frozenset(
-    ("", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null", "unlabeled", "unlabelled")
+    (*("", "-", "--", "?", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null"), *_UNLABELED)
 )
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "-1", "false", "no")
 _TICKS, _NO_TICKS = ("x", "t", "y", "✓", "✔"), ("f", "n")
@@ -71,7 +72,7 @@ def truth(cell: object, ticks: bool = False) -> bool | None:
     if cell is not None and (not isinstance(cell, str | int | float) or len(str(cell)) > 16):
         raise ValueError
     word = str(cell).strip().casefold()
-    word = word.split(".")[0] if NUMBER.fullmatch(word) else word
+    word = re.split("[.,]", word)[0] if re.fullmatch(rf"{NUMBER.pattern}|-?\d+,0+", word) else word
     if word in MISSING:
         return None
     if ticks and word in (*_TICKS, *_NO_TICKS):

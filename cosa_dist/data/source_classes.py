@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -24,6 +25,9 @@ _IGNORED_IDS = (-1, 255)
 _NAME_HEADERS = ("name", "names", "class", "classes", "label", "labels", "classname", "labelname", "category")
 _ID_HEADERS = ("id", "index", "idx", "value", "classid", "labelid", "classindex", "labelindex", "pixel")
 _KEYS = ("names", "class_names", "classes", "categories", "labels", "id2label", "label2id", "class_to_idx")
+_NONE = re.compile(
+    r"(?:backgrounds?|non?|not|none|without)[ _-].*|no|bg|neg(?:atives?)?|nothing|empty|normal|healthy"
+)
 _LABELMAP = re.compile(r"([^:]+):(?:\d+, *\d+, *\d+(?::[^:]*){0,2}|:[^:]*:[^:]*)")
 _NUMBER_NAME = re.compile(r"(\d{1,9})[.)]?(?: -)?\s+(\S.*)")
 _NAME_NUMBER = re.compile(r"(\S.*?)\s+(\d{1,9})")
@@ -41,6 +45,14 @@ _FORMS = (
 def plain(name: str) -> str:
     """Return a name without outer spaces and with accents in one spelling (NFC), for comparison."""
     return unicodedata.normalize("NFC", name.strip())
+
+
+def tell_of_none(names: Iterable[str], tell: Tell) -> None:
+    """Tell which of some classes found in the data may be pictures that show none of the others."""
+    found = [name for name in names if _NONE.fullmatch(name.casefold())]
+    if found:
+        listed = ", ".join(f"'{name}'" for name in found[:5])
+        tell(f"classes for themselves: {listed}; if such pictures show none of the others, write background")
 
 
 def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
@@ -72,8 +84,12 @@ def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
         raise DataError(f"{path} names no class; it holds one name a line")
     if odd := next((name for name in names if not name.isprintable()), None):
         raise DataError(f"{path}: {odd!r} holds a tab or another sign that cannot be printed; mend it")
+    if all(re.fullmatch(r"\w+\s*=\s*\S.*", name) for name in names) or any(map(_is_code, names)):
+        raise DataError(f"{path} holds settings or code such as '{names[0]:.60}'; write one name a line")
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"{path} names the class '{min(twice)}' twice")
+    if names[0].casefold() in ("unlabeled", "unlabelled", "void", "unknown"):
+        tell(f"'{names[0]}' is class 1 of {path.name}; if it is id 0 in the masks, call it background")
     if names != [name for line in text.splitlines() if (name := plain(line))]:
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:10], start=1))
         tell(f"classes of {path.name}: {shown}{', ...' if len(names) > 10 else ''} ({len(names)} in all)")
@@ -159,7 +175,7 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
 def _listed(path: Path, text: str) -> _Listed:
     """Return what a file of class names lists, whatever its form."""
     ending, start = path.suffix.lower(), text.lstrip()[:1]
-    if ending in (".json", ".yaml", ".yml") or start in ("[", "{"):
+    if ending in (".json", ".yaml", ".yml") or start in ("[", "{", "("):
         try:
             return _of_content(_content(text))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -168,7 +184,12 @@ def _listed(path: Path, text: str) -> _Listed:
                     f"{path} holds neither a list of names nor names with ids; write one name a line"
                 ) from error
     rows = _rows(text)
-    if ending in (".csv", ".tsv") and rows and _letters(rows[0]) in _NAME_HEADERS:
+    if (
+        ending in (".csv", ".tsv")
+        and rows
+        and not re.search("[,;\t]", rows[0])
+        and _letters(rows[0]) in _NAME_HEADERS
+    ):
         rows = rows[1:]
     for form_of in (_of_labelmap, _of_columns, _of_words):
         if rows and (found := form_of(rows)) is not None:
@@ -181,8 +202,10 @@ def _listed(path: Path, text: str) -> _Listed:
 def _content(text: str) -> Any:
     """Return JSON or YAML with all numbers as text; raises `ValueError`, `YAMLError` or `RecursionError`."""
     try:
+        if text.lstrip().startswith("("):
+            return list(ast.literal_eval(text.strip()))
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, SyntaxError, TypeError):
         return yaml.load(text, Loader=yaml.BaseLoader)  # all scalars stay text
 
 
@@ -265,6 +288,7 @@ def _of_cells(cells: list[list[str]]) -> _Listed | None:
     words = [place for place in range(len(columns)) if place not in numeric]
     if headed:
         words = [place for place in words if header[place] in _NAME_HEADERS]
+        words = sorted(words, key=lambda place: _NAME_HEADERS.index(header[place]))[:1]
         numeric = [place for place in numeric if header[place] in (*_ID_HEADERS, *_NAME_HEADERS)]
     elif len(cells) == 1 and not numeric:
         return [(None, _unquoted(name)) for name in cells[0]]
@@ -303,6 +327,11 @@ def _counts(ids: Sequence[int], names: Sequence[str], strict: bool) -> bool:
 def _is_number(cell: Any) -> bool:
     """Whether a cell is text of an integer."""
     return isinstance(cell, str) and re.fullmatch(r"-?\d{1,9}", cell) is not None
+
+
+def _is_code(name: str) -> bool:
+    """Whether a name has brackets that are not closed."""
+    return any(name.count(opening) != name.count(closing) for opening, closing in ("()", "[]", "{}"))
 
 
 def _letters(word: str) -> str:

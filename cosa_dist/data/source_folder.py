@@ -16,8 +16,15 @@ from pathlib import Path
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_classes import TagIndex, class_names_of, is_background, plain
-from cosa_dist.data.source_layout import CLASS_SPLIT, Layout, Place, find_layout, refuse_no_classes
+from cosa_dist.data.source_classes import TagIndex, class_names_of, is_background, plain, tell_of_none
+from cosa_dist.data.source_layout import (
+    CLASS_SPLIT,
+    Layout,
+    Place,
+    find_layout,
+    no_class_folder,
+    refuse_no_classes,
+)
 from cosa_dist.data.source_record import (
     Entry,
     File,
@@ -33,7 +40,6 @@ from cosa_dist.data.source_split import TEST, TRAIN, VAL, seeded_validation
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-_MAYBE_BACKGROUND = ("bg", "neg", "negative", "negatives", "nothing", "empty", "background_google")
 
 
 def folder_source(
@@ -67,6 +73,8 @@ def folder_source(
     names = list(_pictures(root, masks))
     read = Layout(layout) if layout else find_layout(root, names, classes or (), tell)
     places = {name: place for name in names if (place := read.place(name)) is not None}
+    if layout is None and classes is None:
+        places = _in_classes(places)
     _refuse_two_of_a_split(root, read, places)
     found = _class_names(root, places, checked=layout is None and classes is None)
     info = DatasetInfo(root.resolve().name, classes or found)
@@ -81,6 +89,8 @@ def folder_source(
     refuse_without_masks(masks, entries)
     for line in _lines(read, names, places):
         tell(line)
+    if classes is None:
+        tell_of_none(found, tell)
     return info, entries
 
 
@@ -135,6 +145,16 @@ def _class_names(root: Path, places: Mapping[str, Place], checked: bool) -> tupl
     return class_names_of([found], str(root))
 
 
+def _in_classes(places: Mapping[str, Place]) -> dict[str, Place]:
+    """Return the pictures without those of `test/images` and the like, where `train` holds class folders."""
+    trained = {place.class_name for place in places.values() if place.split == TRAIN}
+    return {
+        name: place
+        for name, place in places.items()
+        if not trained or place.class_name in trained or not no_class_folder(place.class_name)
+    }
+
+
 def _refuse_two_of_a_split(root: Path, read: Layout, places: Mapping[str, Place]) -> None:
     """Raise `DataError` if two folders, of one class where splits lie in classes, are the same split."""
     known: dict[str, str] = {}
@@ -185,9 +205,6 @@ def _lines(read: Layout, names: list[str], places: Mapping[str, Place]) -> Itera
     below = sorted({p.id_name.rsplit("/", 1)[0] for p in places.values() if p.id_name.count("/") > 1})
     if below:
         yield f"folders below class folders belong to the class, such as {below[0]}"
-    for name in sorted({p.class_name for p in places.values()}):
-        if name.casefold() in _MAYBE_BACKGROUND:
-            yield f"folder '{name}' is a class; if its pictures show none, name it background"
 
 
 def _entry(root: Path, name: str, place: Place, masks: Path | None, base: str, index: TagIndex) -> Entry:

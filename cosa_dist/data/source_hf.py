@@ -20,18 +20,10 @@ from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_arrow import ArrowCell, ArrowTable, holds_pictures, open_tables, rows_without
 from cosa_dist.data.source_cell import TagRules, shown, text_of
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
+from cosa_dist.data.source_flags import all_flags, flag_tags, flags_found
 from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
-from cosa_dist.data.source_tags import (
-    Tags,
-    all_flags,
-    columns_tags,
-    flag_tags,
-    flags_found,
-    no_class,
-    settled,
-    united,
-)
+from cosa_dist.data.source_tags import Tags, columns_tags, no_class, settled, united
 
 _ROWS_AT_ONCE = 1000
 _LABEL_COLUMNS = ("labels", "label", "tags")
@@ -190,7 +182,8 @@ def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rul
             raise DataError(f"{path} has no column '{name}'{nearest_name(name, known)}; there: {listed}")
         return name
 
-    image = column(asked.image, ("image", "img", "picture"))
+    shots = [name for name in pictures if name not in (asked.mask, "mask", *_MASK_COLUMNS, *_LABEL_COLUMNS)]
+    image = column(asked.image, ("image", "img", "picture", *(shots if len(shots) == 1 else ())))
     has = f"{path} has columns {', '.join(there):.300}"
     if image is None:
         raise DataError(f"{has}; say which holds pictures: --image-column")

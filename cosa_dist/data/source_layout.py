@@ -8,8 +8,9 @@ A layout is taken where no other is likely; where two are possible, the user has
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from cosa_dist.data.catalog import is_background
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
-from cosa_dist.data.source_split import TRAIN, usual_split
+from cosa_dist.data.source_split import TRAIN, split_in_file_name, usual_split
 
 CLASS, SPLIT_CLASS, CLASS_SPLIT = "class", "split/class", "class/split"
 LAYOUTS = (CLASS, SPLIT_CLASS, CLASS_SPLIT)
@@ -102,8 +103,9 @@ def find_layout(
 def refuse_no_classes(root: Path, found: Iterable[str]) -> None:
     """Raise `DataError` if the names of all class folders say that they are none."""
     names = sorted(found)
-    shown = ", ".join(f"'{name}'" for name in names[:5])
-    if all(usual_split(name) for name in names):
+    shown = _shown(names)
+    splits = [split_in_file_name(re.sub(r"\d+", "", name)) for name in names]
+    if all(map(usual_split, names)) or (all(splits) and len(set(splits)) > 1):
         raise DataError(
             f"the folders {shown} of {root} are splits and hold no class folders; the layout is "
             f"train/CLASS/PICTURE.jpg (if they are classes: --layout {CLASS})"
@@ -113,6 +115,16 @@ def refuse_no_classes(root: Path, found: Iterable[str]) -> None:
             f"the folders {shown} of {root} are no classes; put the pictures of each class into a folder "
             f"CLASS, or give their tags in a table (ingest.py table); if they are classes: --layout {CLASS}"
         )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return up to five names in quotation marks."""
+    return ", ".join(f"'{name}'" for name in names[:5])
+
+
+def no_class_folder(name: str) -> bool:
+    """Whether a folder's name is one of splits, or of pictures or masks of whatever class."""
+    return usual_split(name) is not None or _holds_all_classes(name)
 
 
 def _holds_all_classes(name: str) -> bool:
@@ -159,7 +171,7 @@ def _kind(node: _Folder, where: str, known: Collection[str], tell: Tell) -> str:
     others = [name for name in node.folders if name not in splits]
     nested = {split for name, split in splits.items() if node.folders[name].folders}
     if not splits or (others and all(plain(name) in known or is_background(name) for name in node.folders)):
-        return _kind_of_classes(node, where)
+        return _kind_of_classes(node, where, known)
     if nested and (not others or (TRAIN in nested and len(set(splits.values())) > 1)):
         if TRAIN in set(splits.values()) - nested:
             raise DataError(f"the pictures of train lie in no class folder in {where}; put them into some")
@@ -174,27 +186,46 @@ def _kind(node: _Folder, where: str, known: Collection[str], tell: Tell) -> str:
     )
 
 
-def _kind_of_classes(node: _Folder, where: str) -> str:
+def _kind_of_classes(node: _Folder, where: str, known: Collection[str]) -> str:
     """Return the layout of folders that are no splits: classes, with or without splits in them."""
     if node.folders and all(map(_holds_only_splits, node.folders.values())):
         return CLASS_SPLIT
-    several = [
-        name
-        for name, folder in node.folders.items()
-        if len({usual_split(below) for below in folder.folders} - {None}) > 1
-    ]
-    if several:
-        raise DataError(
-            f"folder '{several[0]}' of {where} holds splits and may be a class, or hold all classes; give "
-            f"{where}/{several[0]} itself, or {_SAY}"
-        )
+    below = {name: _unwrapped(name, folder) for name, folder in node.folders.items()}
+    for path, folder in below.values():
+        if len(set(map(usual_split, folder.folders)) - {None}) > 1:
+            raise DataError(
+                f"folder '{path}' of {where} holds splits and may be a class, or hold all classes; give "
+                f"{where}/{path} itself, or {_SAY}"
+            )
     for name, folder in node.folders.items():
         if folder.folders and not folder.pictures and folder.folders.keys() <= node.folders.keys() - {name}:
             raise DataError(
                 f"folder '{name}' of {where} holds folders of the classes' names; if these are masks, give "
                 "it with --masks, otherwise move it away"
             )
+    if not all(name in known for name in node.folders):
+        _refuse_same_inside(list(below.values()), where)
     return CLASS
+
+
+def _refuse_same_inside(inside: Iterable[tuple[str, _Folder]], where: str) -> None:
+    """Raise `DataError` if two folders, given with their paths, hold nothing but folders, two of one name."""
+    sorts = [(path, folder.folders) for path, folder in inside if not folder.pictures and folder.folders]
+    for (path, one), (other_path, other) in combinations(sorts, 2):
+        if len(shared := [name for name in one if name in other]) > 1:
+            raise DataError(
+                f"the folders '{path}' and '{other_path}' of {where} both hold {_shown(shared)}: if these "
+                "are the classes, give one such folder, or name them as splits (train, val); if "
+                f"'{path.split('/')[0]}' is a class: --layout {CLASS}"
+            )
+
+
+def _unwrapped(path: str, folder: _Folder) -> tuple[str, _Folder]:
+    """Return the first folder from `folder` inwards that holds more than one folder, and its path."""
+    while len(folder.folders) == 1 and not folder.pictures:
+        ((inner, folder),) = folder.folders.items()
+        path = f"{path}/{inner}"
+    return path, folder
 
 
 def _holds_only_splits(folder: _Folder) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from cosa_dist.data.errors import DataError
 
 Row = dict[str, Any]
 _ROWS_AT_ONCE = 1024
+_BEYOND = "\0beyond"
 _JSON = (".json", ".jsonl", ".ndjson")
 
 
@@ -77,16 +79,25 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a CSV file, separated by whichever of `, ; tab |` its header has most of."""
     with path.open(encoding="utf-8-sig", newline="") as opened:
         header = opened.readline()
-        separator = max(",;\t|", key=header.count)
-        opened.seek(0)
-        rows = csv.DictReader(opened, delimiter=separator, skipinitialspace=True)
+        said = re.fullmatch(r"sep=(.)\s*", header)  # Excel's own line, which is no row
+        separator = said[1] if said else max(",;\t|", key=header.count)
+        if not said:
+            opened.seek(0)
+        rows = csv.DictReader(opened, restkey=_BEYOND, delimiter=separator, skipinitialspace=True)
         try:
             names = Counter(name.strip() for name in rows.fieldnames or ())
             if twice := [name for name, number in names.items() if name and number > 1]:
                 raise DataError(f"table {path} has two columns '{twice[0]}'; rename one of them")
             for row in rows:
-                # Cells of columns without a name, and those beyond the header, belong to nothing.
-                yield rows.line_num, {name: row[key] for key in row if key and (name := key.strip())}
+                if any(cell.strip() for cell in row.get(_BEYOND) or ()):
+                    raise DataError(
+                        f"table {path}, line {rows.line_num} has more cells than the header has names; "
+                        "put tags with commas into quotation marks"
+                    )
+                # Cells of columns without a name belong to nothing.
+                named = {name: row[key] for key in row if key != _BEYOND and (name := key.strip())}
+                if any(cell and cell.strip() for cell in named.values()):  # spreadsheets end in `;;;`
+                    yield rows.line_num, named
         except csv.Error as error:
             raise DataError(f"table {path}, line {rows.line_num}: {error}; mend the line") from error
 

@@ -20,7 +20,8 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_cell import MISSING, TagRules, text_of
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
-from cosa_dist.data.source_folder import optional_mask, refuse_without_masks
+from cosa_dist.data.source_flags import all_flags, flag_tags, flags_found, is_numbering, tell_flags
+from cosa_dist.data.source_folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
 from cosa_dist.data.source_record import (
     Entry,
     File,
@@ -33,20 +34,16 @@ from cosa_dist.data.source_record import (
     untold,
 )
 from cosa_dist.data.source_rows import Row, column_names, read_rows
-from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name
-from cosa_dist.data.source_tags import (
-    TAG_COLUMNS,
-    Tags,
-    all_flags,
-    columns_tags,
-    flag_tags,
-    flags_found,
-    settled,
-    tell_flags,
-    united,
-)
+from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name, usual_split
+from cosa_dist.data.source_tags import TAG_COLUMNS, Tags, columns_tags, quoted, settled, united
 
-_IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
+_IMAGE_COLUMNS = (
+    *("image", "filename", "file", "path", "filepath", "imagefile", "imagename", "imagepath", "imageid"),
+    *("imageindex", "img", "imgname", "picture", "fname"),
+)
+"""In lower case and without blanks and signs."""
+_DENIED = ("confidence", "present", "presence")
+"""Columns where 0 says that the tag of the row is not there."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,8 @@ def table_source(
     rules = TagRules(classes, separator, tell)
     lines, tags, flags = _read(table, columns or Columns(), rules)
     *tags, flags = settled([*tags, flags], rules)
-    lines, tags = _one_line_a_picture(lines, tags, tell)
-    known = [names for names in tags if isinstance(names, tuple)]
-    names = classes or class_names_of([*known, flags] if any(known) else [], f"table {table}")
+    lines, tags = _one_line_a_picture(_with_endings(images, lines, tell), tags, tell)
+    names = classes or _class_names(table, lines, tags, flags)
     info = DatasetInfo(table.stem, names)
     index = TagIndex(info.class_names)
     chosen = set[str]()
@@ -129,6 +125,16 @@ def table_source(
         entries.setdefault(split, []).append(_entry(images, table, line, said, masks, index))
     refuse_without_masks(masks, entries)
     return info, entries
+
+
+def _class_names(table: Path, lines: Sequence[_Line], tags: Sequence[Tags], flags: Tags) -> tuple[str, ...]:
+    """Return the names that occur, and those of `flags`; raises `DataError` where no row has a tag."""
+    known = [names for names in tags if isinstance(names, tuple)]
+    bad = (
+        f" (row {line.number}: {said})" for line, said in zip(lines, tags, strict=True) if type(said) is str
+    )
+    where = f"table {table}{next(bad, '')}"
+    return class_names_of([*known, flags] if any(known) else [], where)
 
 
 def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags], Tags]:
@@ -214,7 +220,7 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
 
     def column(name: str | None, usual: tuple[str, ...], option: str) -> str | None:
         if name is None:
-            folded = {other.casefold(): other for other in reversed(there)}
+            folded = {re.sub("[ _-]", "", other.casefold()): other for other in reversed(there)}
             return next((folded[usual_name] for usual_name in usual if usual_name in folded), None)
         if name not in there:
             near = nearest_name(name, there)
@@ -225,17 +231,24 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
 
     image = column(asked.image, _IMAGE_COLUMNS, "--image-column")
     if image is None:
-        raise DataError(
-            f"table {table} has columns {', '.join(there):.300}; say with --image-column which to take"
+        headless = any(name.lower().endswith(IMAGE_ENDINGS) for name in there)
+        cure = (
+            "write the columns' names into its first line"
+            if headless
+            else "say with --image-column which to take"
         )
+        raise DataError(f"table {table} has columns {', '.join(there):.300}; {cure}")
     split = column(asked.split, ("split",), "--split-column")
     mask = column(asked.mask, ("mask",), "--mask-column")
     names = [asked.tags] if asked.tags is None or asked.tags in there else asked.tags.split(",")
     tags = tuple(
         name for part in names if (name := column(part and part.strip(), TAG_COLUMNS, "--tags-column"))
     )
-    others = [name for name in there if name not in (image, split, mask)]
+    others = [name for name in there if name not in (image, split, mask, *tags)]
+    split = split or _split_column(table, others, rules)
+    others = [name for name in others if name != split]
     if len(tags) == 1:
+        _look_at_others(table, others, rules)
         return _Found(image, tags, split, mask, flags=False)
     rows = (row for _, row in read_rows(table, frozenset(tags or others)))
     if not tags:
@@ -245,6 +258,60 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
             tell_flags(tags, rules)
         return _Found(image, tags, split, mask, flags=len(tags) > 1)
     return _Found(image, tags, split, mask, flags=all_flags(rows, tags, rules))
+
+
+def _split_column(table: Path, others: Sequence[str], rules: TagRules) -> str | None:
+    """Return the column that holds nothing but names of splits, `train` among them, whatever its own name."""
+    found: dict[str, set[str | None]] = {name: set() for name in others}
+    for _, row in read_rows(table, frozenset(others)) if others else ():
+        for name in list(found):
+            split = usual_split(text := text_of(row.get(name)))
+            if split or text:
+                found[name].add(split)
+            if None in found[name]:
+                del found[name]
+        if not found:
+            break
+    columns = [name for name, splits in found.items() if TRAIN in splits and len(splits) > 1]
+    if len(columns) > 1:
+        raise DataError(
+            f"columns {quoted(columns)} of {table} hold splits; say with --split-column which to take"
+        )
+    if not columns:
+        return None
+    rules.tell(f"column '{columns[0]}' holds the splits")
+    return columns[0]
+
+
+def _look_at_others(table: Path, others: Sequence[str], rules: TagRules) -> None:
+    """Tell which columns are not read; raises `DataError` where one of them says that tags are not there."""
+    for name in others:
+        if name.casefold() in _DENIED:
+            for number, row in read_rows(table, frozenset((name,))):
+                if text_of(row.get(name)).casefold() in ("0", "0.0", "false", "no"):
+                    raise DataError(
+                        f"table {table}, line {number}: column '{name}' says that the tag of this row is not "
+                        "there; take such rows out, and the column"
+                    )
+    if unread := [name for name in others if not is_numbering(name)]:
+        rules.tell(f"columns that are not read: {', '.join(unread):.300}")
+
+
+def _with_endings(images: Path, lines: Sequence[_Line], tell: Tell) -> list[_Line]:
+    """Return the lines with the ending of the picture's file, where its name is written without."""
+    known: dict[str, str] = {}
+    endings = [*IMAGE_ENDINGS, *map(str.upper, IMAGE_ENDINGS)]
+    for line in lines:
+        name = line.image
+        if name in known or name.lower().endswith(IMAGE_ENDINGS) or unsafe_name(name):
+            continue
+        known[name] = next((full for end in endings if File(images, full := f"{name}{end}").exists()), name)
+        if known[name] != name:
+            last = known[name][len(name) :]
+            endings = [last, *(end for end in endings if end != last)]  # most have the same
+    if ended := next((name for name in known if known[name] != name), None):
+        tell(f"pictures are named without their ending, such as {ended}: taken as {known[ended]}")
+    return [line._replace(image=known.get(line.image, line.image)) for line in lines]
 
 
 def _entry(images: Path, table: Path, line: _Line, names: Tags, masks: Path | None, index: TagIndex) -> Entry:

@@ -11,80 +11,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_cell import MISSING, NUMBER, TagRules, cell_words, shown, truth
-from cosa_dist.data.source_classes import is_background, plain
+from cosa_dist.data.source_classes import is_background, plain, tell_of_none
 
 Tags = tuple[str, ...] | str
 """The tags of a row; a text says why they cannot be read."""
 
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
-_SEPARATORS = (" and ", " & ", " + ", " / ", " - ", "+", "&", "/", "\\", ",", ";", ":", " ", "-", "_")
-_NUMBERING = re.compile(r"unnamed: \d+|index|id|image_id")
 _DECIMAL = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?|\d+\.", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,0+")
-
-
-def flag_columns(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the columns that hold only 0 and 1, -1, true, false or blanks, and not only blanks."""
-    values: dict[str, set[bool | None]] = {name: set() for name in columns}
-    for row in rows:
-        for name in list(values):
-            try:
-                values[name].add(truth(row.get(name), ticks=True))
-            except ValueError:
-                del values[name]
-    return tuple(name for name, found in values.items() if found - {None})
-
-
-def all_flags(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], rules: TagRules) -> bool:
-    """Return whether several columns of tags hold 0 and 1, each for the class of its name.
-
-    Raises:
-        DataError: some of them do.
-    """
-    flags = flag_columns(rows, columns)
-    if flags and len(flags) < len(columns):
-        raise DataError(
-            f"of the columns {_listed(columns)} only {_listed(flags)} hold 0 and 1; name columns of one kind"
-        )
-    if flags:
-        tell_flags(flags, rules)
-    return bool(flags)
-
-
-def tell_flags(columns: Sequence[str], rules: TagRules) -> None:
-    """Tell the user which columns are classes."""
-    rules.tell(f"columns {_listed(columns)} hold 0 and 1: each is a class, there where it holds 1")
-
-
-def flags_found(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], missing: str, rules: TagRules
-) -> tuple[str, ...]:
-    """Return the columns of 0 and 1 that are the tags of a table without a column of tags.
-
-    They are those that are classes; all of them where no classes are listed.
-
-    Raises:
-        DataError: `missing`, where some columns hold something else.
-    """
-    flags = flag_columns(rows, columns)
-    listed = by_spelling(rules.explicit)
-    found = tuple(name for name in flags if spelling(name) in listed)
-    if not found:
-        numbering = {name for name in columns if _NUMBERING.fullmatch(name.strip().casefold())}
-        found = tuple(name for name in flags if name not in numbering)
-        if not found or set(columns) - numbering - set(flags):
-            raise DataError(missing + (f" (of 0 and 1: {','.join(flags):.200})" if flags else ""))
-    return found
-
-
-def flag_tags(row: Mapping[str, Any], columns: Iterable[str]) -> Tags:
-    """Return the names of the columns in which a row holds 1."""
-    return tuple(plain(name) for name in columns if truth(row.get(name), ticks=True))
 
 
 def united(rows: Iterable[Tags]) -> Tags:
@@ -142,7 +81,7 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> list[
     names = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
     if not alone and names - rules.explicit and all(map(NUMBER.fullmatch, names)):
         raise DataError(
-            f"columns {_listed(list(columns))} hold numbers other than 0 and 1: write 1 where its class "
+            f"columns {quoted(list(columns))} hold numbers other than 0 and 1: write 1 where its class "
             "is there, or list the numbers in --classes if they are classes"
         )
     return read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
@@ -163,9 +102,10 @@ def settled(rows: Sequence[Tags], rules: TagRules, known: Iterable[str] = ()) ->
     explicit = rules.explicit or frozenset(map(plain, known))
     unclassed = sorted(name for name in counts if name not in explicit and no_class(name))
     if unclassed:
-        rules.tell(f"tags {_listed(unclassed)} are taken as no tag: background is id 0 of every mask")
+        rules.tell(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
     names: dict[str, str | None] = dict.fromkeys(unclassed)
     counts = Counter({name: number for name, number in counts.items() if name not in names})
+    tell_of_none(sorted(counts.keys() - explicit), rules.tell)
     if rules.separator is None:
         _refuse_joined(counts, explicit, rules)
     names.update(_one_spelling(counts, explicit, rules))
@@ -277,7 +217,7 @@ def _flags(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags] | N
         return None
     elif numbers or usual:
         raise DataError(
-            f"column '{column}' holds only {_listed(sorted(values))}: with --classes FILE name the one class "
+            f"column '{column}' holds only {quoted(sorted(values))}: with --classes FILE name the one class "
             "that is there or not, or these themselves if they are classes"
         )
     else:
@@ -307,7 +247,7 @@ def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
     else:
         names |= {value: value for value in rest}
     if said := sorted(missing - {""}):
-        rules.tell(f"column '{column}': taken as no tag: {_listed(said)} (name in --classes what is a class)")
+        rules.tell(f"column '{column}': taken as no tag: {quoted(said)} (name in --classes what is a class)")
     made: dict[tuple[str, ...], Tags] = {}
     tags: list[Tags] = []
     for items in rows:
@@ -341,24 +281,42 @@ def _refuse_joined(names: Iterable[str], explicit: Collection[str], rules: TagRu
     """Raise `DataError` for a tag made of other tags and a separator; tell of signs that may be one."""
     listed = by_spelling(explicit)
     keys = {*map(spelling, names), *listed}
-    doubtful = None
+    doubtful, mixed = None, _of_shared_words(names)
     for name in sorted(set(names) - set(explicit)):
         if spelling(name) in listed:
             continue
-        for separator in _SEPARATORS:
+        for separator in dict.fromkeys((" and ", *re.findall(r"[\W_]+", name))):
             parts = [spelling(part) for part in name.split(separator)]
             if len(parts) > 1 and all(part in keys and part != spelling(name) for part in parts):
                 raise DataError(
                     f"tag {shown(name)} is made of other tags: say --tags-separator {separator!r} if that "
                     "separates tags, or name all classes in --classes FILE if it is one"
                 )
-        if doubtful is None and not explicit and (sign := re.search(r"\w\s*([+&/\\])\s*\w", name)):
+        sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (
+            re.search("( )", name) if name in mixed else None
+        )
+        if doubtful is None and not explicit and sign:
             doubtful = (name, sign[1])
     if doubtful:
         name, sign_text = doubtful
         rules.tell(
             f"tags such as {shown(name)} are taken as one name; --tags-separator '{sign_text}' parts them"
         )
+
+
+def _of_shared_words(names: Iterable[str]) -> set[str]:
+    """Return the names of several words that hold another name of two words, or two of one: likely lists."""
+    words = {name: parts for name in names if len(parts := name.split()) < 10}
+    pairs = {frozenset(parts) for parts in words.values() if len(parts) == 2}
+    return {
+        name
+        for name, parts in words.items()
+        if len(parts) > 2
+        and (
+            sum(part in words for part in parts) > 1
+            or any(frozenset(pair) in pairs for pair in combinations(parts, 2))
+        )
+    }
 
 
 def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRules) -> dict[str, str]:
@@ -372,7 +330,7 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRul
             continue
         best = listed[0] if listed else max(group, key=lambda name: (counts[name], name.isascii(), name))
         names |= dict.fromkeys(group, best)
-        lines.append(f"{_listed([name for name in group if name != best])} as '{best}'")
+        lines.append(f"{quoted([name for name in group if name != best])} as '{best}'")
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
         rules.tell(
@@ -382,7 +340,7 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRul
     return names
 
 
-def _listed(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     """Return up to five names in quotation marks."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(shown(name) for name in names[:5]) + more

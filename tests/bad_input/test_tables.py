@@ -53,7 +53,6 @@ TAKEN: dict[str, tuple[str, str | bytes, int, str]] = {
     "quoted": (".csv", table([(f'"{i}"', f'"{t}"') for i, t in ROWS]), 4, ""),
     "more_columns": (".csv", "note,image,tags\n" + "".join(f"x,{i},{t}\n" for i, t in ROWS), 4, ""),
     "short_row": (".csv", with_rows("a2.jpg"), 4, "no image file"),
-    "long_row": (".csv", with_rows("a2.jpg,cat,x,y,z"), 4, "no image file"),
     "index_without_name": (".csv", ",image,tags\n" + "".join(f"7,{i},{t}\n" for i, t in ROWS), 4, ""),
     "json": (".json", listed([]), 4, ""),
     "json_lines": (".jsonl", lines(), 4, ""),
@@ -86,6 +85,7 @@ TAKEN: dict[str, tuple[str, str | bytes, int, str]] = {
 REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     "nothing": (".csv", "", "no rows"),
     "header_only": (".csv", "image,tags\n", "no rows"),
+    "long_row": (".csv", with_rows("a2.jpg,cat,x,y,z"), "has more cells than the header has names"),
     "no_tags_at_all": (".csv", table([(i, "") for i, _ in ROWS]), "no tag in"),
     "no_tag_column": (".csv", table(header="image,weather"), "--tags-column"),
     "no_image_column": (".csv", table(header="who,tags"), "--image-column"),

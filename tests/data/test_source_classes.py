@@ -48,6 +48,9 @@ CVAT = "# label:color_rgb:parts:actions\n"
         ("class_dict.csv", "name,r,g,b\nbackground,0,0,0\ncat,1,2,3", ("cat",)),
         ("names.csv", "Class Name;Class ID\nbackground;0\ncat;1", ("cat",)),
         ("names.csv", "label,name\n2,dog\n1,cat", CATS),
+        ("names.csv", ",name\n0,cat\n1,dog", CATS),
+        ("names.csv", "name,id,category\nbackground,0,void\ncat,1,a\ndog,2,a", CATS),
+        ("names.txt", "('background', 'cat',\n 'dog')", CATS),
         ("names.csv", "name\ncat\ndog", CATS),
         ("names.csv", '"tench, Tinca",1\n"cat",2', ("tench, Tinca", "cat")),
         ("colours.txt", "64 128 64\tAnimal\n192 0 128\tTraffic Cone", ("Animal", "Traffic Cone")),
@@ -116,6 +119,8 @@ def test_names_are_names(text: str, tmp_path: Path) -> None:
         ("names.yaml", "a: [", "neither a list of names"),
         ("names.json", "[" * 100_000, "neither a list of names"),
         ("_classes.csv", "filename,Cat,Dog\na.jpg,0,1", "no column is surely that of the names"),
+        ("obj.data", "classes = 2\ntrain = data/train.txt\nnames = obj.names", "holds settings or code"),
+        ("voc.py", "METAINFO = dict(\n  classes=('cat', 'dog'),\n)", "or code such as 'METAINFO"),
         ("map.pbtxt", "item {\n  id: 1\n  name: 'cat'\n}", "TensorFlow label map"),
         ("a.xml", "<?xml version='1.0'?>", "is XML"),
         ("names.txt", "cat\tblack\nred dog", "cannot be printed"),
@@ -127,6 +132,13 @@ def test_lists_that_are_refused(name: str, text: str, words: str, tmp_path: Path
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=words):
         read_class_names(tmp_path / name)
+
+
+def test_a_first_class_that_may_be_background_is_said(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "n.txt").write_text("unlabeled\ncat")
+    assert read_class_names(tmp_path / "n.txt", told.append) == ("unlabeled", "cat")
+    assert told == ["'unlabeled' is class 1 of n.txt; if it is id 0 in the masks, call it background"]
 
 
 def test_names_of_background() -> None:

@@ -202,6 +202,17 @@ def test_layouts(paths: str, expected: dict[str, str] | None, tmp_path: Path) ->
         ("images|masks/train|val/a|b/1", "folder 'images' of .* holds splits"),
         ("cat|dog/1 masks/cat|dog/1", "'masks' of .* if these are masks, give it with --masks"),
         ("images|masks/1", "'images', 'masks' of .* are no classes"),
+        (
+            "fold1|fold2/a|b/1",
+            "'fold1' and 'fold2' of .* both hold 'a', 'b': .* if 'fold1' is a class: ",
+        ),
+        (
+            "seg_train/seg_train/a|b/1 seg_test/seg_test/a|b/1 seg_pred/1",
+            "'seg_test/seg_test' and 'seg_train/seg_",
+        ),
+        ("x/x/train|test/a|b/1 y/y/a|b/1", "folder 'x/x' of .* holds splits .* give .*d/x/x itself"),
+        ("train/1 test1/1", "'test1', 'train' of .* are splits and hold no class folders"),
+        ("asl_train/asl_train/A|B/1 asl_test/asl_test/1", "'asl_test', 'asl_train' of .* are splits"),
         ("train|valid/images/1", "'images' of .* are no classes"),
         ("background/1", "no pictures in folders below"),
         ("1 2", "no pictures in folders below"),
@@ -224,6 +235,9 @@ def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
     assert told == ["left out: 1 pictures in cat/old, which belong to no class folder"]
     info, entries = folder_source(draw(tmp_path / "e", "a/train|test/1 b/1"), layout="class/split")
     assert ids_by_split(entries, info.class_names) == {"train": "a__1:a", "test": "a__1:a"}
+    for options in ({"layout": "class"}, {"classes": ("cat", "dog")}):
+        info, _ = folder_source(draw(tmp_path / "f", "cat|dog/day|night/1"), **options)
+        assert info.class_names == ("cat", "dog")
     # A list that names all folders says as much.
     info, entries = folder_source(root, classes=("train", "cat"), val_share=0)
     assert info.class_names == ("train", "cat")
@@ -243,7 +257,20 @@ def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
         ("crack|Background/1|2", ["folder 'Background': 2 pictures without a tag"]),
         ("a/old/1 a/2", ["folders below class folders belong to the class, such as a/old"]),
         ("train|cat/1", ["folder 'train' is taken for a class: pictures lie in it, beside other classes"]),
-        ("cat|Negatives/1", ["folder 'Negatives' is a class; if its pictures show none, name it background"]),
+        (
+            "cat|Negatives|no_tumor/1",
+            [
+                "classes for themselves: 'Negatives', 'no_tumor'; if such pictures show none of the others, "
+                "write background"
+            ],
+        ),
+        (
+            "train/a|b/1 test|val/images/1",
+            [
+                "left out: 1 pictures in test/images, which belong to no class folder",
+                "left out: 1 pictures in val/images, which belong to no class folder",
+            ],
+        ),
     ],
 )
 def test_what_is_told(paths: str, lines: list[str], tmp_path: Path) -> None:

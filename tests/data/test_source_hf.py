@@ -391,5 +391,7 @@ def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no column 'labell' \(did you mean 'label'\?\)"):
         hf_source(tmp_path / "d", tmp_path / "c", columns=HfColumns(labels=("labell",)))
     dataset(2).rename_column("image", "x").save_to_disk(str(tmp_path / "e"))
+    assert len(hf_source(tmp_path / "e", tmp_path / "c", val_share=0)[1]["train"]) == 2  # the only pictures
+    dataset(2).remove_columns("image").save_to_disk(str(tmp_path / "f"))
     with pytest.raises(DataError, match="--image-column"):
-        hf_source(tmp_path / "e", tmp_path / "c")
+        hf_source(tmp_path / "f", tmp_path / "c")

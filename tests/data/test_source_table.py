@@ -145,12 +145,12 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
 
 def test_columns_are_asked_for_by_name(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text("picture,subject,part\na.jpg,cat,test\n")
-    with pytest.raises(DataError, match="picture, subject, part; say with --image-column"):
+    table.write_text("shot,subject,part\na.jpg,cat,test\n")
+    with pytest.raises(DataError, match="shot, subject, part; say with --image-column"):
         table_source(tmp_path, table)
     with pytest.raises(DataError, match=r"no column 'subjekt' \(did you mean 'subject'\?\).*--tags-column"):
-        table_source(tmp_path, table, columns=Columns("picture", "subjekt"))
-    _, entries = table_source(tmp_path, table, columns=Columns("picture", "subject", "part"))
+        table_source(tmp_path, table, columns=Columns("shot", "subjekt"))
+    _, entries = table_source(tmp_path, table, columns=Columns("shot", "subject", "part"))
     assert shown(entries) == {"test": [("a", (0,))]}
 
 
@@ -284,6 +284,21 @@ def test_a_seeded_split_where_none_is_named(tmp_path: Path) -> None:
         ("t.csv", b"image,tags\n\xff\xfe,x\n", "not UTF-8"),
         ("t.csv", b"image,tags\n", "has no rows"),
         ("t.csv", b"image,tags\na.jpg,\n", "no tag in table"),
+        (
+            "t.csv",
+            b'image,tags\na.jpg,"{""a"":{""b"":1}}"\n',
+            "row 2: tags are no complete list",
+        ),
+        (
+            "t.csv",
+            b"a.jpg,cat\nb.jpg,dog\n",
+            "cat; write the columns' names into",
+        ),
+        (
+            "t.csv",
+            b"ImageID,label,Confidence\na,x,1\na,y,0\n",
+            "line 3: column 'Confidence' says",
+        ),
         ("t.json", b"{}", "not a list of objects"),
         ("t.json", b"[1]", "row 1 is not an object"),
         ("t.json", b'[{"image":', "is not JSON"),

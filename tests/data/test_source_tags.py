@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.source_cell import TagRules, listed_text, shown, truth
-from cosa_dist.data.source_tags import Tags, column_tags, flag_columns, settled
+from cosa_dist.data.source_flags import flag_columns
+from cosa_dist.data.source_tags import Tags, column_tags, settled
 
 THREE = ("cat", "dog", "owl")
 
@@ -184,15 +185,9 @@ def test_columns_of_flags_are_found() -> None:
         {"cat": "1", "dog": "0.0", "owl": " true", "bee": -1, "height": "30", "note": None, "list": [0]},
         {"cat": "", "dog": "1.0", "owl": False, "bee": 1, "height": "1", "note": ""},
     ]
-    assert flag_columns(rows, rows[0]) == ("cat", "dog", "owl", "bee")
-    assert [truth(cell) for cell in ("1", 0.0, "-1", "nan", None, True)] == [
-        True,
-        False,
-        False,
-        None,
-        None,
-        True,
-    ]
+    assert flag_columns(rows, rows[0]) == {"cat": True, "dog": True, "owl": True, "bee": True, "note": False}
+    read = [truth(cell) for cell in ("1", 0.0, "-1", "nan", None, True, "1,0", "0,00")]
+    assert read == [True, False, False, None, None, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +200,8 @@ def test_columns_of_flags_are_found() -> None:
         ("rust - scab", " - "),
         ("rust and scab", " and "),
         ("rust_scab", "_"),
+        ("rust、scab", "、"),
+        ("rust. scab", ". "),
         ("rust,scab;", ","),
     ],
 )
@@ -242,6 +239,14 @@ def test_names_with_blanks_and_signs_are_names() -> None:
     tags, told = read(["rust+scab", "rust"])
     assert tags == [("rust+scab",), ("rust",)]
     assert told == ["tags such as 'rust+scab' are taken as one name; --tags-separator '+' parts them"]
+    assert read(["cat;dog,owl"])[1] == [
+        "tags such as 'dog,owl' are taken as one name; --tags-separator ',' parts them"
+    ]
+    assert read(["cat", "-", "?"])[0] == [("cat",), (), ()]
+    for names in (["agriculture clear primary", "clear primary"], ["scab frog complex", "scab", "complex"]):
+        words = f"tags such as '{names[0]}' are taken as one name; --tags-separator ' ' parts them"
+        assert read(names) == ([(name,) for name in names], [words])
+        assert read(names, *names)[1] == []
 
 
 @pytest.mark.parametrize(
