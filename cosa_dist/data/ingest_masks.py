@@ -150,7 +150,8 @@ def _no_classes(total: MaskSurvey, class_names: Sequence[str]) -> list[str]:
             continue
         said = (
             f"{total['value', value]} masks hold {value}, which is '{name}'; pixels without a class are "
-            f"{IGNORE} (ignored) or 0 (background): write that into them, and take the name off the classes"
+            f"{IGNORE} (ignored) or 0 (background): write that and take the name off the classes, or "
+            "call it background where the list begins with id 0"
         )
         if word != "void":
             raise DataError(said)
