@@ -93,15 +93,17 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
     picture = _open(data, "mask")
     if picture.mode not in _ID_MODES:
         raise RecordError(
-            f"mask has colours (mode {picture.mode}), not class ids; convert it to a palette or "
-            "grey-level PNG whose values are the ids"
+            f"mask has colours (mode {picture.mode}), not class ids; write the ids of its label "
+            "map's colours into a grey-level PNG (docs/data.md shows how)"
         )
     if picture.format == "JPEG":
         raise RecordError("mask is a JPEG, whose values are not exact; store masks as PNG")
     ids = np.asarray(picture).astype(np.int64)
     ids //= _GREY_STRETCH.get(_grey_png_bits(data), 1)
     if ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
-        raise RecordError(f"mask value {int(ids.max())} does not fit into 8 bits")
+        raise RecordError(
+            f"mask value {int(ids.max())} does not fit into 8 bits; write the classes' ids into it"
+        )
     return ids.astype(np.uint8)
 
 

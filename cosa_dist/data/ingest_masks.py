@@ -23,6 +23,7 @@ _ENOUGH = 2
 _SAME = 0.8
 """Overlap (intersection over union) of the pictures with a tag and those with a mask value from which the
 value stands for the tag."""
+_IGNORED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "dontcare")
 
 
 @dataclass
@@ -107,12 +108,13 @@ def mask_lines(
         classes_given: whether the user gave their order; if not, a contradiction is refused.
 
     Raises:
-        DataError: no mask holds a class, all classes have one value, or masks contradict the tags.
+        DataError: no mask holds a class, or one whose name means none, all classes have one value, or
+            masks contradict the tags.
     """
     total = merged({split: survey.as_row() for split, survey in by_split.items()})
     if not total["masks"]:
         return []
-    lines = _without_class(by_split, total, class_names)
+    lines = _without_class(by_split, total, class_names) + _no_classes(total, class_names)
     _refuse_one_value(total, class_names)
     share = 100 * total["ignored"] / total["pixels"]
     ignored = f"{share:.1f} % of their pixels are {IGNORE}, which is ignored"
@@ -137,6 +139,24 @@ def _without_class(
         for name, survey in by_split.items()
         if survey["masks"] and not _classes_held(survey)
     ]
+
+
+def _no_classes(total: MaskSurvey, class_names: Sequence[str]) -> list[str]:
+    """Return a line on a class `void` that masks hold; raises `DataError` for a surer name."""
+    lines = []
+    for value, name in enumerate(class_names, start=1):
+        word = name.strip("_ ").casefold()
+        if not total["value", value] or word not in (*_IGNORED_NAMES, "void"):
+            continue
+        said = (
+            f"{total['value', value]} masks hold {value}, which is '{name}'; pixels without a class are "
+            f"{IGNORE} (ignored) or 0 (background): write that and take the name off the classes, or "
+            "call it background where the list begins with id 0"
+        )
+        if word != "void":
+            raise DataError(said)
+        lines.append(f"WARNING: {said} (if it is a class, all is well)")
+    return lines
 
 
 def _holding_no_class(survey: MaskSurvey) -> str:
@@ -198,10 +218,16 @@ def _comparison(total: MaskSurvey, class_names: Sequence[str], classes_given: bo
 def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given: bool) -> list[str]:
     """Return a line if masks contradict the tags; raises `DataError` if the classes' order was no user's."""
     moved = _moved(total, len(class_names))
-    stand = ", ".join(
+    places = [
         f"value {value} stands on pictures tagged '{class_names[tag]}', which is id {tag + 1}"
-        for tag, value in list(moved.items())[:_NAMED]
-    )
+        for tag, value in moved.items()
+    ]
+    places = places or [
+        f"value {tag + 1} stands on no picture tagged '{name}'"
+        for tag, name in enumerate(class_names)
+        if _apart(total, tag)
+    ]
+    stand = ", ".join(places[:_NAMED])
     cure = "give the class names in the order of the masks' ids with --classes FILE, or mend the masks"
     shifts = {value - tag - 1 for tag, value in moved.items()}
     if len(moved) > 1 and len(shifts) == 1:
@@ -210,8 +236,8 @@ def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given:
         stand += f": ids are {which}, for 0 is background and 1 the first class"
         cure = f"{change.format(abs(shift))} in the masks (not to 255), or {cure}"
     against, drawn = total["against"], total["drawn"]
-    if against <= drawn / 2 and not (moved and against >= max(1, drawn / 10)):
-        return [f"masks and tags: {stand}"] if stand else []
+    if against <= drawn / 2 and not (stand and against >= max(1, drawn / 10)):
+        return [f"WARNING: masks and tags: {stand}; {cure}"] if stand else []
     said = (
         f"masks and tags contradict each other: {against} of {drawn} masks with a class hold none of "
         f"their picture's tags (first: {total.first['against']})"
@@ -234,6 +260,12 @@ def _moved(total: MaskSurvey, num_foreground: int) -> dict[int, int]:
         if overlaps[value] >= _SAME and overlaps[value] > total.overlap(value - 1, value):
             moved[tag] = value
     return moved
+
+
+def _apart(total: MaskSurvey, tag: int) -> bool:
+    """Whether a tag and its own value stand on several pictures each, and on none together."""
+    several = min(total["tag", tag], total["held", tag + 1]) >= _ENOUGH
+    return several and not total["both", tag, tag + 1]
 
 
 def _by_class(counts: Mapping[int, int], class_names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image
 
-from cosa_dist.data.catalog import COCO_CLASSES
+from cosa_dist.data.catalog import COCO_CLASSES, is_background
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.source_coco_outline import (
     Annotation,
@@ -49,7 +49,6 @@ from cosa_dist.data.source_record import (
 )
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height", "coco_url")
-_BACKGROUND = frozenset({"background", "_background_", "__background__"})
 _OTHER_FILES = {
     "caption": "COCO's captions (captions_*.json)",
     "segments_info": "COCO's panoptic annotations (panoptic_*.json)",
@@ -61,6 +60,10 @@ _OTHER_FILES = {
 _LEFT_OUT = "left out"
 _PICTURE_OUT = "left out with their pictures"
 _NO_MASK = "their pictures get tags but no mask"
+_CROWD = (
+    "their pixels are ignored (255) where no object lies (some tools write 1 for objects with holes or of "
+    "several parts: then set iscrowd to 0 there)"
+)
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,7 @@ class _Reader:
                 reason, effect = "some polygons of fewer than three points", "those polygons are left out"
                 self.tally.add("annotations", reason, effect, item.named(name))
             if item.crowd:
-                effect = "their pixels are ignored (255) where no object lies"
-                self.tally.add("annotations", "crowds (iscrowd 1)", effect, item.named(name))
+                self.tally.add("annotations", "crowds (iscrowd 1)", _CROWD, item.named(name))
             drawn.append((class_id, item.crowd, outline))
         mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
         return tuple(sorted(tags)), mask
@@ -349,7 +351,7 @@ def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
         if key is None or not name:
             raise DataError(f"{path}: a category has no id or no name; get the file again")
         number = numbers.get(name.casefold(), 0)
-        if not number and key != 0 and name.casefold() not in _BACKGROUND:
+        if not number and key != 0 and not is_background(name):
             foreign.append(name)
         if found.setdefault(key, number) != number:
             raise DataError(f"{path}: category id {key!r:.60} has two names; get the file again")
@@ -358,13 +360,14 @@ def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
         kind = _other_file(content)
         if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
             kind = "this is COCO's stuff annotations (stuff_*.json)"
-        example = (
-            f"{foreign[0]!r:.60} is none" if foreign else f"{COCO_CLASSES[min(missing) - 1]!r} is missing"
-        )
         other = "for another data set, write masks and use the source 'table' or 'folder'"
+        if foreign or kind:
+            said = f"{len(found)} categories that are not COCO's 80 ({kind or f'{foreign[0]!r:.60} is none'})"
+            raise DataError(f"{path} has {said}; {'get instances_*.json' if kind else other}")
+        lacking = f"{COCO_CLASSES[min(missing) - 1]!r} is missing"
         raise DataError(
-            f"{path} has {len(found)} categories that are not COCO's 80 ({kind or example}); "
-            f"{'get instances_*.json' if kind else other}"
+            f"{path} lists {len(COCO_CLASSES) - len(missing)} of COCO's 80 categories ({lacking}); add the "
+            f"others to its list 'categories', with any ids, or, {other}"
         )
     return found
 

@@ -110,6 +110,20 @@ EXCHANGED = by_class(((0, 2), (0, 1), (0, 3)))
             ANIMALS,
             "value 2 stands on pictures tagged 'cat', which is id 1, value 3 stands on pictures tagged 'dog'",
         ),
+        # Two classes with 1 as background: every mask holds 1, half of them 2.
+        (
+            by_class(((1, 2), (1,)), 2),
+            ("crack", "intact"),
+            "2 of 4 masks with a class hold none of their picture's tags (first: val/02); value 2 stands on "
+            "no picture tagged 'intact'; give the class names",
+        ),
+        # A name that means pixels without a class.
+        (
+            [(None, (0, 1, 2)), (None, (0, 3, 255))],
+            ("cat", "Unlabeled", "dog"),
+            "1 masks hold 2, which is 'Unlabeled'; pixels without a class are 255 (ignored) or 0",
+        ),
+        ([((0,), (0, 1)), ((0,), (1, 2))], ("cat", "__ignore__"), "which is '__ignore__'; pixels without"),
     ],
 )  # fmt: skip
 def test_masks_that_cannot_be_meant_are_refused(
@@ -178,6 +192,21 @@ def test_a_single_contradiction_is_said_and_refuses_nothing(tmp_path: Path) -> N
     assert "WARNING: masks and tags contradict each other: 1 of 2 masks with a class" in found
     assert "value 2 stands on pictures tagged 'cat', which is id 1" in found
     assert "1 of 2 masks hold no class" in said(tmp_path / "b", [((0,), (0, 1)), ((1,), (0, 1))])
+
+
+def test_few_contradictions_of_exchanged_ids_are_a_warning(tmp_path: Path) -> None:
+    drawn = [*by_class(((0, 1), (0, 2)), 30), ((2,), (0, 4)), ((2,), (0, 4)), ((3,), (0, 3)), ((3,), (0, 3))]
+    found = said(tmp_path, drawn, ("cat", "dog", "owl", "ant"))
+    assert "REFUSED" not in found
+    assert "WARNING: masks and tags: value 4 stands on pictures tagged 'owl', which is id 3, value 3" in found
+
+
+def test_names_of_pixels_without_a_class(tmp_path: Path) -> None:
+    found = said(tmp_path, by_class(((0, 1), (0, 2))), ("crack", "void"))
+    assert "WARNING: 3 masks hold 2, which is 'void'" in found
+    assert "REFUSED" not in found
+    # No mask holds it: nothing is wrong.
+    assert "pixels without a class" not in said(tmp_path / "b", by_class(((0, 1),)), ("cat", "ignored"))
 
 
 def test_a_split_without_a_class_is_said_beside_one_that_has_some(tmp_path: Path) -> None:

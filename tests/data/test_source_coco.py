@@ -36,7 +36,8 @@ def test_smaller_objects_lie_on_larger_ones_and_crowds_are_ignored(tmp_path: Pat
     )
     assert told == [
         "instances_val2014.json: 1 of 6 annotations: crowds (iscrowd 1), the first is annotation 900 of "
-        "image 1, 'COCO_val2014_000000000001.jpg'; their pixels are ignored (255) where no object lies"
+        "image 1, 'COCO_val2014_000000000001.jpg'; their pixels are ignored (255) where no object lies "
+        "(some tools write 1 for objects with holes or of several parts: then set iscrowd to 0 there)"
     ]
     expected = np.zeros((10, 12), dtype=np.uint8)
     expected[:, 8:12] = 255
@@ -87,7 +88,10 @@ def test_names_and_categories_of_the_json_are_not_trusted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"categories": [{"id": 1, "name": "person"}]}, "1 categories that are not COCO's 80"),
+        (
+            {"categories": [{"id": 1, "name": "person"}]},
+            "lists 1 of COCO's 80 categories .'bicycle' is missing.; add the others",
+        ),
         ({"categories": [{"name": "person"}]}, "category has no id"),
         ({"categories": [{"id": 1, "supercategory": "animal"}]}, "category has no id or no name"),
         ({"categories": [{"id": 1, "name": "person"}, {"id": "1", "name": "car"}]}, "has two names"),
