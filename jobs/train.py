@@ -14,7 +14,8 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.errors import nothing_made_yet
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
 from cosa_dist.config.schema import RunConfig
 
@@ -80,7 +81,8 @@ def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> O
             staged = reopen_staged(name, output, overrides, cluster)
             prepared = staged or reopen(name, output, overrides, cluster)
         else:
-            prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
+            with nothing_made_yet():
+                prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
         logging.info("run folder %s", prepared.folder)
         if isinstance(prepared, StagedRun):
             return conduct_stages(prepared, resources)
@@ -90,7 +92,7 @@ def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> O
 def main() -> int:
     """Return the exit code: 0 done, 1 the run failed, 2 it could not start."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--resume", metavar="NAME", help="continue the interrupted run NAME")
+    parser.add_argument("--resume", type=given, metavar="NAME", help="continue the interrupted run NAME")
     parser.add_argument(
         "--restarted",
         action="store_true",

@@ -16,13 +16,14 @@ import logging
 import os
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.ablation import is_ablation, read_ablation
-from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.errors import ConfigError, nothing_made_yet
 from cosa_dist.config.loading import is_recipe_file, load_config, parse_overrides, to_yaml
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
@@ -153,15 +154,18 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     from cosa_dist.distributed.sweep_run import begin, conduct, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
 
-    if not known:
-        check_places(plan.config)
-    check_inputs(plan.config)
-    # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
-    with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
-        if not known:
-            plan = share_cpus(plan, resources, node_resources())
-            concurrent_trials(plan.config, node_resources())
-            plan = begin(plan)
+    with ExitStack() as until_the_end:
+        with nullcontext() if known else nothing_made_yet():
+            if not known:
+                check_places(plan.config)
+            for config in plan.configs:
+                check_inputs(config)
+            # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
+            resources = until_the_end.enter_context(ray_cluster(num_cpus=(os.cpu_count() or 1) + 1))
+            if not known:
+                plan = share_cpus(plan, resources, node_resources())
+                concurrent_trials(plan.config, node_resources())
+                plan = begin(plan)
         logging.info("sweep %s: %s", plan.name, sweep_folder(plan.config))
         result = conduct(plan, resources, not known)
     print_trials(plan, result.trials)
@@ -183,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
     made.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
     made.add_argument("--warm-start", action="store_true", help="train the loss warm-up once for all trials")
-    made.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
+    made.add_argument("--resume", type=given, metavar="NAME", help="go on with the sweep NAME")
     made.add_argument(
         "--restarted",
         action="store_true",

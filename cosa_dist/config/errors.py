@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pydantic import ValidationError
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is meant for the user as it stands."""
+
+
+class StartInterruptedError(KeyboardInterrupt):
+    """Interrupted before anything was made; there is nothing to go on with."""
+
+
+@contextmanager
+def nothing_made_yet() -> Iterator[None]:
+    """Turn an interruption of the block into a `StartInterruptedError`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StartInterruptedError from None
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -36,6 +50,8 @@ def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown option {key}{nearest(key, names)}")
+        elif item["type"] == "model_type":
+            lines.append(f"{key} = {item['input']!r}: this is a section: give it options, or leave it out")
         elif not key:
             lines.append(item["msg"].removeprefix("Value error, "))
         else:

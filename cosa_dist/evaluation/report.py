@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol
-from cosa_dist.lattice.dense_crf import CrfSettings
 
 SOURCES = {"cam_": "CAM", "aux_cam_": "auxiliary CAM", "": "segmentation"}
 
@@ -136,12 +135,15 @@ class EvalReport:
             ValueError: if the text is not such a report, with what is wrong.
         """
         try:
-            return cls(**_restored(json.loads(text)))
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"this is not the JSON of an evaluation report ({type(error).__name__}: {error}); "
-                "write it with EvalReport.to_json"
-            ) from error
+            report = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ValueError(f"no evaluation report ({where}{first['msg']})") from None
+        classes = len(report.class_names) + 1
+        if "unfiltered" not in report.scores or any(len(s.iou) != classes for s in report.scores.values()):
+            raise ValueError(f"no evaluation report (scores are not those of {classes} classes)")
+        return report
 
 
 def read_reports(folder: Path) -> dict[str, EvalReport]:
@@ -152,7 +154,10 @@ def read_reports(folder: Path) -> dict[str, EvalReport]:
     """
     reports = {}
     for path in sorted(folder.glob("report_*.json"), reverse=True):
-        report = EvalReport.from_json(path.read_text(encoding="utf-8"))
+        try:
+            report = EvalReport.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; put it back from a copy, or remove it") from None
         reports[report.network] = report
     return reports
 
@@ -164,26 +169,6 @@ def better_report(reports: Mapping[str, EvalReport]) -> EvalReport | None:
     """
     scored = [(miou, report) for report in reports.values() if (miou := report.miou()) is not None]
     return max(scored, key=lambda one: one[0])[1] if scored else None
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _restored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Give JSON's lists, dicts and text keys the report's own types back."""
-    settings = _with_tuples(fields["settings"])
-    if settings.get("crf") is not None:
-        settings["crf"] = CrfSettings(**settings["crf"])
-    scores = {key: SegmentationScore(**_with_tuples(score)) for key, score in fields["scores"].items()}
-    grid = {float(key): value for key, value in fields["cam_miou_by_background"].items()}
-    return {
-        **fields,
-        "class_names": tuple(fields["class_names"]),
-        "scores": scores,
-        "cam_miou_by_background": grid,
-        "settings": EvaluationSettings(**settings),
-    }
 
 
 def _shown(value: float | None) -> str:
