@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -17,12 +18,23 @@ class StartInterruptedError(KeyboardInterrupt):
     """Interrupted before anything was made; there is nothing to go on with."""
 
 
+@dataclass
+class Start:
+    """How far a job has come."""
+
+    made: bool
+    """whether there is something to go on with"""
+
+
 @contextmanager
-def nothing_made_yet() -> Iterator[None]:
-    """Turn an interruption of the block into a `StartInterruptedError`."""
+def starting(made: bool) -> Iterator[Start]:
+    """Turn an interruption of the block into a `StartInterruptedError` as long as nothing is made."""
+    start = Start(made)
     try:
-        yield
+        yield start
     except KeyboardInterrupt:
+        if start.made:
+            raise
         raise StartInterruptedError from None
 
 

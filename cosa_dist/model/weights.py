@@ -49,9 +49,12 @@ def parse_weight_source(text: str) -> WeightSource:
     path = Path(text).expanduser()
     if names_a_file(text):
         if not path.is_file():
-            there = "a folder" if path.is_dir() else "no file"
+            if path.is_dir():
+                raise FileNotFoundError(
+                    f"model.weights: {path} is a folder; give the file of the weights in it"
+                )
             raise FileNotFoundError(
-                f"model.weights: {there} at {path}; give a path that exists, a timm tag, or none"
+                f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
             )
         return WeightSource(file=path)
     return WeightSource(tag=text)
