@@ -50,9 +50,7 @@ def parse_weight_source(text: str) -> WeightSource:
     if names_a_file(text):
         if not path.is_file():
             if path.is_dir():
-                raise FileNotFoundError(
-                    f"model.weights: {path} is a folder; give the file of the weights in it"
-                )
+                raise FileNotFoundError(f"model.weights: {path} is a folder; give the file in it")
             raise FileNotFoundError(
                 f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
             )
