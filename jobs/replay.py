@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.paths import place
 
 
@@ -22,15 +22,14 @@ def send(name: str, output: Path) -> int:
         ConfigError: no such run, or one without a tracking run.
         StoreError: the store cannot be reached, or does not know the run.
     """
-    from cosa_dist.distributed.preparation import read_note
+    from cosa_dist.distributed.preparation import read_note, why_no_run
     from cosa_dist.tracking.local_tracker import METRICS_FILE
     from cosa_dist.tracking.mlflow_tracker import replay
     from cosa_dist.tracking.store import prepare_store, require_store, resolve_uri
 
     folder = output / "runs" / name
     if not (folder / "run.json").is_file():
-        others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
-        raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
+        raise ConfigError(why_no_run(folder, "run.json"))
     note = read_note(folder)
     if not note.get("run_id"):
         raise ConfigError(f"run {name} was trained without tracking (tracking.enabled false)")

@@ -14,7 +14,8 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.errors import Start, starting
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
 from cosa_dist.config.schema import RunConfig
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Prepare and launch the run that the command line asks for."""
+    """Prepare and launch the run that the command line asks for, and print its outcome."""
+    with starting(made=bool(arguments.resume or arguments.restarted)) as start:
+        conduct(arguments, rest, start)
+
+
+def conduct(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
+    """The work of `run`; `start` hears of the run folder."""
     overrides = parse_overrides(rest)
     if arguments.resume:
         refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
@@ -43,14 +50,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
             return
         kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
         name, overrides, config = config.name, {**kept, "output": config.output}, None
-    outcome = trained(config, name, overrides)
+    outcome = trained(config, name, overrides, start)
     print(as_text(list(outcome.reports.values()), per_class=False))
     print(f"run folder  {outcome.folder}")
     print(f"pictures    {outcome.folder / 'pictures'}")
     print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
 
 
-def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> Outcome:
+def trained(config: RunConfig | None, name: str, overrides: dict[str, Any], start: Start) -> Outcome:
     """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
     from cosa_dist.distributed.cluster import check_start, ray_cluster
 
@@ -81,6 +88,7 @@ def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> O
             prepared = staged or reopen(name, output, overrides, cluster)
         else:
             prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
+        start.made = True
         logging.info("run folder %s", prepared.folder)
         if isinstance(prepared, StagedRun):
             return conduct_stages(prepared, resources)
@@ -90,7 +98,7 @@ def trained(config: RunConfig | None, name: str, overrides: dict[str, Any]) -> O
 def main() -> int:
     """Return the exit code: 0 done, 1 the run failed, 2 it could not start."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--resume", metavar="NAME", help="continue the interrupted run NAME")
+    parser.add_argument("--resume", type=given, metavar="NAME", help="continue the interrupted run NAME")
     parser.add_argument(
         "--restarted",
         action="store_true",

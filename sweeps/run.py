@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.ablation import is_ablation, read_ablation
-from cosa_dist.config.command_line import make_parser, refuse_beside_resume, run_job
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
+from cosa_dist.config.errors import ConfigError, Start, starting
 from cosa_dist.config.loading import is_recipe_file, load_config, parse_overrides, to_yaml
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
@@ -137,6 +137,12 @@ def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Plan a sweep or read its plan, run it, print its outcome."""
+    with starting(made=bool(arguments.resume or arguments.restarted)) as start:
+        work(arguments, rest, start)
+
+
+def work(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
+    """The work of `run`; `start` hears of the sweep's folder."""
     if arguments.print_config and not arguments.resume:
         config = load_config(arguments.recipe, arguments.config, rest)
         new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
@@ -155,13 +161,15 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     if not known:
         check_places(plan.config)
-    check_inputs(plan.config)
+    for config in plan.configs:
+        check_inputs(config)
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
     with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
         if not known:
             plan = share_cpus(plan, resources, node_resources())
             concurrent_trials(plan.config, node_resources())
             plan = begin(plan)
+        start.made = True
         logging.info("sweep %s: %s", plan.name, sweep_folder(plan.config))
         result = conduct(plan, resources, not known)
     print_trials(plan, result.trials)
@@ -183,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
     made.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
     made.add_argument("--warm-start", action="store_true", help="train the loss warm-up once for all trials")
-    made.add_argument("--resume", metavar="NAME", help="go on with the sweep NAME")
+    made.add_argument("--resume", type=given, metavar="NAME", help="go on with the sweep NAME")
     made.add_argument(
         "--restarted",
         action="store_true",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.errors import ConfigError, StartInterruptedError
 from cosa_dist.config.loading import recipe_names
 from cosa_dist.config.options import options
 
@@ -25,6 +25,17 @@ def options_help() -> str:
         default = "" if option.default == "" else f" = {option.default}"
         lines.append(f"  --{option.key} ({option.kind}{default})\n        {option.meaning}")
     return "\n".join(lines)
+
+
+def given(text: str) -> str:
+    """Type of an option that names something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, as from a variable of the shell that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: give a name, or leave the option out")
+    return text
 
 
 class Once(argparse.Action):
@@ -51,8 +62,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", action=Once, help="name of a recipe, or the path of one")
-    parser.add_argument("--config", action=Once, metavar="F.yaml", help="options on top of the recipe")
+    parser.add_argument("--recipe", action=Once, type=given, help="name of a recipe, or the path of one")
+    parser.add_argument(
+        "--config", action=Once, type=given, metavar="F.yaml", help="options on top of the recipe"
+    )
     return parser
 
 
@@ -98,6 +111,9 @@ def run_job(
     except RuntimeError as error:
         print(f"{what} failed: {error}", file=sys.stderr)
         return 1
+    except StartInterruptedError:
+        print("stopped; nothing was made, the same command starts again", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print(f"stopped; {next_step}", file=sys.stderr)
         return 130

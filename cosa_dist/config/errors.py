@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is meant for the user as it stands."""
+
+
+class StartInterruptedError(KeyboardInterrupt):
+    """Interrupted before anything was made; there is nothing to go on with."""
+
+
+@dataclass
+class Start:
+    """How far a job has come."""
+
+    made: bool
+    """whether there is something to go on with"""
+
+
+@contextmanager
+def starting(made: bool) -> Iterator[Start]:
+    """Turn an interruption of the block into a `StartInterruptedError` as long as nothing is made."""
+    start = Start(made)
+    try:
+        yield start
+    except KeyboardInterrupt:
+        if start.made:
+            raise
+        raise StartInterruptedError from None
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -36,6 +62,8 @@ def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown option {key}{nearest(key, names)}")
+        elif item["type"] == "model_type":
+            lines.append(f"{key} = {item['input']!r}: this is a section: give it options, or leave it out")
         elif not key:
             lines.append(item["msg"].removeprefix("Value error, "))
         else:

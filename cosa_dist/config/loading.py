@@ -85,7 +85,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).replace('in "<unicode string>", ', "at ").split())) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -147,14 +147,30 @@ def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`."""
+def nested(dotted: Mapping[str, Any], source: str = COMMAND_LINE) -> dict[str, Any]:
+    """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`.
+
+    Raises:
+        ConfigError: an option of `source` is there in both forms.
+    """
     result: dict[str, Any] = {}
     for key, value in dotted.items():
         for section in reversed(str(key).split(".")):
             value = {section: value}
+        if twice := _shared(result, value):
+            raise ConfigError(f"{source}: {twice} occurs twice")
         result = merge(result, value)
     return result
+
+
+def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first option that two nested mappings both hold."""
+    for key in one.keys() & other.keys():
+        if not (isinstance(one[key], Mapping) and isinstance(other[key], Mapping)) or key in VALUES:
+            return str(key)
+        if inner := _shared(one[key], other[key]):
+            return f"{key}.{inner}"
+    return ""
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -228,10 +244,10 @@ def load_config(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if recipe:
-        layers.append((f"recipe {recipe}", nested(read_recipe(recipe))))
+        layers.append((f"recipe {recipe}", nested(read_recipe(recipe), f"recipe {recipe}")))
     if file:
         path = place(file)
-        layers.append((str(path), nested(read_yaml(path))))
+        layers.append((str(path), nested(read_yaml(path), str(path))))
     dotted = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     return stacked([*layers, (source, nested(dotted))])
 

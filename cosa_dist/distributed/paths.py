@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import is_recipe_file
 from cosa_dist.config.method import names_a_file
 from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.tracking.store import MEMORY, SQLITE
 
+LONGEST_NAME = 200
+"""bytes; what is made beside a run bears a longer one, and file systems end at 255"""
+
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return the configuration with every local path absolute.
 
     Raises:
-        ConfigError: see `absolute`.
+        ConfigError: see `absolute`; or the run's name cannot be that of a folder.
     """
+    name = config.name
+    if "/" in name or name.startswith(".") or not (name.isprintable() and len(name.encode()) <= LONGEST_NAME):
+        raise ConfigError(
+            f"--name {name[:80]!r}: a run's folder bears its name: leave out '/', a dot at its beginning and "
+            f"control characters, and keep it below {LONGEST_NAME} letters"
+        )
     weights, uri, first = config.model.weights, config.tracking.uri, config.stage_one.recipe
     if names_a_file(weights):
         weights = absolute(weights, "model.weights")

@@ -25,7 +25,7 @@ from cosa_dist.data.reading import check_reading
 from cosa_dist.data.shards import open_split
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver
 from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
-from cosa_dist.distributed.sharing import check_batch_norm_early
+from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.distributed.task import FAILURE
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
@@ -63,7 +63,7 @@ def check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]
     Raises:
         ConfigError, FileNotFoundError, ValueError: one line on what cannot be used.
     """
-    check_batch_norm_early(config)
+    check_sharing_early(config)
     parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
     val = check_reading(config.data, config.data.val_split)
@@ -250,8 +250,7 @@ def reopen(name: str, output: str, overrides: Mapping[str, object], ready: Ready
     refuse_overrides(overrides)
     folder = run_folder(RunConfig(output=absolute(output, "output", True), name=name))
     if not (folder / "config.yaml").is_file():
-        others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
-        raise ConfigError(f"no run named {name!r} in {folder.parent}{nearest(name, others)}")
+        raise ConfigError(why_no_run(folder, "config.yaml"))
     note = read_note(folder)
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
@@ -259,7 +258,8 @@ def reopen(name: str, output: str, overrides: Mapping[str, object], ready: Ready
     if "distributed.workers" in changes:
         changes["distributed.fewest_workers"] = 0
     path = folder / "config.yaml"
-    config = stacked([(str(path), read_yaml(path)), (COMMAND_LINE, nested(changes))])
+    own = own_config(path).model_dump()
+    config = stacked([(str(path), own), (COMMAND_LINE, nested(changes))])
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     with sole_driver(folder):
         check_inputs(config)
@@ -290,7 +290,7 @@ def begun(config: RunConfig) -> bool:
     path = run_folder(config) / "config.yaml"
     if not path.is_file():
         return False
-    asked, found = flatten(config), flatten(build_config(read_yaml(path), str(path)))
+    asked, found = flatten(config), flatten(own_config(path))
     others = [key for key in asked if asked[key] != found.get(key) and not key.startswith("distributed.")]
     if others:
         raise ConfigError(
@@ -298,6 +298,32 @@ def begun(config: RunConfig) -> bool:
             "was not begun by this command; choose another --name"
         )
     return True
+
+
+def own_config(path: Path) -> RunConfig:
+    """The configuration that a run was begun with.
+
+    Raises:
+        ConfigError: the file is damaged, or this version knows other options.
+    """
+    try:
+        values = read_yaml(path)
+        if not values:
+            raise ConfigError(f"{path} is empty")
+        return build_config(values, str(path))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; the file is damaged, or of another version: put it back from a copy, finish the run "
+            "with the version that began it, or start a new one under another --name"
+        ) from None
+
+
+def why_no_run(folder: Path, file: str) -> str:
+    """Why a folder without that file is no run: there is none of its name, or the file was lost."""
+    if folder.is_dir():
+        return f"{folder / file} is missing: put it back from a copy, or start a new run under another --name"
+    others = [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else []
+    return f"no run named {folder.name!r} in {folder.parent}{nearest(folder.name, others)}"
 
 
 def _reopen_tracking(uri: str, run_id: str, output: Path) -> str:
@@ -320,12 +346,14 @@ def read_note(folder: Path) -> dict[str, object]:
     path = folder / "run.json"
     try:
         note: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("tracking_uri", "run_id", "finished") if key not in note]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        missing = [" ".join(str(error).split())]
-    if missing or not isinstance(note, dict):
+        missing = ["no mapping"]
+        if isinstance(note, dict):
+            missing = [f"no {key}" for key in ("tracking_uri", "run_id", "finished") if key not in note]
+    except (OSError, ValueError, RecursionError) as error:
+        missing = [" ".join(str(getattr(error, "strerror", "") or error).split())]
+    if missing:
         raise ConfigError(
-            f"{path} is missing or damaged ({', '.join(missing) or 'no mapping'}): put it back from a copy, "
+            f"{path} is missing or damaged ({', '.join(missing)}): put it back from a copy, "
             "or start a new run under another --name"
         )
     return note

@@ -44,6 +44,7 @@ def _run(task: WorkerTask, folder: Path) -> None:
     import ray.train
     import torch
 
+    from cosa_dist.collective import world_size
     from cosa_dist.distributed.worker import LASTING, run_worker
     from cosa_dist.training.loop import TrainingStoppedError
 
@@ -55,6 +56,10 @@ def _run(task: WorkerTask, folder: Path) -> None:
         reason = " ".join(str(error).split())
         if isinstance(error, torch.OutOfMemoryError):
             reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
+        noted = False
         with contextlib.suppress(OSError):
             (folder / FAILURE).write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
-        raise
+            noted = True
+        # Alone, it returns as if restarted: Ray would print its own traceback and start it again.
+        if world_size() > 1 or not noted:
+            raise

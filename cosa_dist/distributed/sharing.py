@@ -69,17 +69,21 @@ def check_batch_norm(config: RunConfig, workers: Iterable[int], use_gpu: bool) -
             raise ConfigError(
                 f"segmenter.decoder_norm batch needs two pictures or more in a pass, and {number} worker(s) "
                 f"would see one at a time (training.global_batch_size {batch}, training.micro_batch_size "
-                f"{wanted}): set segmenter.decoder_norm to group, or training.micro_batch_size to 2 or more"
+                f"{wanted}): set segmenter.decoder_norm to group, "
+                "or take a larger training.micro_batch_size or training.global_batch_size"
             )
 
 
-def check_batch_norm_early(config: RunConfig) -> None:
-    """`check_batch_norm` as far as it is sure before the cluster is known.
+def check_sharing_early(config: RunConfig) -> None:
+    """Check how the batch is shared, as far as it is sure before the cluster is known.
 
     Raises:
         ConfigError: no cluster could run this.
     """
-    numbers = elastic_numbers(config) or (config.distributed.workers or 1,)
+    elastic, workers = elastic_numbers(config), config.distributed.workers
+    if workers and not elastic:
+        micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
+    numbers = elastic or (workers or 1,)
     if config.distributed.device == "cpu" or config.distributed.workers == 1:
         check_batch_norm(config, numbers, use_gpu=False)
 

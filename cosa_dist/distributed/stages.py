@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import build_config, load_config, merge, read_yaml
+from cosa_dist.config.loading import build_config, load_config, merge
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.description import SplitDescription
@@ -34,13 +34,14 @@ from cosa_dist.distributed.preparation import (
     create_run_folder,
     dataset_label,
     mark_finished,
+    own_config,
     prepare_run,
     read_note,
     refuse_overrides,
     refuse_used_name,
     reopen,
 )
-from cosa_dist.distributed.sharing import check_batch_norm_early
+from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
@@ -116,7 +117,7 @@ def prepare_staged(config: RunConfig, ready: Ready = at_once) -> StagedRun:
     """
     name = config.name or f"{config.recipe}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = with_absolute_paths(config.model_copy(update={"name": name}))
-    check_batch_norm_early(config)
+    check_sharing_early(config)
     folder = run_folder(config)
     for path in (folder, *(folder.with_name(f"{name}-{stage}") for stage in (ONE, MASKS, TWO))):
         refuse_used_name(path)
@@ -171,7 +172,7 @@ def reopen_staged(
     folder = Path(absolute(output, "output", True)) / "runs" / name
     if not (folder / "config.yaml").is_file():
         return None
-    config = build_config(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    config = own_config(folder / "config.yaml")
     if not is_staged(config):
         return None
     refuse_overrides(overrides)

@@ -22,6 +22,8 @@ from cosa_dist.whole_file import write_whole
 PLAN_FILE = "sweep.json"
 FOUND_LATER = ("base", "parent_run_id", "tracking_uri")
 """fields of a plan that the command line does not decide, or that `flatten` takes apart"""
+OF_THE_SWEEP = ("name", "output")
+"""options that no trial can have of its own"""
 Search = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "none"]
 
@@ -53,6 +55,11 @@ class SweepPlan:
         return build_config(self.base, "sweep")
 
     @property
+    def configs(self) -> list[RunConfig]:
+        """Those of the trials as far as they are known, else the base configuration."""
+        return [trial_config(self.base, point) for point in self.points] or [self.config]
+
+    @property
     def name(self) -> str:
         """The sweep's name."""
         return str(self.base["name"])
@@ -78,8 +85,10 @@ def check_plan(plan: SweepPlan) -> None:
     """
     config = plan.config
     refuse_used_name(config)
-    for point in plan.points:
-        trial_config(plan.base, point)
+    for key in plan.keys:
+        if key in OF_THE_SWEEP:
+            raise ConfigError(f"{key} is the same for all trials of a sweep: leave it out of the space")
+    _ = plan.configs  # each is validated
     if plan.scheduler == "asha":
         if len(plan.objectives) > 1:
             raise ConfigError("asha stops trials by one measure: choose --scheduler none for two objectives")

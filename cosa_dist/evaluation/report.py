@@ -135,13 +135,14 @@ class EvalReport:
             ValueError: if the text is not such a report, with what is wrong.
         """
         try:
-            return TypeAdapter(cls).validate_json(text)
+            report = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
-            raise ValueError(
-                f"this is not the JSON of an evaluation report ({what}); write it with EvalReport.to_json"
-            ) from error
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ValueError(f"no evaluation report ({where}{first['msg']})") from None
+        if "unfiltered" not in report.scores:
+            raise ValueError("no evaluation report (scores: unfiltered is missing)")
+        return report
 
 
 def read_reports(folder: Path) -> dict[str, EvalReport]:
@@ -152,7 +153,10 @@ def read_reports(folder: Path) -> dict[str, EvalReport]:
     """
     reports = {}
     for path in sorted(folder.glob("report_*.json"), reverse=True):
-        report = EvalReport.from_json(path.read_text(encoding="utf-8"))
+        try:
+            report = EvalReport.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; put it back from a copy, or remove it") from None
         reports[report.network] = report
     return reports
 

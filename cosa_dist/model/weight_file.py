@@ -31,8 +31,7 @@ WRAPPING_PREFIXES = ("module.", "_orig_mod.")
 """of DistributedDataParallel and torch.compile"""
 NO_WEIGHTS = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the file itself: `git lfs pull` gets that",
-    b"<!doctype html": "it is a web page: download the file itself",
-    b"<html": "it is a web page: download the file itself",
+    b"<": "it is a web page: download the file itself",
 }
 log = logging.getLogger(__name__)
 NUMBER_FORMATS = {"f4": "f", "f8": "d", "i4": "i", "i8": "q"}
@@ -133,7 +132,7 @@ def _told_by_its_beginning(path: Path) -> str:
         return "its end is missing: download it again"
     if head.startswith(b"PK\x03\x04") and path.suffix == ".safetensors":
         return "it is a file of PyTorch: name it .pth"
-    return next((what for mark, what in NO_WEIGHTS.items() if head.lower().startswith(mark)), "")
+    return next((what for mark, what in NO_WEIGHTS.items() if head.lstrip().startswith(mark)), "")
 
 
 def _refused(message: str) -> str:
@@ -144,10 +143,8 @@ def _refused(message: str) -> str:
             f"it holds {named.group(1)}, which is neither a tensor nor a plain value; nothing in it was run "
             "(of a whole network, save its state_dict())"
         )
-    return (
-        " ".join(message.partition("WeightsUnpickler error:")[2].split())[:200]
-        or "it is no pickle of tensors"
-    )
+    reason = message.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0]
+    return " ".join(reason.split())[:200] or "it is no pickle of tensors"
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:

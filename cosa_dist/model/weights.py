@@ -49,6 +49,8 @@ def parse_weight_source(text: str) -> WeightSource:
     path = Path(text).expanduser()
     if names_a_file(text):
         if not path.is_file():
+            if path.is_dir():
+                raise FileNotFoundError(f"model.weights: {path} is a folder; give the file in it")
             raise FileNotFoundError(
                 f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
             )
@@ -190,6 +192,9 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> 
             f"{path} does not fit the backbone: missing {missing[:3]}, "
             f"unknown {unknown[:3]}, other shapes {shapes[:3]}; check model.backbone and its options"
         )
+    broken = next((key for key in own if not state[key].isfinite().all()), "")
+    if broken:
+        raise ValueError(f"{path} holds numbers that are not finite, in {broken}: take an earlier checkpoint")
 
 
 def _blocks(state: dict[str, Tensor]) -> int:

@@ -7,7 +7,6 @@ there is so far.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ from typing import Any
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from cosa_dist.evaluation.report import EvalReport, split_measurement
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.distributed.preparation import read_note
+from cosa_dist.evaluation.report import EvalReport, read_reports, split_measurement
 from cosa_dist.reports.embedded import data_uri, with_mask
 from cosa_dist.reports.page import render_page
 from cosa_dist.reports.run_evolution import Evolution, FollowedImage
@@ -55,8 +56,8 @@ def read_run(folder: Path, pictures: int = 6) -> RunFolder:
     if not config.is_file():
         raise ValueError(f"{folder} is no run folder (it has no config.yaml); give outputs/runs/NAME")
     try:
-        note = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        note = read_note(folder)
+    except ConfigError:
         note = {}
     metrics = folder / METRICS_FILE
     return RunFolder(
@@ -64,15 +65,10 @@ def read_run(folder: Path, pictures: int = 6) -> RunFolder:
         finished=bool(note.get("finished")),
         config=config.read_text(encoding="utf-8"),
         curves=_curves(metric_series(metrics)) if metrics.is_file() else {},
-        reports=[EvalReport.from_json(p.read_text(encoding="utf-8")) for p in _reports(folder)],
+        reports=list(read_reports(folder).values()),
         pictures={path.stem: path for path in sorted(folder.glob("pictures/*.png"))[:pictures]},
         tags=_tags(str(note.get("tracking_uri", "")), str(note.get("run_id", ""))),
     )
-
-
-def _reports(folder: Path) -> list[Path]:
-    """The last evaluation's reports, the trained network's (`online`) first."""
-    return sorted(folder.glob("report_*.json"), key=lambda path: (path.stem != "report_online", path.name))
 
 
 def _curves(series: Mapping[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:

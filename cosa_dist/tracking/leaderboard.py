@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cosa_dist.tracking.evaluation_text import ONE_VIEW
+from cosa_dist.tracking.evaluation_text import ONE_VIEW, UNKNOWN
 from cosa_dist.tracking.published import PUBLISHED, PublishedResult
 
 NETWORKS = ("online", "assignment", "average")
@@ -227,6 +227,7 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
             for table in tables
             if (table.rows[0].benchmark, table.protocol) == (row.benchmark, row.protocol)
             and (ONE_VIEW in table.evaluation) == result.one_view
+            and UNKNOWN not in table.evaluation
         ]
         for table in places:
             beside.setdefault(table, []).append(row)

@@ -43,10 +43,9 @@ class Score:
     @classmethod
     def read(cls, noted: object) -> Score | None:
         """The score in a note; None in one of an earlier version, which holds none."""
-        try:
-            return cls(**noted) if isinstance(noted, dict) else None
-        except TypeError:
+        if not isinstance(noted, dict) or not isinstance(noted.get("miou"), int | float):
             return None
+        return cls(noted["miou"], str(noted.get("network", "")), noted.get("images", 0))
 
 
 class CheckpointError(ValueError):
@@ -157,20 +156,22 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def best_score(folder: Path) -> Score | None:
-    """The score of the best checkpoint below `folder`, if it was noted with one."""
-    return Score.read(_best_note(folder).get("score"))
+    """The score of the best checkpoint below `folder`, if that is there and was noted with one."""
+    return Score.read(_best_note(folder).get("score")) if best_checkpoint(folder) else None
 
 
 def _best_note(folder: Path) -> dict[str, Any]:
     try:
-        note = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        if not note["checkpoint"].startswith(PREFIX):
+            raise ValueError(note)
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(
             f"{folder / BEST} is damaged; name a checkpoint and a network, or remove it"
         ) from None
-    return note if isinstance(note, dict) else {}
+    return note
 
 
 def prune(folder: Path, keep: int) -> None:

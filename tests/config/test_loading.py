@@ -162,6 +162,23 @@ def test_a_key_twice_or_a_value_of_another_kind_is_refused(text, tmp_path):
         load_config(None, str(file))
 
 
+@pytest.mark.parametrize("text", ["training: {steps: 5}\ntraining.steps: 6\n", "seed: 1\nseed.x: 1\n"])
+def test_an_option_in_both_forms_is_refused(text, tmp_path):
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"f\.yaml: (training\.steps|seed) occurs twice"):
+        load_config(None, str(file))
+    file.write_text("training: {steps: 50}\ntraining.compile: true\n")
+    assert load_config("tiny", str(file)).training.compile
+
+
+def test_a_section_without_options_is_said(tmp_path):
+    file = tmp_path / "f.yaml"
+    file.write_text("training:\n# steps: 5\n")
+    with pytest.raises(ConfigError, match="training = None: this is a section"):
+        load_config(None, str(file))
+
+
 def test_relative_files_start_from_the_named_root(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text("seed: 5\n")
     (tmp_path / "more.yaml").write_text("losses.energy: 0.25\n")

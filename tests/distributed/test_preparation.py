@@ -133,6 +133,7 @@ def test_a_run_is_ready_before_anything_of_it_is_there(tmp_path):
         ({"data": {"crop_size": 33}}, "data.crop_size 33"),
         ({"data": {"shards": "FOLDER/none"}}, "no shard folder"),
         ({"tracking": {"uri": "mlruns"}}, "sqlite:///"),
+        ({"distributed": {"workers": 9}}, "cannot be shared evenly by 9 workers"),
         ({"tracking": {"uri": "http://127.0.0.1:9"}}, "does not answer"),
         ({"tracking": {"uri": "sqlite:///FOLDER/a%20b.db"}}, "escape such as %20"),
         ({"output": "FOLDER/a?b"}, "path with '\\?'"),
@@ -173,6 +174,7 @@ def test_a_damaged_note_is_named(tmp_path, text):
     ("text", "message"),
     [
         ("{", "is not YAML"),
+        ("", r"config\.yaml is empty; the file is damaged, or of another version"),
         ("seed: x", r"config\.yaml: seed"),
         ("distributed: 3", r"config\.yaml: distributed"),
     ],
@@ -182,6 +184,21 @@ def test_a_damaged_configuration_is_named(tmp_path, text, message):
     (run.folder / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         reopen("run", str(tmp_path), {})
+
+
+def test_a_lost_configuration_is_no_unknown_name(tmp_path):
+    run = prepared(tmp_path)
+    (run.folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml is missing: put it back"):
+        reopen("run", str(tmp_path), {})
+
+
+@pytest.mark.parametrize("name", ["a/b", "../b", "/b", ".", "..", ".b", "a\nb", "x" * 300])
+def test_a_name_that_is_none_of_a_folder_is_refused(tmp_path, name):
+    make_shards(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="a run's folder bears its name"):
+        prepare_run(small_config(tmp_path / "shards", tmp_path / "out", name))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_option_of_a_resume_is_said_of_the_command_line(tmp_path):

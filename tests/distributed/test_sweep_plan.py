@@ -66,6 +66,11 @@ def test_a_trial_that_contradicts_itself_is_refused_before_anything_starts(plan)
         check_plan(replace(plan, points=[{"losses.energy": -1}]))
 
 
+def test_what_is_the_sweeps_own_cannot_be_searched(plan):
+    with pytest.raises(ConfigError, match="output is the same for all trials"):
+        check_plan(replace(plan, space={}, points=[{"output": "a"}]))
+
+
 @pytest.mark.parametrize(
     "key", ["losses.warmup_steps", "assignment.momentum", "optimizer.learning_rate", "data.crop_size", "seed"]
 )

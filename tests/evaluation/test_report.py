@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosa_dist.evaluation.protocols import EvaluationSettings
-from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text, better_report
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text, better_report, read_reports
 from cosa_dist.evaluation.tally import CRF_MEASUREMENTS, MEASUREMENTS
 from cosa_dist.lattice.dense_crf import CrfSettings
 
@@ -102,9 +102,17 @@ def test_a_report_with_a_crf_round_trips_and_one_from_before_it_is_read():
     assert EvalReport.from_json(json.dumps(old)) == replace(plain, image_set="")
 
 
+def test_a_damaged_report_is_named(tmp_path):
+    whole = make_report().to_json()
+    for text in (whole[:300], whole.replace("45.25", '"x"', 1), whole.replace("unfiltered", "other"), "null"):
+        (tmp_path / "report_online.json").write_text(text)
+        with pytest.raises(ValueError, match=r"report_online\.json is damaged: no evaluation report \("):
+            read_reports(tmp_path)
+
+
 @given(st.text() | st.dictionaries(st.sampled_from(["network", "scores"]), st.none()).map(json.dumps))
 def test_other_text_is_refused_with_a_clear_error(text):
-    with pytest.raises(ValueError, match="not the JSON of an evaluation report"):
+    with pytest.raises(ValueError, match="no evaluation report"):
         EvalReport.from_json(text)
 
 

@@ -109,6 +109,8 @@ def test_a_damaged_file_is_one_line(name, content, tmp_path):
         ),
         ("w.pth", b"<!DOCTYPE html>\n<html>", "web page"),
         ("w.bin", b"<html><body>404", "web page"),
+        ("w.pth", b"\n <?xml version='1.0'?><Error>", "web page"),
+        ("w.pth", b'{"error": "gone"}', "Unsupported operand 123$"),
         ("w.pth", b"", "empty: download it again"),
         ("w.pth", "HALF", "its end is missing: download it again"),
         ("w.safetensors", "ZIP", "name it .pth"),
@@ -202,6 +204,7 @@ def test_the_backbone_of_a_training_script_finds_its_place(wrap, said, tmp_path,
         (lambda t: {k: v for k, v in t.items() if k != "cls_token"}, "missing \\['cls_token'\\]"),
         (lambda t: {**t, "cls_token": torch.ones(1, 1, 5)}, "other shapes \\['cls_token"),
         (lambda t: {**t, "extra": torch.ones(1)}, "unknown \\['extra'\\]"),
+        (lambda t: {k: v * float("nan") for k, v in t.items()}, "not finite, in"),
     ],
 )
 def test_another_architecture_is_refused_in_one_line(wrap, message, tmp_path):

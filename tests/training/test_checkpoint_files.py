@@ -13,6 +13,7 @@ from cosa_dist.training.checkpoint_files import (
     CheckpointError,
     Score,
     best_checkpoint,
+    best_score,
     checkpoints,
     new_checkpoint,
     read_checkpoint,
@@ -26,6 +27,23 @@ def test_a_kill_between_the_checkpoint_and_the_note_of_the_best_is_made_good(tmp
     (tmp_path / "best.json").unlink()
     restore_newest(small_state(), tmp_path)
     assert best_checkpoint(tmp_path).name == "step-00000001"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"checkpoint": ""}', '{"checkpoint": 4}'])
+def test_a_damaged_note_of_the_best_is_named(tmp_path, text):
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged; name a checkpoint"):
+        best_checkpoint(tmp_path)
+
+
+def test_the_score_of_a_best_checkpoint_counts_only_where_it_can(tmp_path):
+    note = {"checkpoint": "step-00000001", "score": {"miou": 5, "network": "online", "images": 7}}
+    (tmp_path / "best.json").write_text(json.dumps(note))
+    assert best_score(tmp_path) is None
+    (tmp_path / "step-00000001").mkdir()
+    assert best_score(tmp_path) == Score(5, "online", 7)
+    (tmp_path / "best.json").write_text(json.dumps({**note, "score": {"miou": None}}))
+    assert best_score(tmp_path) is None
 
 
 def test_what_killed_processes_left_half_written_is_cleared_away(tmp_path):
