@@ -27,7 +27,7 @@ from tests.integration.test_streaming_run import PROJECT
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 BIN = Path(sys.executable).parent
-STEPS = 150
+STEPS = 400
 Ray = Callable[..., subprocess.CompletedProcess[str]]
 
 
