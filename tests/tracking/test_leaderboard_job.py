@@ -100,7 +100,7 @@ def test_the_page_leaves_out_files_that_are_gone_and_says_so(job, store, tmp_pat
     shown = capsys.readouterr()
     assert "files val (3 images), unfiltered, 64 square, 1 scale + mirror" in shown.out
     assert [record.args[0] for record in caplog.records] == ["broken 1"]
-    assert "reports and pictures are left out: this is not the JSON of an evaluation report" in caplog.text
+    assert "reports and pictures are left out: no evaluation report" in caplog.text
     assert "whole 0" in page.read_text()
     assert job.main([*arguments[:5], "--seeds"]) == 0
     assert "40.0 to 50.0" in capsys.readouterr().out
