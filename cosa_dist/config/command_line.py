@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from cosa_dist.config.errors import ConfigError, StartInterruptedError
 from cosa_dist.config.loading import recipe_names
@@ -38,22 +37,6 @@ def given(text: str) -> str:
     return text
 
 
-class Once(argparse.Action):
-    """Stores an option's value, and refuses a second one."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Called by the parser for each value."""
-        if getattr(namespace, self.dest) not in (None, values):
-            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {values}")
-        setattr(namespace, self.dest, values)
-
-
 def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--recipe` and `--config`, whose help lists every option."""
     parser = argparse.ArgumentParser(
@@ -62,10 +45,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", action=Once, type=given, help="name of a recipe, or the path of one")
-    parser.add_argument(
-        "--config", action=Once, type=given, metavar="F.yaml", help="options on top of the recipe"
-    )
+    parser.add_argument("--recipe", type=given, help="name of a recipe, or the path of one")
+    parser.add_argument("--config", type=given, metavar="F.yaml", help="options on top of the recipe")
     return parser
 
 

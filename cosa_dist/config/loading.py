@@ -9,6 +9,7 @@ path) is taken as it stands. YAML is that of version 1.2, in which `1e-5` is a n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from cosa_dist.config.errors import ConfigError, describe, nearest
 from cosa_dist.config.options import known_keys, text_keys
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
+
+log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 COMMAND_LINE = "command line"
@@ -174,10 +177,10 @@ def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Read `--a.b VALUE` and `--a.b=VALUE` pairs of a command line into dotted keys.
+    """Read `--a.b VALUE` and `--a.b=VALUE` pairs of a command line into dotted keys; the later one counts.
 
     Raises:
-        ConfigError: an unknown option, a missing value or one that is not YAML, or an option given twice.
+        ConfigError: an unknown option, a missing value or one that is not YAML.
     """
     known, texts = known_keys(), text_keys()
     found: dict[str, Any] = {}
@@ -195,7 +198,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             value = rest.pop(0)
         parsed = _text(value) if key in texts else _value(key, value)
         if key in found and found[key] != parsed:
-            raise ConfigError(f"{COMMAND_LINE}: --{key} is given twice: {found[key]!r} and {parsed!r}")
+            log.warning("--%s is given twice, %r and %r: the later one counts", key, found[key], parsed)
         found[key] = parsed
     return found
 

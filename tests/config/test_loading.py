@@ -119,10 +119,19 @@ def test_any_name_comes_back(name):
     assert build_config(parse_yaml(to_yaml(config))) == config
 
 
+def test_the_later_of_two_values_counts_and_that_is_said(caplog):
+    assert parse_overrides(["--seed", "1", "--seed=2", "--output", "a", "--output", "a"]) == {
+        "seed": 2,
+        "output": "a",
+    }
+    assert [record.getMessage() for record in caplog.records] == [
+        "--seed is given twice, 1 and 2: the later one counts"
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seed", "1", "--seed", "2"], "command line: --seed is given twice: 1 and 2"),
         (["--name", "--seed", "2"], "command line: --name needs a value"),
         (["--optimizer.learning_rate", ".inf"], "command line: optimizer.learning_rate = inf: .*finite"),
         (["--losses.energy", "-1"], "command line: losses.energy = -1"),

@@ -51,7 +51,6 @@ def test_print_config_shows_the_resolved_run():
         ),
         (["--resume", "gone", "--print-config"], "leave out --print-config"),
         (["--resume", "gone", "--seed", "3"], "--seed: a resumed run keeps"),
-        (["--recipe", "tiny", "--seed", "1", "--seed", "2"], "--seed is given twice"),
         (["--recipe", "tiny", "--training.steps", "0"], "command line: training.steps = 0"),
     ],
 )
