@@ -9,11 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cosa_dist.tracking.evaluation_text import UNKNOWN
 from cosa_dist.tracking.leaderboard import (
     CAM_CONTROL,
     RunRecord,
-    Table,
     leaderboard,
     rows_of,
     without_result,
@@ -236,24 +234,6 @@ def test_a_published_row_says_how_it_was_measured_and_one_view_stands_apart():
     (weclip,) = [line for line in lines if "WeCLIP" in line]
     assert "longer side 512, 2 scales + mirror, mean" in weclip
     assert "published 2024 (CLIP, not verified)" in weclip
-
-
-@pytest.mark.parametrize("unknown", [{"evaluation": UNKNOWN}, {"crf": f"CRF: {UNKNOWN}"}])
-def test_where_the_settings_are_unknown_no_published_row_stands_beside(unknown):
-    scores = {"online_unfiltered": 70, "online_unfiltered_crf": 71}
-    known = leaderboard([record("a", evaluated=VOC_VAL, **scores)])
-    assert [row_count(table) for table in known if table.has_runs] == [(1, True), (1, True)]
-    tables = [t for t in leaderboard([record("a", evaluated=VOC_VAL, **scores, **unknown)]) if t.has_runs]
-    assert len(tables) == 2
-    for table in tables:
-        assert row_count(table) == (1, UNKNOWN not in table.title)
-    assert any(UNKNOWN in table.title for table in tables)
-
-
-def row_count(table: Table) -> tuple[int, bool]:
-    """A table's runs, and whether it has published rows."""
-    published = sum(row.published for row in table.rows)
-    return len(table.rows) - published, published > 0
 
 
 def test_runs_come_first_and_what_is_unstated_stands_beside_none():

@@ -1,5 +1,11 @@
+"""Published rows: what they say, and beside which runs they stand."""
+
 from __future__ import annotations
 
+import pytest
+
+from cosa_dist.tracking.evaluation_text import UNKNOWN
+from cosa_dist.tracking.leaderboard import RunRecord, leaderboard
 from cosa_dist.tracking.published import PUBLISHED
 
 
@@ -35,3 +41,20 @@ def test_every_result_is_complete_and_none_occurs_twice():
     assert len(set(keys)) == len(keys)
     assert all(r.source and r.backbone and 20 < r.miou < 95 and r.year > 2022 for r in PUBLISHED)
     assert all(r.evaluation or r.protocol in ("server", "unstated") for r in PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "crf", "bare"),
+    [
+        ("448 square, 5 scales + mirror", "released CRF", []),
+        (UNKNOWN, "released CRF", ["unfiltered", "unfiltered_crf"]),
+        ("448 square, 5 scales + mirror", f"CRF: {UNKNOWN}", ["unfiltered_crf"]),
+    ],
+)
+def test_where_the_settings_are_unknown_no_published_row_stands_beside(evaluation, crf, bare):
+    metrics = {f"final/online/miou_{protocol}": 70.0 for protocol in ("unfiltered", "unfiltered_crf")}
+    tags = {"image_set": "aaaaaaaabbbb", "benchmark": "VOC val", "evaluated_images": "1449", "classes": "20"}
+    run = RunRecord("a", "a", "cosa", "FINISHED", metrics, tags, evaluation=evaluation, crf=crf)
+    tables = [table for table in leaderboard([run]) if table.has_runs]
+    assert len(tables) == 2
+    assert [t.protocol for t in tables if not any(row.published for row in t.rows)] == bare
