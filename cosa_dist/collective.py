@@ -62,15 +62,22 @@ def together(device: torch.device) -> Iterator[None]:
     """A block of work without collectives: where it fails on one rank, all ranks raise, and none waits.
 
     Raises:
-        RuntimeError: another rank failed.
+        RuntimeError: another rank failed; which and why.
     """
+    failure: Exception | None = None
     try:
         yield
-    except Exception:
-        sum_over_ranks(torch.ones((), device=device))
-        raise
-    if is_distributed() and float(sum_over_ranks(torch.zeros((), device=device))) > 0:
-        raise RuntimeError("another worker failed")
+    except Exception as error:
+        failure = error
+    reason = ""
+    if failure is not None:
+        reason = f"worker {rank()}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    text = torch.tensor(list(f"{reason}\n".encode()), dtype=torch.uint8, device=device)
+    reasons = bytes(concatenate_over_ranks(text).tolist()).decode().split("\n")
+    if failure is not None:
+        raise failure
+    if first := next(filter(None, reasons), ""):
+        raise RuntimeError(first)
 
 
 def barrier() -> None:

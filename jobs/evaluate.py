@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa_dist.config.paths import lasting_place, place, place_or_url
+from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:
+    from cosa_dist.data.shards import Split
     from cosa_dist.evaluation.report import EvalReport
 
 
@@ -64,9 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)
     if arguments.network:
         networks = {chosen.network: networks[chosen.network]}
-    print(
-        f"both networks of step {chosen.step}; other jobs take {chosen}" if len(networks) > 1 else str(chosen)
-    )
+    print(chosen if arguments.network else f"both networks of step {chosen.step}; other jobs take {chosen}")
     if arguments.control and config.kind == "segmenter":
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
     data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})
@@ -78,20 +78,21 @@ def run(arguments: argparse.Namespace) -> None:
         "precision": partial(autocast, config.training.precision, device),
     }
 
-    def samples(chosen: str) -> EvaluationLoader:
-        part = open_reading(data, chosen)
+    def samples(part: Split) -> EvaluationLoader:
         return EvaluationLoader(part, 0, 1, arguments.limit or None, config.data.loader_workers)
 
-    loader = samples(split.name)
+    loader = samples(split)
     with Progress() as progress:
         task = progress.add_task(f"evaluating {split.name}", total=len(loader))
-        reports = evaluate(
-            networks, loader, progress=lambda done: progress.update(task, completed=done), **how
-        )
+        advance = partial(progress.update, task)
+        reports = evaluate(networks, loader, progress=lambda done: advance(completed=done), **how)
     print(as_text(list(reports.values())))
     store(reports, arguments.out or arguments.run, split.name)
-    for name, network in networks.items() if arguments.control else ():
-        result = classification_control(network, samples(config.data.train_split), samples(split.name), **how)
+    if not arguments.control:
+        return
+    train = open_reading(data, config.data.train_split)
+    for name, network in networks.items():
+        result = classification_control(network, samples(train), samples(split), **how)
         print(
             f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen on "
             f"{config.data.train_split}: {result.validation_miou:.2f}"
@@ -100,10 +101,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
     """Write each network's report as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, report in reports.items():
         path = folder / f"evaluation_{split}_{name}.json"
-        path.write_text(report.to_json(), encoding="utf-8")
+        write_whole(path, report.to_json())
         print(f"written {path}")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Prepare and launch the run that the command line asks for, and print its outcome."""
-    with starting(made=bool(arguments.resume or arguments.restarted)) as start:
+    with starting() as start:
         conduct(arguments, rest, start)
 
 
@@ -59,9 +59,7 @@ def conduct(arguments: argparse.Namespace, rest: list[str], start: Start) -> Non
 
 def trained(config: RunConfig | None, name: str, overrides: dict[str, Any], start: Start) -> Outcome:
     """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
-    from cosa_dist.distributed.cluster import check_start, ray_cluster
-
-    check_start()
+    from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
     from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen

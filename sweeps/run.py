@@ -104,12 +104,12 @@ def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | No
     if arguments.resume:
         refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
         overrides = parse_overrides(rest)
-        changed = [f"--{key}" for key in overrides if key != "output"]
         defaults, own = parser(), ("space", "trials", "search", "scheduler", "cost", "warm_start")
-        given = [name for name in own if getattr(arguments, name) != defaults.get_default(name)]
-        changed += [f"--{name.replace('_', '-')}" for name in given]
+        changed = [key for key in overrides if key != "output"]
+        changed += [name for name in own if getattr(arguments, name) != defaults.get_default(name)]
         if changed:
-            raise ConfigError(f"{', '.join(changed)}: a sweep that is taken up again keeps its plan")
+            words = ", ".join(f"--{name}" for name in changed).replace("warm_start", "warm-start")
+            raise ConfigError(f"{words}: a sweep that is taken up again keeps its plan")
         place_of = load_config(None, None, {**overrides, "name": arguments.resume})
         return read_plan(sweep_folder(with_absolute_paths(place_of)))
     if not arguments.restarted:
@@ -137,7 +137,7 @@ def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Plan a sweep or read its plan, run it, print its outcome."""
-    with starting(made=bool(arguments.resume or arguments.restarted)) as start:
+    with starting() as start:
         work(arguments, rest, start)
 
 

@@ -49,4 +49,4 @@ def test_three_ranks_with_uneven_shares(tmp_path):
         assert result["unchanged"]
         assert result["rank"] == (index, 3)
         assert result["failing None"] == "went on"
-        assert result["failing 1"] == ("a picture" if index == 1 else "another worker failed")
+        assert result["failing 1"] == ("a picture" if index == 1 else "worker 1: ValueError: a picture")

@@ -56,11 +56,11 @@ def refuse_beside_resume(arguments: argparse.Namespace, others: Iterable[str]) -
     Raises:
         ConfigError: naming those of `others` that are given.
     """
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
-    if given:
+    beside = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+    if beside:
         raise ConfigError(
             f"--resume {arguments.resume} goes on with that run's own settings (config.yaml or sweep.json in "
-            f"its folder): leave out {', '.join(given)}"
+            f"its folder): leave out {', '.join(beside)}"
         )
 
 

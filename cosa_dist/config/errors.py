@@ -22,14 +22,14 @@ class StartInterruptedError(KeyboardInterrupt):
 class Start:
     """How far a job has come."""
 
-    made: bool
-    """whether there is something to go on with"""
+    made: bool = False
+    """whether there is something new to go on with"""
 
 
 @contextmanager
-def starting(made: bool) -> Iterator[Start]:
+def starting() -> Iterator[Start]:
     """Turn an interruption of the block into a `StartInterruptedError` as long as nothing is made."""
-    start = Start(made)
+    start = Start()
     try:
         yield start
     except KeyboardInterrupt:

@@ -193,7 +193,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             raise ConfigError(f"{COMMAND_LINE}: unknown option --{key}{nearest(key, known)}")
         if not equals:
-            if not rest or rest[0][2:].partition("=")[0] in known:
+            if not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known):
                 raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value")
             value = rest.pop(0)
         parsed = _text(value) if key in texts else _value(key, value)

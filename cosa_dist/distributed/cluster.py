@@ -97,9 +97,10 @@ def _why_no_cluster(address: str, seconds: float) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     scheme, _, place = address.rpartition("://")
-    if scheme not in ("", "ray"):
+    if scheme in ("http", "https"):
         return f"{scheme}:// is the form for `ray job submit`"
-    if place != "auto" and not (":" in place[1:] and place.rpartition(":")[2].isdecimal()):
+    has_form = place == "auto" or (":" in place[1:] and place.rpartition(":")[2].isdecimal())
+    if scheme not in ("", "ray") or not has_form:
         return "it is not of the form HOST:PORT"
     try:
         place = place if scheme else str(canonicalize_bootstrap_address(place))

@@ -25,7 +25,7 @@ from cosa_dist.distributed.reporting import spared
 from cosa_dist.distributed.shard_labeller import LabellingTask, ShardLabeller
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
 from cosa_dist.inference.trained import choose
-from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 
@@ -153,12 +153,8 @@ def _begin(task: LabellingTask, config: RunConfig, folder: Path, parent_run_id: 
     """Create a labelling's tracking run and its note, or neither."""
     uri = str(read_note(Path(task.run))["tracking_uri"])
     run_id = _tracking_run(task, config, folder.name, parent_run_id)
-    try:
+    with made_with(uri, run_id):
         write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
-    except BaseException:
-        if run_id:
-            finish_run(uri, run_id, "FAILED")
-        raise
 
 
 def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:

@@ -28,7 +28,7 @@ from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_path
 from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.distributed.task import FAILURE
 from cosa_dist.model.weights import parse_weight_source
-from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import StoreError, check_store, prepare_store
 from cosa_dist.whole_file import write_whole
@@ -226,12 +226,8 @@ def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = at_on
             tags=_tags(config, train, val),
             parent_run_id=parent_run_id,
         )
-    try:
+    with made_with(uri, run_id):
         create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
-    except BaseException:
-        if run_id:
-            finish_run(uri, run_id, "FAILED")
-        raise
     return PreparedRun(config, folder, uri, run_id)
 
 
@@ -254,12 +250,7 @@ def reopen(name: str, output: str, overrides: Mapping[str, object], ready: Ready
     note = read_note(folder)
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
-    changes = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
-    if "distributed.workers" in changes:
-        changes["distributed.fewest_workers"] = 0
-    path = folder / "config.yaml"
-    own = own_config(path).model_dump()
-    config = stacked([(str(path), own), (COMMAND_LINE, nested(changes))])
+    config = with_other_workers(own_config(folder / "config.yaml"), overrides)
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     with sole_driver(folder):
         check_inputs(config)
@@ -276,6 +267,18 @@ def refuse_overrides(overrides: Mapping[str, object]) -> None:
     for key in overrides:
         if not key.startswith("distributed.") and key != "output":
             raise ConfigError(f"--{key}: a resumed run keeps its configuration (but distributed.*)")
+
+
+def with_other_workers(config: RunConfig, overrides: Mapping[str, object]) -> RunConfig:
+    """The configuration with the `distributed.*` of some dotted options.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    changes = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
+    if "distributed.workers" in changes:
+        changes["distributed.fewest_workers"] = 0
+    return stacked([("config.yaml", config.model_dump()), (COMMAND_LINE, nested(changes))])
 
 
 def begun(config: RunConfig) -> bool:

@@ -40,10 +40,11 @@ from cosa_dist.distributed.preparation import (
     refuse_overrides,
     refuse_used_name,
     reopen,
+    with_other_workers,
 )
 from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
-from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
 from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
@@ -130,12 +131,8 @@ def prepare_staged(config: RunConfig, ready: Ready = at_once) -> StagedRun:
         tags = {"kind": "stages", "recipe": config.recipe, "seed": str(config.seed), **provenance()}
         tags |= {"dataset": dataset_label(config, val), "backbone": config.model.backbone}
         run_id = create_run(uri, config.tracking.experiment, name, params=flatten(config), tags=tags)
-    try:
+    with made_with(uri, run_id):
         create_run_folder(folder, config, {"tracking_uri": uri, "run_id": run_id, "finished": False})
-    except BaseException:
-        if run_id:
-            finish_run(uri, run_id, "FAILED")
-        raise
     return StagedRun(config, folder, uri, run_id)
 
 
@@ -179,6 +176,7 @@ def reopen_staged(
     note = read_note(folder)
     if note["finished"]:
         raise ConfigError(f"run {name} is finished; start a new one under another --name")
+    config = with_other_workers(config, overrides)
     ready(config)
     uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
     if run_id:

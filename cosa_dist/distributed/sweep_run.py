@@ -10,7 +10,7 @@ from cosa_dist.distributed.plan import even_share, plan_workers, trials_that_fit
 from cosa_dist.distributed.sweep import DRIVER_CPUS, SweepResult, run_sweep
 from cosa_dist.distributed.sweep_plan import SweepPlan, write_plan
 from cosa_dist.distributed.warm_start import warm_up
-from cosa_dist.tracking.mlflow_runs import create_run, ending, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
 
@@ -56,12 +56,8 @@ def begin(plan: SweepPlan) -> SweepPlan:
         ConfigError, OSError, StoreError: one of them cannot be made; then neither is there.
     """
     plan = open_tracking(plan)
-    try:
+    with made_with(plan.tracking_uri, plan.parent_run_id):
         write_plan(plan)
-    except BaseException:
-        if plan.parent_run_id:
-            finish_run(plan.tracking_uri, plan.parent_run_id, "FAILED")
-        raise
     return plan
 
 

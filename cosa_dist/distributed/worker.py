@@ -55,13 +55,12 @@ def make_tracker(task: WorkerTask) -> Tracker:
 
 
 class Evaluation:
-    """Evaluates a state on the validation split; on the last call also pictures and control."""
+    """Evaluates a state on the validation split."""
 
-    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator, folder: Path):
+    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator):
         self.config = config
         self.val = val
         self.accelerator = accelerator
-        self.folder = folder
         self.settings = evaluation_settings(config)
 
     def samples(self, split: Split, limit: int, start: int = 0) -> EvaluationLoader:
@@ -94,7 +93,7 @@ class Evaluation:
         )
         return reports[-1], reports[0]
 
-    def control(self, state: TrainState) -> dict[str, float]:
+    def control(self, state: TrainState, train: Split) -> dict[str, float]:
         """CAM quality with predicted labels, the background level chosen on training images.
 
         Raises:
@@ -102,7 +101,6 @@ class Evaluation:
         """
         if not has_cams(state.online):
             raise ValueError("a segmenter has no CAMs")
-        train = open_reading(self.config.data, self.config.data.train_split)
         for split in (train, self.val):
             if isinstance(split, MappedSplit) and not split.mask_count:
                 raise ValueError(f"no image of split '{split.name}' has a mask")
@@ -213,7 +211,7 @@ def run_worker(
     tracker = make_tracker(task)
     if (folder / "config.yaml").is_file():
         tracker.log_artifact(folder / "config.yaml")
-    evaluation = Evaluation(config, val, accelerator, folder)
+    evaluation = Evaluation(config, val, accelerator)
     around = Surroundings(accelerator, tracker, folder, evaluation, report, (folder / STOP).exists)
     try:
         loader = training_loader(config, train, state.step, task)
@@ -223,7 +221,7 @@ def run_worker(
         # The scores are safe; what follows is additional, and no failure of it is the run's.
         if config.evaluation.cam_control:
             with spared("CAM control (evaluation.cam_control)"):
-                tracker.log_metrics(evaluation.control(state), state.step)
+                tracker.log_metrics(evaluation.control(state, train), state.step)
         if rank() == 0 and config.evaluation.pictures:
             with spared("pictures"):
                 draw_pictures(state, reports, val, folder, tracker, accelerator.device)

@@ -93,7 +93,7 @@ def evaluate_parts(
 
     Raises:
         ValueError: if no image has a mask (and `masks_needed`), one was counted twice, or sizes do not fit.
-        RuntimeError: another rank failed.
+        RuntimeError: another rank failed; which and why.
     """
     settings = settings or EvaluationSettings()
     device = torch.device(device)

@@ -97,6 +97,17 @@ def finish_run(uri: str, run_id: str, status: Status) -> bool:
 
 
 @contextmanager
+def made_with(uri: str, run_id: str) -> Iterator[None]:
+    """Make what belongs to a new run; where that fails, the run is FAILED. Without a run id, none is told."""
+    try:
+        yield
+    except BaseException:
+        if run_id:
+            finish_run(uri, run_id, "FAILED")
+        raise
+
+
+@contextmanager
 def ending(uri: str, run_id: str) -> Iterator[None]:
     """Give a run its status at the end of the block: FINISHED, KILLED (KeyboardInterrupt) or FAILED.
 

@@ -190,13 +190,3 @@ PUBLISHED: tuple[PublishedResult, ...] = (
     *(method.row(VAL, voc, note=_UNREAD) for method, voc, _ in _WEAKTR),
     *(method.row(COCO, coco, note=_UNREAD) for method, _, coco in _WEAKTR),
 )
-
-
-def published_results(dataset: str, split: str = "val") -> list[PublishedResult]:
-    """Published results of exactly this data set and split, best first.
-
-    VOC-mini or any other part of a data set has none.
-    """
-    name = dataset.strip().casefold()
-    found = [r for r in PUBLISHED if r.dataset.casefold() == name and r.split == split]
-    return sorted(found, key=lambda result: -result.miou)

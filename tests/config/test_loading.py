@@ -100,6 +100,7 @@ def test_yaml_is_that_of_version_1_2(text, value):
         (["--name", "007"], "name", "007"),
         (["--name=1e5"], "name", "1e5"),
         (["--name", "no"], "name", "no"),
+        (["--name", "01seed"], "name", "01seed"),
         (["--data.label", "'2012'"], "data.label", "2012"),
         (["--output", "out #1: [a"], "output", "out #1: [a"),
         (["--tracking.uri", "null"], "tracking.uri", ""),

@@ -69,6 +69,7 @@ def deaf_server() -> Iterator[int]:
         ("no-such-host.invalid:{}", nullcontext, "Name or service|name resolution"),
         ("ray://no-such-host.invalid:{}", nullcontext, "Name or service|name resolution"),
         ("http://127.0.0.1:{}", nullcontext, "form for `ray job submit`"),
+        ("tcp://127.0.0.1:{}", nullcontext, "HOST:PORT"),
         ("127.0.0.1", nullcontext, "HOST:PORT"),
         ("ray://127.0.0.1", nullcontext, "HOST:PORT"),
         (":{}", nullcontext, "HOST:PORT"),

@@ -12,7 +12,7 @@ from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.distributed import preparation
 from cosa_dist.distributed.interruption import sole_driver
 from cosa_dist.distributed.preparation import begun, mark_finished, prepare_run, reopen
-from cosa_dist.distributed.stages import prepare_staged
+from cosa_dist.distributed.stages import prepare_staged, reopen_staged
 from tests.integration.small_run import make_shards, small_config
 
 
@@ -229,3 +229,18 @@ def test_a_staged_run_that_cannot_start_leaves_nothing(tmp_path, sections, messa
     with pytest.raises((ValueError, OSError), match=message):
         prepare_staged(config, ready=no_ray)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_staged_run_is_taken_up_with_the_workers_asked_for(tmp_path):
+    make_shards(tmp_path / "shards")
+    stages = {"kind": "segmenter", "supervision": "pseudo_masks", "stage_one": {"recipe": "tiny"}}
+    settings = {"tracking": {"enabled": False}, "distributed": {"workers": [1, 2]}}
+    run = prepare_staged(small_config(tmp_path / "shards", tmp_path, "run", **stages, **settings))
+    seen = []
+    again = reopen_staged("run", str(tmp_path), {"distributed.workers": 2}, seen.append)
+    assert again is not None
+    assert seen == [again.config]
+    assert (run.config.distributed.fewest_workers, run.config.distributed.workers) == (1, 2)
+    assert (again.config.distributed.fewest_workers, again.config.distributed.workers) == (0, 2)
+    with pytest.raises(ConfigError, match="command line: distributed.workers"):
+        reopen_staged("run", str(tmp_path), {"distributed.workers": -1}, no_ray)

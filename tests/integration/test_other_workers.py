@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -15,6 +16,8 @@ import torch.multiprocessing as mp
 
 from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.worker import run_worker
+from cosa_dist.evaluation import evaluator
+from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.training import loop
 from cosa_dist.training.checkpoint import checkpoints, read_checkpoint
 from cosa_dist.training.window import LossWindow, NonFiniteLossError
@@ -45,6 +48,21 @@ def _train(index: int, port: int, payload: dict, notes: str) -> None:
         run_worker(WorkerTask(**payload))
     torch.save(samples, Path(notes) / f"{index}.pt")
     dist.destroy_process_group()
+
+
+def _finish(index: int, port: int, payload: dict, notes: str) -> None:
+    """Train with a second worker that can do neither the dense CRF nor the CAM control."""
+    join_group(index, port)
+    logging.basicConfig(filename=Path(notes) / f"{index}.log", level=logging.WARNING, format="%(message)s")
+    if index == 1:
+        evaluator.predict_with_crf = evaluator.strongest_activation = broken
+    reports = run_worker(WorkerTask(**payload))
+    (Path(notes) / f"{index}.json").write_text(reports["online"].to_json())
+    dist.destroy_process_group()
+
+
+def broken(*words: object) -> None:
+    raise RuntimeError("out of something")
 
 
 def _break(index: int, port: int, notes: str) -> None:
@@ -89,6 +107,24 @@ def test_a_run_of_one_worker_goes_on_with_two(tmp_path):
         expected = torch.tensor(curve(straight, f"train/{name}")[-len(found) :])
         assert len(found) > 2
         torch.testing.assert_close(torch.tensor(found), expected, rtol=5e-3, atol=5e-4, msg=name)
+
+
+def test_what_one_worker_cannot_do_after_the_last_step_is_spared_by_all_and_told_by_the_first(tmp_path):
+    evaluation = {"limit": 4, "cam_control": True, "crf": {"enabled": True}, "pictures": 0}
+    sections = {"training": {"steps": 2}, "evaluation": evaluation}
+    config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **sections)
+    task = asdict(task_of(config, tmp_path / "run", 0))
+    mp.spawn(_finish, args=(free_port(), task, str(tmp_path)), nprocs=RANKS)
+    assert (tmp_path / "0.log").read_text().splitlines() == [
+        "no scores after the dense CRF (evaluation.crf): worker 1: RuntimeError: out of something",
+        "no CAM control (evaluation.cam_control): worker 1: RuntimeError: out of something",
+    ]
+    assert (tmp_path / "1.log").read_text() == ""
+    texts = [(tmp_path / name).read_text() for name in ("0.json", "1.json", "run/report_online.json")]
+    assert texts[0] == texts[1] == texts[2]
+    report = EvalReport.from_json(texts[0])
+    assert (report.images, sorted(key for key in report.scores if key.endswith("_crf"))) == (11, [])
+    assert curve(tmp_path / "run", "val/online/images") == [4]
 
 
 def test_the_ranks_agree_on_a_broken_step_and_name_the_samples_of_its_rank(tmp_path):

@@ -1,8 +1,12 @@
+"""Published rows: what they say, and beside which runs they stand."""
+
 from __future__ import annotations
 
 import pytest
 
-from cosa_dist.tracking.published import PUBLISHED, published_results
+from cosa_dist.tracking.evaluation_text import UNKNOWN
+from cosa_dist.tracking.leaderboard import RunRecord, leaderboard
+from cosa_dist.tracking.published import PUBLISHED
 
 
 def test_numbers_of_the_method_stand_under_their_protocol():
@@ -39,13 +43,18 @@ def test_every_result_is_complete_and_none_occurs_twice():
     assert all(r.evaluation or r.protocol in ("server", "unstated") for r in PUBLISHED)
 
 
-@pytest.mark.parametrize("name", ["VOC-mini", "VOC mini", "coco-mini", "demo", "", "VOC2007"])
-def test_other_data_sets_have_no_published_result(name):
-    assert published_results(name) == []
-
-
-def test_results_come_best_first_and_only_of_the_split():
-    scores = [r.miou for r in published_results("voc")]
-    assert scores == sorted(scores, reverse=True)
-    assert len(scores) > 5
-    assert published_results("VOC", "train") == []
+@pytest.mark.parametrize(
+    ("evaluation", "crf", "bare"),
+    [
+        ("448 square, 5 scales + mirror", "released CRF", []),
+        (UNKNOWN, "released CRF", ["unfiltered", "unfiltered_crf"]),
+        ("448 square, 5 scales + mirror", f"CRF: {UNKNOWN}", ["unfiltered_crf"]),
+    ],
+)
+def test_where_the_settings_are_unknown_no_published_row_stands_beside(evaluation, crf, bare):
+    metrics = {f"final/online/miou_{protocol}": 70.0 for protocol in ("unfiltered", "unfiltered_crf")}
+    tags = {"image_set": "aaaaaaaabbbb", "benchmark": "VOC val", "evaluated_images": "1449", "classes": "20"}
+    run = RunRecord("a", "a", "cosa", "FINISHED", metrics, tags, evaluation=evaluation, crf=crf)
+    tables = [table for table in leaderboard([run]) if table.has_runs]
+    assert len(tables) == 2
+    assert [t.protocol for t in tables if not any(row.published for row in t.rows)] == bare
