@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_arrow import ArrowCell, ArrowTable, holds_pictures, open_tables, rows_without
 from cosa_dist.data.source_cell import TagRules, shown, text_of
-from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
-from cosa_dist.data.source_flags import all_flags, flag_tags, flags_found
+from cosa_dist.data.source_classes import TagIndex, class_names_of
+from cosa_dist.data.source_flags import columns_tags, flags_found
 from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
-from cosa_dist.data.source_tags import Tags, columns_tags, no_class, settled, united
+from cosa_dist.data.source_tags import Tags, no_class, settled, united
 
 _ROWS_AT_ONCE = 1000
 _LABEL_COLUMNS = ("labels", "label", "tags")
@@ -295,13 +295,9 @@ def _all_tags(
     for label in known:
         kinds = (_inner(table.features[label]) for table in opened.values() for _ in range(len(table)))
         named.append(list(map(class_label_tags, kinds, cells.pop(label))))
-    several = len(cells) > 1
-    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True) if several]
-    if several and all_flags(rows, list(cells), rules):
-        named.append([flag_tags(row, cells) for row in rows])
-        flags = tuple(map(plain, cells))
-    elif cells:
-        named.append(columns_tags(cells, rules))
+    if cells:
+        others, flags = columns_tags(cells, rules)
+        named.append(others)
     tags = named[0] if len(named) == 1 else [united(said) for said in zip(*named, strict=True)]
     *tags, flags = settled([*tags, flags], rules, [name for names in known.values() for name in names])
     rest = iter(tags)
@@ -320,5 +316,4 @@ def _names(
         raise DataError(f"{path} has masks but no labels: give the class names with --classes FILE")
     if all(label in known for label in columns.labels):
         return tuple(dict.fromkeys(name for names in known.values() for name in names))
-    occurring = [names for listed in tags.values() for names in listed if isinstance(names, tuple)]
-    return class_names_of([*occurring, flags] if any(occurring) else [], str(path))
+    return class_names_of(chain(*tags.values()), str(path), flags)
