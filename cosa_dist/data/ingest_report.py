@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -68,10 +68,6 @@ class SplitReport:
             f"{self.name}: {self.survey['turned']} pictures carry an EXIF rotation (first: "
             f"{self.survey.first['turned']}); pixels are taken as they are stored, and masks must be drawn so"
         ]
-
-    def rejection_rows(self) -> list[dict[str, Any]]:
-        """The rejections as rows of `rejected.json`."""
-        return [asdict(rejection) for rejection in self.rejections]
 
 
 @dataclass

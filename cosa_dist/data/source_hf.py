@@ -142,9 +142,8 @@ def _rows_by_picture(
     key = columns.id or (columns.image if isinstance(feature, Value) and "string" in feature.dtype else None)
     groups: list[tuple[str, list[int]]] = []
     first: dict[str, list[int]] = {}
-    small = opened.select_columns([key] if key else [])
-    for row, cells in enumerate(_rows(small, len(opened))):
-        name = text_of(cells[key]) if key else ""
+    cells = opened.select_columns([key])[:][key] if key else [""] * len(opened)
+    for row, name in enumerate(map(text_of, cells)):
         rows = first.get(name) if name else None
         if rows is not None and columns.id:
             pair = (ArrowCell(table, columns.image or "", place) for place in (rows[0], row))
@@ -155,17 +154,6 @@ def _rows_by_picture(
         groups.append((name if columns.id else f"{split}_{row:08d}", [row]))
         first.setdefault(name, groups[-1][1])
     return groups
-
-
-def _rows(small: Dataset, count: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a few columns, many at a time; without columns, as many empty rows."""
-    if not small.column_names:
-        yield from ({} for _ in range(count))
-        return
-    for start in range(0, count, _ROWS_AT_ONCE):
-        block = small[start : start + _ROWS_AT_ONCE]
-        for cells in zip(*block.values(), strict=True):
-            yield dict(zip(block, cells, strict=True))
 
 
 def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rules: TagRules) -> HfColumns:
@@ -197,7 +185,8 @@ def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rul
     if not labels and mask is None:
         others = [name for name in there if name != image and _holds_tags(features[name])]
         others = [name for name in others if all(name in table.column_names for table in opened.values())]
-        rows = (row for table in opened.values() for row in _rows(table.select_columns(others), len(table)))
+        tables = (table.select_columns(others).with_format("arrow") for table in opened.values() if others)
+        rows = (row for table in tables for part in table.iter(_ROWS_AT_ONCE) for row in part.to_pylist())
         labels = flags_found(rows, others, f"{has}; say which holds tags: --labels-column", rules)
     found = HfColumns(image, labels, mask, column(asked.id, ("id", "image_id")))
     for split, table in opened.items():

@@ -11,12 +11,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from cosa_dist.data.catalog import UNLABELED, is_background
 from cosa_dist.data.errors import DataError, RecordError, quoted
-from cosa_dist.data.source_cell import MISSING, NUMBER, TagRules, cell_words, shown, truth
+from cosa_dist.data.source_cell import MISSING, NUMBER, TagRules, cell_words, shown, text_of, truth
 from cosa_dist.data.source_classes import plain, tell_of_none
 
 Tags = tuple[str, ...] | str
@@ -236,18 +236,14 @@ def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
 
 def _refuse_decimal_commas(cells: Iterable[Any], column: str, rules: TagRules) -> None:
     """Raise `DataError` if all of a column is text like `1,0`: a number, or the list of 1 and 0."""
-    if rules.separator is not None:
-        return
-    example = ""
-    for cell in cells:
-        if cell is None or (isinstance(cell, str) and cell.strip().casefold() in MISSING):
-            continue
-        if not isinstance(cell, str) or not _DECIMAL_COMMA.fullmatch(cell.strip()) or cell in rules.explicit:
+    words = (word for cell in cells if (word := text_of(cell)).casefold() not in MISSING)
+    if rules.separator is None and (first := next(words, "")):
+        if not all(
+            _DECIMAL_COMMA.fullmatch(word) and word not in rules.explicit for word in chain([first], words)
+        ):
             return
-        example = cell.strip()
-    if example:
         raise DataError(
-            f"column '{column}' holds only numbers such as {example}: write them without a decimal comma, or "
+            f"column '{column}' holds only numbers such as {first}: write them without a decimal comma, or "
             "say --tags-separator ',' if they are lists"
         )
 
