@@ -118,15 +118,21 @@ def table_source(
     names = classes or class_names_of(tags, f"table {table}{next(bad, '')}", flags)
     info = DatasetInfo(table.stem, names)
     index = TagIndex(info.class_names)
-    chosen = set[str]()
-    if not any(line.split for line in lines):
-        chosen = seeded_validation({line.image for line in lines}, val_share, seed)
     entries: dict[str, list[Entry]] = {}
-    for line, said in zip(lines, tags, strict=True):
-        split = split_name(line.split) or (VAL if line.image in chosen else TRAIN)
+    for line, said, split in zip(lines, tags, _splits(lines, val_share, seed, tell), strict=True):
         entries.setdefault(split, []).append(_entry(images, table, line, said, masks, index))
     refuse_without_masks(masks, entries)
     return info, entries
+
+
+def _splits(lines: Sequence[_Line], val_share: float, seed: int, tell: Tell) -> list[str]:
+    """Return the split of each line: the one it names, else `train`; of none, a share is `val`."""
+    blank = sum(not line.split for line in lines)
+    if 0 < blank < len(lines):
+        tell(f"{blank} pictures name no split: they are taken as '{TRAIN}'")
+    unnamed = (line.image for line in lines if blank == len(lines))
+    chosen = seeded_validation(set(unnamed), val_share, seed)
+    return [split_name(line.split) or (VAL if line.image in chosen else TRAIN) for line in lines]
 
 
 def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags], Tags]:
