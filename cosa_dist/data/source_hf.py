@@ -253,15 +253,14 @@ def _class_label_names(
             )
         longest = max(named.values(), key=len)
         if columns.mask and rules.classes is None:
+            late = next((name for name in longest[1:] if no_class(name)), None)
+            said = late and f"class '{late}' of column '{label}' is not the first"
             if any(names != longest[: len(names)] for names in named.values()):
+                said = f"the splits of {path} number the classes of '{label}' differently"
+            if said:
                 raise DataError(
-                    f"the splits of {path} number the classes of '{label}' differently, so the ids of the "
-                    "masks are open: give the classes in the order of the masks' ids with --classes FILE"
-                )
-            if late := [name for name in longest[1:] if no_class(name)]:
-                raise DataError(
-                    f"class '{late[0]}' of column '{label}' is not the first, so the ids of the masks are "
-                    "open: give the classes in the order of the masks' ids with --classes FILE"
+                    f"{said}, so the ids of the masks are open: give the classes in the order of the masks' "
+                    "ids with --classes FILE"
                 )
         names = dict.fromkeys(name for listed in named.values() for name in listed)
         known[label] = tuple(name for name in names if not no_class(name))

@@ -255,9 +255,8 @@ def _split_column(table: Path, others: Sequence[str], rules: TagRules) -> str | 
     found: dict[str, set[str | None]] = {name: set() for name in others}
     for _, row in read_rows(table, frozenset(others)) if others else ():
         for name in list(found):
-            split = usual_split(text := text_of(row.get(name)))
-            if split or text:
-                found[name].add(split)
+            if text := text_of(row.get(name)):
+                found[name].add(usual_split(text))
             if None in found[name]:
                 del found[name]
         if not found:
