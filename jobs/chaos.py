@@ -48,7 +48,7 @@ def chaos_config(out: Path, tracking_uri: str, name: str, **sections: Any) -> Ru
 def make_shards(folder: Path) -> None:
     """Write 24 training and 11 validation pictures, unless they are there."""
     from cosa_dist.data.ingest import ingest
-    from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
+    from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
 
     if not folder.exists():
         counts = {"train": 24, "val": 11}

@@ -38,7 +38,7 @@ def generate(shards: Path) -> None:
     from rich.console import Console
 
     from cosa_dist.data.ingest import ingest
-    from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
+    from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
 
     if (shards / "dataset.json").is_file():
         return

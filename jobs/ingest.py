@@ -28,25 +28,17 @@ from cosa_dist.data.catalog import DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import IngestOptions, ingest
 from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_sources import (
-    Columns,
-    Entry,
-    HfColumns,
-    annotated_info,
-    coco_annotated,
-    coco_source,
-    folder_source,
-    hf_source,
-    synthetic_info,
-    synthetic_records,
-    table_source,
-    voc_source,
-)
 from cosa_dist.data.ingest_split import say
 from cosa_dist.data.source_classes import read_class_names
+from cosa_dist.data.source_coco import annotated_info, coco_annotated, coco_source
+from cosa_dist.data.source_folder import folder_source
+from cosa_dist.data.source_hf import HfColumns, hf_source
 from cosa_dist.data.source_layout import LAYOUTS
-from cosa_dist.data.source_record import Tell
+from cosa_dist.data.source_record import Entry, Tell
 from cosa_dist.data.source_split import with_validation
+from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.source_table import Columns, table_source
+from cosa_dist.data.source_voc import voc_source
 
 Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 
@@ -81,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     hf = sources.add_parser("hf", parents=[shared, own], help="a Hugging Face dataset on disk")
     hf.add_argument("path", type=place, help="folder of save_to_disk, or Parquet or Arrow files")
     hf.add_argument("--id-column", help="column of ids (default: id or image_id)")
-    hf.add_argument("--labels-column", help="columns of labels, separated by commas (default: labels, label)")
+    hf.add_argument(
+        "--labels-column", help="columns of labels, separated by commas (default: label and the like)"
+    )
     for source in (table, hf):
         source.add_argument("--image-column", help="column of pictures (default: image and the like)")
         source.add_argument("--mask-column", help="column of masks (default: mask)")

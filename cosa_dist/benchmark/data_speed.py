@@ -20,9 +20,9 @@ from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
 from cosa_dist.benchmark.workload import class_count, has_shards, prepare
 from cosa_dist.config.schema import DataConfig, RunConfig
 from cosa_dist.data.ingest import ingest
-from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
 from cosa_dist.data.loader import EvalSample, EvaluationLoader
 from cosa_dist.data.reading import open_reading
+from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.settings import evaluation_settings
 

@@ -38,6 +38,9 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 
+UNLABELED = ("unlabeled", "unlabelled")
+"""What tools call pixels and pictures that nobody gave a class."""
+
 
 def is_background(name: str) -> bool:
     """Whether a name means background, id 0 of masks: `background` in any case, also `_background_`."""

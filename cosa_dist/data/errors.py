@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -28,3 +28,9 @@ def nearest_name(name: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the choice nearest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
+
+
+def quoted(names: Sequence[str], most: int = 5) -> str:
+    """Return up to `most` names in quotation marks, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name!r:.60}" for name in names[:most]) + more

@@ -9,6 +9,7 @@ Whatever ends an ingest early, the shards that were finished stay for the next a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def ingest(
             "class_names": list(info.class_names),
             "splits": described,
         }
-        rejected = {report.name: report.rejection_rows() for report in reports}
+        rejected = {report.name: list(map(asdict, report.rejections)) for report in reports}
         documents = {DESCRIPTION: description, REJECTED: rejected, REPEATED: splits.repeats.groups()}
         publish(folder, out, options.overwrite, documents)
     return reports

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cosa_dist.data.catalog import IGNORE
+from cosa_dist.data.catalog import IGNORE, UNLABELED
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest_check import CheckedRecord
 
@@ -23,7 +23,7 @@ _ENOUGH = 2
 _SAME = 0.8
 """Overlap (intersection over union) of the pictures with a tag and those with a mask value from which the
 value stands for the tag."""
-_IGNORED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "dontcare")
+_IGNORED_NAMES = ("ignore", "ignored", "dontcare", *UNLABELED)
 
 
 @dataclass
@@ -196,19 +196,16 @@ def _comparison(total: MaskSurvey, class_names: Sequence[str], classes_given: bo
         return []
     if not total["without"] and not total["untagged"] and not total["missing"]:
         return [f"masks and tags agree on all {total['compared']} pictures that have both"]
-    classes = range(len(class_names))
-    untagged = {tag: total["held", tag + 1] - total["both", tag, tag + 1] for tag in classes}
-    missing = {tag: total["tag", tag] - total["both", tag, tag + 1] for tag in classes}
+    untagged, missing = Counter[str](), Counter[str]()
+    for tag, name in enumerate(class_names):
+        untagged[name] = total["held", tag + 1] - total["both", tag, tag + 1]
+        missing[name] = total["tag", tag] - total["both", tag, tag + 1]
     lines = [
         f"masks and tags: {total[kind]} of {total['compared']} {words} (first: {total.first[kind]}){more}"
         for kind, words, more in (
             ("without", "masks hold no class of their picture's tags", ""),
-            (
-                "untagged",
-                "masks hold a class that is no tag of their picture",
-                _by_class(untagged, class_names),
-            ),
-            ("missing", "pictures have a tag that is not in their mask", _by_class(missing, class_names)),
+            ("untagged", "masks hold a class that is no tag of their picture", _by_class(untagged)),
+            ("missing", "pictures have a tag that is not in their mask", _by_class(missing)),
         )
         if total[kind]
     ]
@@ -268,10 +265,8 @@ def _apart(total: MaskSurvey, tag: int) -> bool:
     return several and not total["both", tag, tag + 1]
 
 
-def _by_class(counts: Mapping[int, int], class_names: Sequence[str]) -> str:
+def _by_class(counts: Counter[str]) -> str:
     """Return the classes with counts, most frequent first, as text that begins with a colon."""
-    found = sorted(
-        ((count, tag) for tag, count in counts.items() if count), key=lambda pair: (-pair[0], pair[1])
-    )
-    text = ", ".join(f"{class_names[tag]} {count}" for count, tag in found[:_NAMED])
+    found = [f"{name} {count}" for name, count in counts.most_common() if count]
+    text = ", ".join(found[:_NAMED])
     return f": {text}" + ", ..." * (len(found) > _NAMED)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.errors import DataError, quoted
 from cosa_dist.data.ingest_masks import MaskSurvey
 from cosa_dist.data.ingest_shard import ShardSummary, Trace
 from cosa_dist.data.source_record import Rejection
@@ -68,10 +68,6 @@ class SplitReport:
             f"{self.name}: {self.survey['turned']} pictures carry an EXIF rotation (first: "
             f"{self.survey.first['turned']}); pixels are taken as they are stored, and masks must be drawn so"
         ]
-
-    def rejection_rows(self) -> list[dict[str, Any]]:
-        """The rejections as rows of `rejected.json`."""
-        return [asdict(rejection) for rejection in self.rejections]
 
 
 @dataclass
@@ -171,17 +167,19 @@ def coverage_lines(
         if everywhere:
             only = "the only class and " if len(class_names) == 1 else ""
             lines.append(
-                f"{split}: {only}on every picture: {_listed(everywhere)}; what no picture lacks cannot be "
-                "localised: add pictures without it (folder: background; table: no tag)"
+                f"{split}: {only}on every picture: {quoted(everywhere, _SHOWN)}; what no picture lacks "
+                "cannot be localised: add pictures without it (folder: background; table: no tag)"
             )
         if elsewhere:
             there = [other for other in others if any(counts_by_split[other][name] for name in elsewhere)]
             lines.append(
-                f"{split}: no picture of {_listed(elsewhere)}, only in {', '.join(there)}; what is not in "
-                "training cannot be learned"
+                f"{split}: no picture of {quoted(elsewhere, _SHOWN)}, only in {', '.join(there)}; what is "
+                "not in training cannot be learned"
             )
         if nowhere:
-            lines.append(f"{split}: no picture of {_listed(nowhere)}, nor elsewhere; they cannot be learned")
+            lines.append(
+                f"{split}: no picture of {quoted(nowhere, _SHOWN)}, nor elsewhere; they cannot be learned"
+            )
     if not trained:
         lines.append("no split 'train': nothing can be trained on this data set")
     elif "val" not in sizes_by_split:
@@ -230,12 +228,6 @@ def _suspicious(group: Sequence[tuple[str, str]]) -> bool:
     ids = {record_id for _, record_id in group}
     kinds = {split.startswith("train") for split, _ in group}
     return len(ids) > 1 or len(kinds) > 1
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return some names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
 
 
 def _place(rejection: Rejection) -> str:

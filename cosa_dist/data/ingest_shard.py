@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cosa_dist.data.ingest_check import CheckedRecord, check_entry
 from cosa_dist.data.ingest_masks import MaskSurvey
@@ -74,8 +74,7 @@ class ShardSummary:
     survey: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """What is remembered of each record: its id, a hash of all of it, and a hash of its picture."""
 
     id: str
@@ -133,7 +132,7 @@ def finished_shard(task: ShardTask) -> ShardSummary | None:
 
 def shard_record(key: str, summary: ShardSummary, traces: Sequence[Trace]) -> dict[str, Any]:
     """What a finished shard's record holds, as plain values."""
-    return {"key": key, "summary": asdict(summary), "traces": [list(_row(trace)) for trace in traces]}
+    return {"key": key, "summary": asdict(summary), "traces": traces}
 
 
 def summary_of(content: Mapping[str, Any]) -> ShardSummary:
@@ -174,8 +173,3 @@ def _row_of(record: CheckedRecord) -> dict[str, Any]:
         "height": record.height,
         "context": stored(record.context),
     }
-
-
-def _row(trace: Trace) -> tuple[str, str, str]:
-    """Return a trace as a row of the shard's record."""
-    return trace.id, trace.content, trace.picture

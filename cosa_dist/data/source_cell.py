@@ -7,19 +7,19 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from cosa_dist.data.catalog import UNLABELED
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
 
-_UNLABELED = ("unlabeled", "unlabelled")
-MISSING = frozenset(
-    (*("", "-", "--", "?", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null"), *_UNLABELED)
-)
+MISSING = frozenset(("", "-", "--", "?", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null"))
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "-1", "false", "no")
 _TICKS, _NO_TICKS = ("x", "t", "y", "✓", "✔"), ("f", "n")
 NUMBER = re.compile(r"-?\d+(?:\.0*)?")
+_WHOLE = re.compile(rf"{NUMBER.pattern}|-?\d+,0+")
 _NUMBERS = re.compile(r"-?\d+(?:\.\d*)?(?:\s+-?\d+(?:\.\d*)?)+")
 _WRAPPED = re.compile(
     r"(?:\w+\.)?(?:array|tensor|list|tuple|set|frozenset)\((.*?)(?:,\s*dtype=[^)]*)?\)", re.DOTALL
@@ -61,6 +61,7 @@ def text_of(cell: Any) -> str:
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
+@lru_cache(maxsize=4096)
 def truth(cell: object, ticks: bool = False) -> bool | None:
     """Return whether a cell of 0 and 1 says that a class is there: 0, -1 and false no, blank None.
 
@@ -68,12 +69,13 @@ def truth(cell: object, ticks: bool = False) -> bool | None:
 
     Raises:
         ValueError: the cell holds something else.
+        TypeError: it holds a list or the like.
     """
     if cell is not None and (not isinstance(cell, str | int | float) or len(str(cell)) > 16):
         raise ValueError
     word = str(cell).strip().casefold()
-    word = re.split("[.,]", word)[0] if re.fullmatch(rf"{NUMBER.pattern}|-?\d+,0+", word) else word
-    if word in MISSING:
+    word = re.split("[.,]", word)[0] if _WHOLE.fullmatch(word) else word
+    if word in MISSING or word in UNLABELED:
         return None
     if ticks and word in (*_TICKS, *_NO_TICKS):
         return word in _TICKS

@@ -7,14 +7,15 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cosa_dist.data.catalog import is_background
-from cosa_dist.data.errors import DataError, RecordError, nearest_name
+from cosa_dist.data.catalog import UNLABELED, is_background
+from cosa_dist.data.errors import DataError, RecordError, nearest_name, quoted
 from cosa_dist.data.source_record import Tell, untold
 
 _Listed = list[tuple[int | None, str]]
@@ -26,7 +27,8 @@ _NAME_HEADERS = ("name", "names", "class", "classes", "label", "labels", "classn
 _ID_HEADERS = ("id", "index", "idx", "value", "classid", "labelid", "classindex", "labelindex", "pixel")
 _KEYS = ("names", "class_names", "classes", "categories", "labels", "id2label", "label2id", "class_to_idx")
 _NONE = re.compile(
-    r"(?:backgrounds?|non?|not|none|without)[ _-].*|no|bg|neg(?:atives?)?|nothing|empty|normal|healthy"
+    r"(?:backgrounds?|non?|not|none|without)[ _-].*|no|bg|neg(?:atives?)?|nothing|empty|normal|healthy|"
+    r"unlabell?ed"
 )
 _LABELMAP = re.compile(r"([^:]+):(?:\d+, *\d+, *\d+(?::[^:]*){0,2}|:[^:]*:[^:]*)")
 _NUMBER_NAME = re.compile(r"(\d{1,9})[.)]?(?: -)?\s+(\S.*)")
@@ -49,10 +51,9 @@ def plain(name: str) -> str:
 
 def tell_of_none(names: Iterable[str], tell: Tell) -> None:
     """Tell which of some classes found in the data may be pictures that show none of the others."""
-    found = [name for name in names if _NONE.fullmatch(name.casefold())]
-    if found:
-        listed = ", ".join(f"'{name}'" for name in found[:5])
-        tell(f"classes for themselves: {listed}; if such pictures show none of the others, write background")
+    if found := [name for name in names if _NONE.fullmatch(name.casefold())]:
+        cure = "if such pictures show none of the others, write background"
+        tell(f"classes for themselves: {quoted(found)}; {cure}")
 
 
 def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
@@ -86,9 +87,9 @@ def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
         raise DataError(f"{path}: {odd!r} holds a tab or another sign that cannot be printed; mend it")
     if all(re.fullmatch(r"\w+\s*=\s*\S.*", name) for name in names) or any(map(_is_code, names)):
         raise DataError(f"{path} holds settings or code such as '{names[0]:.60}'; write one name a line")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"{path} names the class '{min(twice)}' twice")
-    if names[0].casefold() in ("unlabeled", "unlabelled", "void", "unknown"):
+    if twice := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise DataError(f"{path} names the class '{twice[0]}' twice")
+    if names[0].casefold() in (*UNLABELED, "void", "unknown"):
         tell(f"'{names[0]}' is class 1 of {path.name}; if it is id 0 in the masks, call it background")
     if names != [name for line in text.splitlines() if (name := plain(line))]:
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:10], start=1))
@@ -96,18 +97,19 @@ def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
     return tuple(names)
 
 
-def class_names_of(tags: Iterable[Iterable[str]], where: str) -> tuple[str, ...]:
-    """Return all names that occur, sorted: numbers by their value, before words.
+def class_names_of(
+    tags: Iterable[Collection[str] | None], where: str, also: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Return all names that occur and those of `also`, sorted: numbers by their value, before words.
 
     Raises:
-        DataError: there is none.
+        DataError: none occurs in `tags`, in which a mere text is a reason why there are none.
     """
-    names = {name for record in tags for name in record}
+    names = {name for record in tags if record and not isinstance(record, str) for name in record}
     if not names:
         raise DataError(f"no tag in {where}; name the column that holds them")
-    return tuple(
-        sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    )
+    numbered = [(0, int(name), name) if name.isdecimal() else (1, 0, name) for name in {*names, *also}]
+    return tuple(name for *_, name in sorted(numbered))
 
 
 class TagIndex:
@@ -116,6 +118,7 @@ class TagIndex:
     def __init__(self, class_names: Sequence[str]) -> None:
         self._index = {plain(name): number for number, name in enumerate(class_names)}
         self._known: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._near: dict[str, str] = {}
 
     def __contains__(self, name: str) -> bool:
         return plain(name) in self._index
@@ -125,9 +128,10 @@ class TagIndex:
         found = set()
         for tag in tags:
             if plain(tag) not in self._index:
-                near = nearest_name(plain(tag), self._index)
+                if tag not in self._near:
+                    self._near[tag] = nearest_name(plain(tag), self._index)
                 raise RecordError(
-                    f"tag '{tag}' is no class of this data set{near}; mend it, or add the class"
+                    f"tag '{tag}' is no class of this data set{self._near[tag]}; mend it, or add the class"
                 )
             found.add(self._index[plain(tag)])
         indices = tuple(sorted(found))

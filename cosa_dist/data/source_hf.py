@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, RecordError, nearest_name
 from cosa_dist.data.source_arrow import ArrowCell, ArrowTable, holds_pictures, open_tables, rows_without
 from cosa_dist.data.source_cell import TagRules, shown, text_of
-from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
-from cosa_dist.data.source_flags import all_flags, flag_tags, flags_found
+from cosa_dist.data.source_classes import TagIndex, class_names_of
+from cosa_dist.data.source_flags import columns_tags, flags_found
 from cosa_dist.data.source_record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation
-from cosa_dist.data.source_tags import Tags, columns_tags, no_class, settled, united
+from cosa_dist.data.source_tags import Tags, no_class, settled, united
 
 _ROWS_AT_ONCE = 1000
 _LABEL_COLUMNS = ("labels", "label", "tags")
@@ -142,9 +142,8 @@ def _rows_by_picture(
     key = columns.id or (columns.image if isinstance(feature, Value) and "string" in feature.dtype else None)
     groups: list[tuple[str, list[int]]] = []
     first: dict[str, list[int]] = {}
-    small = opened.select_columns([key] if key else [])
-    for row, cells in enumerate(_rows(small, len(opened))):
-        name = text_of(cells[key]) if key else ""
+    cells = opened.select_columns([key])[:][key] if key else [""] * len(opened)
+    for row, name in enumerate(map(text_of, cells)):
         rows = first.get(name) if name else None
         if rows is not None and columns.id:
             pair = (ArrowCell(table, columns.image or "", place) for place in (rows[0], row))
@@ -155,17 +154,6 @@ def _rows_by_picture(
         groups.append((name if columns.id else f"{split}_{row:08d}", [row]))
         first.setdefault(name, groups[-1][1])
     return groups
-
-
-def _rows(small: Dataset, count: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a few columns, many at a time; without columns, as many empty rows."""
-    if not small.column_names:
-        yield from ({} for _ in range(count))
-        return
-    for start in range(0, count, _ROWS_AT_ONCE):
-        block = small[start : start + _ROWS_AT_ONCE]
-        for cells in zip(*block.values(), strict=True):
-            yield dict(zip(block, cells, strict=True))
 
 
 def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rules: TagRules) -> HfColumns:
@@ -197,7 +185,8 @@ def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rul
     if not labels and mask is None:
         others = [name for name in there if name != image and _holds_tags(features[name])]
         others = [name for name in others if all(name in table.column_names for table in opened.values())]
-        rows = (row for table in opened.values() for row in _rows(table.select_columns(others), len(table)))
+        tables = (table.select_columns(others).with_format("arrow") for table in opened.values() if others)
+        rows = (row for table in tables for part in table.iter(_ROWS_AT_ONCE) for row in part.to_pylist())
         labels = flags_found(rows, others, f"{has}; say which holds tags: --labels-column", rules)
     found = HfColumns(image, labels, mask, column(asked.id, ("id", "image_id")))
     for split, table in opened.items():
@@ -264,15 +253,14 @@ def _class_label_names(
             )
         longest = max(named.values(), key=len)
         if columns.mask and rules.classes is None:
+            late = next((name for name in longest[1:] if no_class(name)), None)
+            said = late and f"class '{late}' of column '{label}' is not the first"
             if any(names != longest[: len(names)] for names in named.values()):
+                said = f"the splits of {path} number the classes of '{label}' differently"
+            if said:
                 raise DataError(
-                    f"the splits of {path} number the classes of '{label}' differently, so the ids of the "
-                    "masks are open: give the classes in the order of the masks' ids with --classes FILE"
-                )
-            if late := [name for name in longest[1:] if no_class(name)]:
-                raise DataError(
-                    f"class '{late[0]}' of column '{label}' is not the first, so the ids of the masks are "
-                    "open: give the classes in the order of the masks' ids with --classes FILE"
+                    f"{said}, so the ids of the masks are open: give the classes in the order of the masks' "
+                    "ids with --classes FILE"
                 )
         names = dict.fromkeys(name for listed in named.values() for name in listed)
         known[label] = tuple(name for name in names if not no_class(name))
@@ -295,13 +283,9 @@ def _all_tags(
     for label in known:
         kinds = (_inner(table.features[label]) for table in opened.values() for _ in range(len(table)))
         named.append(list(map(class_label_tags, kinds, cells.pop(label))))
-    several = len(cells) > 1
-    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True) if several]
-    if several and all_flags(rows, list(cells), rules):
-        named.append([flag_tags(row, cells) for row in rows])
-        flags = tuple(map(plain, cells))
-    elif cells:
-        named.append(columns_tags(cells, rules))
+    if cells:
+        others, flags = columns_tags(cells, rules)
+        named.append(others)
     tags = named[0] if len(named) == 1 else [united(said) for said in zip(*named, strict=True)]
     *tags, flags = settled([*tags, flags], rules, [name for names in known.values() for name in names])
     rest = iter(tags)
@@ -320,5 +304,4 @@ def _names(
         raise DataError(f"{path} has masks but no labels: give the class names with --classes FILE")
     if all(label in known for label in columns.labels):
         return tuple(dict.fromkeys(name for names in known.values() for name in names))
-    occurring = [names for listed in tags.values() for names in listed if isinstance(names, tuple)]
-    return class_names_of([*occurring, flags] if any(occurring) else [], str(path))
+    return class_names_of(chain(*tags.values()), str(path), flags)

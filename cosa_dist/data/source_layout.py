@@ -8,14 +8,14 @@ A layout is taken where no other is likely; where two are possible, the user has
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from cosa_dist.data.catalog import is_background
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.errors import DataError, quoted
 from cosa_dist.data.source_classes import plain
 from cosa_dist.data.source_record import Tell, untold
 from cosa_dist.data.source_split import TRAIN, split_in_file_name, usual_split
@@ -103,7 +103,7 @@ def find_layout(
 def refuse_no_classes(root: Path, found: Iterable[str]) -> None:
     """Raise `DataError` if the names of all class folders say that they are none."""
     names = sorted(found)
-    shown = _shown(names)
+    shown = quoted(names)
     splits = [split_in_file_name(re.sub(r"\d+", "", name)) for name in names]
     if all(map(usual_split, names)) or (all(splits) and len(set(splits)) > 1):
         raise DataError(
@@ -115,11 +115,6 @@ def refuse_no_classes(root: Path, found: Iterable[str]) -> None:
             f"the folders {shown} of {root} are no classes; put the pictures of each class into a folder "
             f"CLASS, or give their tags in a table (ingest.py table); if they are classes: --layout {CLASS}"
         )
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Return up to five names in quotation marks."""
-    return ", ".join(f"'{name}'" for name in names[:5])
 
 
 def no_class_folder(name: str) -> bool:
@@ -214,7 +209,7 @@ def _refuse_same_inside(inside: Iterable[tuple[str, _Folder]], where: str) -> No
     for (path, one), (other_path, other) in combinations(sorts, 2):
         if len(shared := [name for name in one if name in other]) > 1:
             raise DataError(
-                f"the folders '{path}' and '{other_path}' of {where} both hold {_shown(shared)}: if these "
+                f"the folders '{path}' and '{other_path}' of {where} both hold {quoted(shared)}: if these "
                 "are the classes, give one such folder, or name them as splits (train, val); if "
                 f"'{path.split('/')[0]}' is a class: --layout {CLASS}"
             )

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.errors import DataError, RecordError, nearest_name
+from cosa_dist.data.errors import DataError, RecordError, nearest_name, quoted
 from cosa_dist.data.source_cell import MISSING, TagRules, text_of
 from cosa_dist.data.source_classes import TagIndex, class_names_of, plain
-from cosa_dist.data.source_flags import all_flags, flag_tags, flags_found, is_numbering, tell_flags
+from cosa_dist.data.source_flags import columns_tags, flags_found, is_numbering
 from cosa_dist.data.source_folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
 from cosa_dist.data.source_record import (
     Entry,
@@ -35,7 +35,7 @@ from cosa_dist.data.source_record import (
 )
 from cosa_dist.data.source_rows import Row, column_names, read_rows
 from cosa_dist.data.source_split import TRAIN, VAL, seeded_validation, split_name, usual_split
-from cosa_dist.data.source_tags import TAG_COLUMNS, Tags, columns_tags, quoted, settled, united
+from cosa_dist.data.source_tags import TAG_COLUMNS, Tags, settled, united
 
 _IMAGE_COLUMNS = (
     *("image", "filename", "file", "path", "filepath", "imagefile", "imagename", "imagepath", "imageid"),
@@ -69,13 +69,12 @@ class _Line(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The columns that are read: `flags` says that those of tags hold 0 and 1."""
+    """The columns that are read."""
 
     image: str
     tags: tuple[str, ...]
     split: str | None
     mask: str | None
-    flags: bool
 
 
 def table_source(
@@ -113,28 +112,27 @@ def table_source(
     lines, tags, flags = _read(table, columns or Columns(), rules)
     *tags, flags = settled([*tags, flags], rules)
     lines, tags = _one_line_a_picture(_with_endings(images, lines, tell), tags, tell)
-    names = classes or _class_names(table, lines, tags, flags)
+    bad = (
+        f" (row {line.number}: {said})" for line, said in zip(lines, tags, strict=True) if type(said) is str
+    )
+    names = classes or class_names_of(tags, f"table {table}{next(bad, '')}", flags)
     info = DatasetInfo(table.stem, names)
     index = TagIndex(info.class_names)
-    chosen = set[str]()
-    if not any(line.split for line in lines):
-        chosen = seeded_validation({line.image for line in lines}, val_share, seed)
     entries: dict[str, list[Entry]] = {}
-    for line, said in zip(lines, tags, strict=True):
-        split = split_name(line.split) or (VAL if line.image in chosen else TRAIN)
+    for line, said, split in zip(lines, tags, _splits(lines, val_share, seed, tell), strict=True):
         entries.setdefault(split, []).append(_entry(images, table, line, said, masks, index))
     refuse_without_masks(masks, entries)
     return info, entries
 
 
-def _class_names(table: Path, lines: Sequence[_Line], tags: Sequence[Tags], flags: Tags) -> tuple[str, ...]:
-    """Return the names that occur, and those of `flags`; raises `DataError` where no row has a tag."""
-    known = [names for names in tags if isinstance(names, tuple)]
-    bad = (
-        f" (row {line.number}: {said})" for line, said in zip(lines, tags, strict=True) if type(said) is str
-    )
-    where = f"table {table}{next(bad, '')}"
-    return class_names_of([*known, flags] if any(known) else [], where)
+def _splits(lines: Sequence[_Line], val_share: float, seed: int, tell: Tell) -> list[str]:
+    """Return the split of each line: the one it names, else `train`; of none, a share is `val`."""
+    blank = sum(not line.split for line in lines)
+    if 0 < blank < len(lines):
+        tell(f"{blank} pictures name no split: they are taken as '{TRAIN}'")
+    unnamed = (line.image for line in lines if blank == len(lines))
+    chosen = seeded_validation(set(unnamed), val_share, seed)
+    return [split_name(line.split) or (VAL if line.image in chosen else TRAIN) for line in lines]
 
 
 def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], list[Tags], Tags]:
@@ -145,7 +143,7 @@ def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], 
     found = _columns_of(table, there, columns, rules)
     used = frozenset(filter(None, (found.image, found.split, found.mask, *found.tags)))
     lines: list[_Line] = []
-    flagged: list[Tags] = []
+    same: dict[Any, Any] = {}
     cells: dict[str, list[Any]] = {name: [] for name in found.tags}
     for number, row in read_rows(table, used):
         _refuse_open_quote(table, number, row, used)
@@ -158,16 +156,13 @@ def _read(table: Path, columns: Columns, rules: TagRules) -> tuple[list[_Line], 
         texts = [text_of(row.get(name or "")) for name in (found.mask, found.split)]
         mask, split = ("" if text.casefold() in MISSING else text for text in texts)
         lines.append(_Line(number, image, mask, split))
-        if found.flags:
-            flagged.append(flag_tags(row, found.tags))
-            continue
         for name, column in cells.items():
-            column.append(row.get(name))
+            cell = row.get(name)
+            # The same few texts come again and again: one object for each saves memory.
+            column.append(same.setdefault(cell, cell) if isinstance(cell, str) else cell)
     if not lines:
         raise DataError(f"table {table} has no rows")
-    if found.flags:
-        return lines, flagged, tuple(map(plain, found.tags))
-    return lines, columns_tags(cells, rules), ()
+    return lines, *columns_tags(cells, rules)
 
 
 def _one_line_a_picture(
@@ -249,15 +244,10 @@ def _columns_of(table: Path, there: tuple[str, ...], asked: Columns, rules: TagR
     others = [name for name in others if name != split]
     if len(tags) == 1:
         _look_at_others(table, others, rules)
-        return _Found(image, tags, split, mask, flags=False)
-    rows = (row for _, row in read_rows(table, frozenset(tags or others)))
-    if not tags:
+    elif not tags:
         missing = f"table {table} has columns {', '.join(there):.300}; say with --tags-column which to take"
-        tags = flags_found(rows, others, missing, rules)
-        if len(tags) > 1:
-            tell_flags(tags, rules)
-        return _Found(image, tags, split, mask, flags=len(tags) > 1)
-    return _Found(image, tags, split, mask, flags=all_flags(rows, tags, rules))
+        tags = flags_found((row for _, row in read_rows(table, frozenset(others))), others, missing, rules)
+    return _Found(image, tags, split, mask)
 
 
 def _split_column(table: Path, others: Sequence[str], rules: TagRules) -> str | None:
@@ -265,9 +255,8 @@ def _split_column(table: Path, others: Sequence[str], rules: TagRules) -> str | 
     found: dict[str, set[str | None]] = {name: set() for name in others}
     for _, row in read_rows(table, frozenset(others)) if others else ():
         for name in list(found):
-            split = usual_split(text := text_of(row.get(name)))
-            if split or text:
-                found[name].add(split)
+            if text := text_of(row.get(name)):
+                found[name].add(usual_split(text))
             if None in found[name]:
                 del found[name]
         if not found:

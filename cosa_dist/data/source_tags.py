@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
 
-from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.source_cell import MISSING, NUMBER, TagRules, cell_words, shown, truth
-from cosa_dist.data.source_classes import is_background, plain, tell_of_none
+from cosa_dist.data.catalog import UNLABELED, is_background
+from cosa_dist.data.errors import DataError, RecordError, quoted
+from cosa_dist.data.source_cell import MISSING, NUMBER, TagRules, cell_words, shown, text_of, truth
+from cosa_dist.data.source_classes import plain, tell_of_none
 
 Tags = tuple[str, ...] | str
 """The tags of a row; a text says why they cannot be read."""
@@ -70,23 +71,6 @@ def column_tags(cells: Sequence[Any], column: str, rules: TagRules, *, alone: bo
     return _named(rows, column, rules)
 
 
-def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> list[Tags]:
-    """Return the tags in each row of one or several columns that are no flags, see `column_tags`.
-
-    Raises:
-        DataError: several columns hold numbers only: of classes, or how often each column's class is there.
-    """
-    alone = len(columns) == 1
-    read = [column_tags(cells, name, rules, alone=alone) for name, cells in columns.items()]
-    names = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
-    if not alone and names - rules.explicit and all(map(NUMBER.fullmatch, names)):
-        raise DataError(
-            f"columns {quoted(list(columns))} hold numbers other than 0 and 1: write 1 where its class "
-            "is there, or list the numbers in --classes if they are classes"
-        )
-    return read[0] if alone else [united(parts) for parts in zip(*read, strict=True)]
-
-
 def settled(rows: Sequence[Tags], rules: TagRules, known: Iterable[str] = ()) -> list[Tags]:
     """Return the tags of all rows of a data set with one spelling for each class, without background.
 
@@ -103,26 +87,25 @@ def settled(rows: Sequence[Tags], rules: TagRules, known: Iterable[str] = ()) ->
     unclassed = sorted(name for name in counts if name not in explicit and no_class(name))
     if unclassed:
         rules.tell(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
-    names: dict[str, str | None] = dict.fromkeys(unclassed)
-    counts = Counter({name: number for name, number in counts.items() if name not in names})
+    counts = Counter({name: number for name, number in counts.items() if name not in unclassed})
     tell_of_none(sorted(counts.keys() - explicit), rules.tell)
     if rules.separator is None:
         _refuse_joined(counts, explicit, rules)
-    names.update(_one_spelling(counts, explicit, rules))
-    made: dict[tuple[str, ...], Tags] = {}
-    settled_rows: list[Tags] = []
-    for tags in rows:
-        if isinstance(tags, tuple):
-            if tags not in made:
-                made[tags] = tuple(dict.fromkeys(new for name in tags if (new := names.get(name, name))))
-            tags = made[tags]
-        settled_rows.append(tags)
-    return settled_rows
+    return _renamed(rows, {name: name for name in counts} | _one_spelling(counts, explicit, rules))
+
+
+def _renamed(rows: Sequence[Tags], names: Mapping[str, str]) -> list[Tags]:
+    """Return the rows by other names, each once, without those that have none; equal rows are one object."""
+    made: dict[Tags, Tags] = {
+        tags: tags if isinstance(tags, str) else tuple(dict.fromkeys(names[n] for n in tags if n in names))
+        for tags in set(rows)
+    }
+    return [made[tags] for tags in rows]
 
 
 def no_class(name: str) -> bool:
     """Whether a name of a class or a column stands for pixels or pictures without a class."""
-    return is_background(name) or plain(name).casefold() in ("unlabeled", "unlabelled")
+    return is_background(name) or name.strip().casefold() in UNLABELED
 
 
 def spelling(name: str) -> str:
@@ -248,31 +231,19 @@ def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
         names |= {value: value for value in rest}
     if said := sorted(missing - {""}):
         rules.tell(f"column '{column}': taken as no tag: {quoted(said)} (name in --classes what is a class)")
-    made: dict[tuple[str, ...], Tags] = {}
-    tags: list[Tags] = []
-    for items in rows:
-        if isinstance(items, tuple):
-            if items not in made:
-                made[items] = tuple(dict.fromkeys(names[value] for value in items if value in names))
-            items = made[items]
-        tags.append(items)
-    return tags
+    return _renamed(rows, names)
 
 
 def _refuse_decimal_commas(cells: Iterable[Any], column: str, rules: TagRules) -> None:
     """Raise `DataError` if all of a column is text like `1,0`: a number, or the list of 1 and 0."""
-    if rules.separator is not None:
-        return
-    example = ""
-    for cell in cells:
-        if cell is None or (isinstance(cell, str) and cell.strip().casefold() in MISSING):
-            continue
-        if not isinstance(cell, str) or not _DECIMAL_COMMA.fullmatch(cell.strip()) or cell in rules.explicit:
+    words = (word for cell in cells if (word := text_of(cell)).casefold() not in MISSING)
+    if rules.separator is None and (first := next(words, "")):
+        if not all(
+            _DECIMAL_COMMA.fullmatch(word) and word not in rules.explicit for word in chain([first], words)
+        ):
             return
-        example = cell.strip()
-    if example:
         raise DataError(
-            f"column '{column}' holds only numbers such as {example}: write them without a decimal comma, or "
+            f"column '{column}' holds only numbers such as {first}: write them without a decimal comma, or "
             "say --tags-separator ',' if they are lists"
         )
 
@@ -338,9 +309,3 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRul
             "(name them in --classes to keep them apart)"
         )
     return names
-
-
-def quoted(names: Sequence[str]) -> str:
-    """Return up to five names in quotation marks."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(shown(name) for name in names[:5]) + more

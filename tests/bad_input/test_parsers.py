@@ -24,8 +24,8 @@ from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.description import read_description
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.ingest_sources import coco_annotated
 from cosa_dist.data.source_classes import read_class_names
+from cosa_dist.data.source_coco import coco_annotated
 from cosa_dist.data.source_coco_outline import CocoMask
 from cosa_dist.data.source_record import SourceRecord, id_of, unsafe_id, unsafe_name
 from cosa_dist.data.source_table import table_source

@@ -258,10 +258,10 @@ def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
         ("a/old/1 a/2", ["folders below class folders belong to the class, such as a/old"]),
         ("train|cat/1", ["folder 'train' is taken for a class: pictures lie in it, beside other classes"]),
         (
-            "cat|Negatives|no_tumor/1",
+            "cat|Negatives|no_tumor|unlabeled/1",
             [
-                "classes for themselves: 'Negatives', 'no_tumor'; if such pictures show none of the others, "
-                "write background"
+                "classes for themselves: 'Negatives', 'no_tumor', 'unlabeled'; if such pictures show none of "
+                "the others, write background"
             ],
         ),
         (

@@ -49,10 +49,27 @@ def test_splits_and_other_columns_are_told(tmp_path: Path) -> None:
         "train": ["a", "c"],
         "val": ["b"],
     }
-    assert told == ["column 'set' holds the splits", "columns that are not read: width"]
+    assert told == [
+        "column 'set' holds the splits",
+        "columns that are not read: width",
+        "1 pictures name no split: they are taken as 'train'",
+    ]
     (tmp_path / "t.csv").write_text("fold,set,image,label\ntrain,test,a.jpg,x\ntest,train,b.jpg,y\n")
     with pytest.raises(DataError, match="columns 'fold', 'set' of .* hold splits; say with --split-column"):
         table_source(tmp_path, tmp_path / "t.csv")
     # One split only is the name of something else.
     (tmp_path / "t.csv").write_text("vehicle,image,label\ntrain,a.jpg,x\ntrain,b.jpg,y\n")
     assert set(table_source(tmp_path, tmp_path / "t.csv", val_share=0)[1]) == {"train"}
+
+
+def test_pictures_without_a_split_are_said_and_an_unlabeled_split_is_none_of_train(tmp_path: Path) -> None:
+    rows = "a.jpg,cat,train\nb.jpg,dog,\nc.jpg,dog,unlabeled\nd.jpg,cat,val\n"
+    (tmp_path / "t.csv").write_text(f"image,tags,split\n{rows}")
+    told: list[str] = []
+    _, entries = table_source(tmp_path, tmp_path / "t.csv", tell=told.append)
+    assert {split: [entry.id for entry in listed] for split, listed in entries.items()} == {
+        "train": ["a", "b"],
+        "unlabeled": ["c"],
+        "val": ["d"],
+    }
+    assert told == ["1 pictures name no split: they are taken as 'train'"]

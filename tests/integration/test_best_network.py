@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.stages import PseudoMaskConfig
-from cosa_dist.data.ingest_sources import synthetic_info
+from cosa_dist.data.source_synthetic import synthetic_info
 from cosa_dist.distributed import labelling_run, worker
 from cosa_dist.distributed.preparation import write_note
 from cosa_dist.distributed.worker import run_worker

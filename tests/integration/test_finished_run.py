@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cosa_dist.data.ingest import ingest
-from cosa_dist.data.ingest_sources import synthetic_info, synthetic_records
+from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed import reporting, worker
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import evaluator
