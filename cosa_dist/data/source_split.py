@@ -18,7 +18,7 @@ _WORDS = {
 }
 _BESIDE = "(?:set|split|data|dataset|folder|samples?|images?|imgs?|pictures?|photos?)"
 _SPLITS = {
-    split: re.compile(rf"(?:{_BESIDE}[ _.-]*)?(?:{words})(?:[ _.-]*{_BESIDE})*(?:[ _.-]*(?:19|20)\d\d)?")
+    split: re.compile(rf"(?:{_BESIDE}[ _.-]*)?(?:{words})(?:[ _.-]*{_BESIDE}){{0,3}}(?:[ _.-]*(?:19|20)\d\d)?")
     for split, words in _WORDS.items()
 }
 
