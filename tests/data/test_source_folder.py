@@ -128,6 +128,7 @@ def test_names_that_are_no_splits() -> None:
         "test-dev",
         "",
         "developer",
+        "train_" + "dataset" * 30 + "x",  # a search that tries every cut would not end
     ]
     assert [split_name(f" {name} ") for name in others] == others
     files = {
