@@ -52,8 +52,8 @@ def plain(name: str) -> str:
 def tell_of_none(names: Iterable[str], tell: Tell) -> None:
     """Tell which of some classes found in the data may be pictures that show none of the others."""
     if found := [name for name in names if _NONE.fullmatch(name.casefold())]:
-        cure = "if such pictures show none of the others, write background"
-        tell(f"classes for themselves: {quoted(found)}; {cure}")
+        cure = "if that means a picture without any other class, name it background"
+        tell(f"taken as classes of their own: {quoted(found)}; {cure}")
 
 
 def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], rules: TagRules) -> tuple
                 f"of the columns {quoted(names)} only {quoted(tuple(flags))} hold 0 and 1; name columns of "
                 "one kind"
             )
-        rules.tell(f"columns {quoted(names)} hold 0 and 1: each is a class, there where it holds 1")
+        rules.tell(f"columns {quoted(names)} hold 0 and 1: each is a class, shown where it is 1")
         classes = tuple(map(plain, names))
         return [
             tuple(name for name, cell in zip(classes, cells, strict=True) if truth(cell, ticks=True))

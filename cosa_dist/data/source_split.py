@@ -17,10 +17,8 @@ _WORDS = {
     TEST: "test|testing|tst|eval|evaluation",
 }
 _BESIDE = "(?:set|split|data|dataset|folder|samples?|images?|imgs?|pictures?|photos?)"
-_SPLITS = {
-    split: re.compile(rf"(?:{_BESIDE}[ _.-]*)?(?:{words})(?:[ _.-]*{_BESIDE}){{0,3}}(?:[ _.-]*(?:19|20)\d\d)?")
-    for split, words in _WORDS.items()
-}
+_AROUND = rf"(?:{_BESIDE}[ _.-]*)?(?:%s)(?:[ _.-]*{_BESIDE}){{0,3}}(?:[ _.-]*(?:19|20)\d\d)?"
+_SPLITS = {split: re.compile(_AROUND % words) for split, words in _WORDS.items()}
 
 
 @lru_cache(maxsize=1024)

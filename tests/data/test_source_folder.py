@@ -261,8 +261,8 @@ def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
         (
             "cat|Negatives|no_tumor|unlabeled/1",
             [
-                "classes for themselves: 'Negatives', 'no_tumor', 'unlabeled'; if such pictures show none of "
-                "the others, write background"
+                "taken as classes of their own: 'Negatives', 'no_tumor', 'unlabeled'; if that means a "
+                "picture without any other class, name it background"
             ],
         ),
         (

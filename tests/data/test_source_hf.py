@@ -154,7 +154,7 @@ def test_columns_that_are_classes(tmp_path: Path) -> None:
     told: list[str] = []
     info, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
     assert (info.class_names, tags(entries["train"])) == (("cat", "dog"), [(0, 1), (), (1,)])
-    assert told == ["columns 'dog', 'cat' hold 0 and 1: each is a class, there where it holds 1"]
+    assert told == ["columns 'dog', 'cat' hold 0 and 1: each is a class, shown where it is 1"]
 
 
 @pytest.mark.parametrize(
