@@ -104,7 +104,7 @@ def measure(arguments: argparse.Namespace, config: RunConfig) -> Report:
             report.notes += [f"trace {file}" for file in files]
         return report
     if arguments.what == "plain":
-        from cosa_dist.benchmark.comparison import compare
+        from tests.oracles.comparison import compare
 
         return compare(config, device, rounds, arguments.only)
     if arguments.what == "loader":

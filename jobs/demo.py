@@ -37,8 +37,8 @@ def generate(shards: Path) -> None:
     """Write the generated data set, unless an earlier call did."""
     from rich.console import Console
 
-    from cosa_dist.data.ingest import ingest
-    from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+    from cosa_dist.data.ingest.ingest import ingest
+    from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 
     if (shards / "dataset.json").is_file():
         return
@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.config.loading import load_config
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.preparation import prepare_run
+    from cosa_dist.distributed.prepare import prepare_run
     from cosa_dist.evaluation.report import as_text
-    from cosa_dist.tracking.leaderboard import leaderboard
-    from cosa_dist.tracking.leaderboard_views import print_tables, read_runs
+    from cosa_dist.reports.leaderboard import leaderboard
+    from cosa_dist.reports.leaderboard_views import print_tables, read_runs
 
     output = arguments.output.resolve()
     generate(output / "demo" / "shards")

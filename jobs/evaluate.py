@@ -20,7 +20,7 @@ from cosa_dist.config.paths import lasting_place, place, place_or_url
 from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from cosa_dist.data.shards import Split
+    from cosa_dist.data.shards.split import Split
     from cosa_dist.evaluation.report import EvalReport
 
 
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Load, evaluate, print and store."""
     from rich.progress import Progress
 
-    from cosa_dist.data.loader import EvaluationLoader
-    from cosa_dist.data.reading import open_reading
+    from cosa_dist.data.reading.loader import EvaluationLoader
+    from cosa_dist.data.reading.open import open_reading
     from cosa_dist.evaluation.control import classification_control
     from cosa_dist.evaluation.evaluator import evaluate
     from cosa_dist.evaluation.report import as_text

@@ -26,19 +26,19 @@ from rich.console import Console
 from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.data.catalog import DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest_check import UNTAGGED
-from cosa_dist.data.ingest_split import say
-from cosa_dist.data.source_classes import read_class_names
-from cosa_dist.data.source_coco import annotated_info, coco_annotated, coco_source
-from cosa_dist.data.source_folder import folder_source
-from cosa_dist.data.source_hf import HfColumns, hf_source
-from cosa_dist.data.source_layout import LAYOUTS
-from cosa_dist.data.source_record import Entry, Tell
-from cosa_dist.data.source_split import with_validation
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
-from cosa_dist.data.source_table import Columns, table_source
-from cosa_dist.data.source_voc import voc_source
+from cosa_dist.data.ingest.check import UNTAGGED
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest.split import say
+from cosa_dist.data.sources.classes import read_class_names
+from cosa_dist.data.sources.coco import annotated_info, coco_annotated, coco_source
+from cosa_dist.data.sources.folder import folder_source
+from cosa_dist.data.sources.hf import HfColumns, hf_source
+from cosa_dist.data.sources.layout import LAYOUTS
+from cosa_dist.data.sources.record import Entry, Tell
+from cosa_dist.data.sources.split import with_validation
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.sources.table import Columns, table_source
+from cosa_dist.data.sources.voc import voc_source
 
 Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 

@@ -28,8 +28,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Summarise the splits and write the page."""
-    from cosa_dist.data.description import read_description
-    from cosa_dist.data.shards import open_split
+    from cosa_dist.data.shards.description import read_description
+    from cosa_dist.data.shards.split import open_split
     from cosa_dist.reports.data_page import ViewSettings, render, summarise
     from cosa_dist.whole_file import write_whole
 

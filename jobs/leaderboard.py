@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.paths import lasting_place
-from cosa_dist.tracking.leaderboard import PROTOCOLS, PUBLISHED_ONLY
+from cosa_dist.reports.leaderboard import PROTOCOLS, PUBLISHED_ONLY
 
 if TYPE_CHECKING:
-    from cosa_dist.tracking.leaderboard import Table
+    from cosa_dist.reports.leaderboard import Table
 
 
 def _count(text: str) -> int:
@@ -59,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> None:
     """Write the CSV, JSON and HTML files that are asked for."""
-    from cosa_dist.tracking.leaderboard_views import to_csv, to_json
+    from cosa_dist.reports.leaderboard_views import to_csv, to_json
 
     for path, text in ((options.csv, to_csv), (options.json, to_json)):
         if path is not None:
@@ -77,9 +77,9 @@ def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> N
 def main(arguments: list[str] | None = None) -> int:
     """Print the leaderboard; 1 if a named store cannot be read or a file cannot be written."""
     options = parse_arguments(arguments)
-    from cosa_dist.tracking.leaderboard import RunRecord, leaderboard, without_result
-    from cosa_dist.tracking.leaderboard_views import print_tables, read_runs, to_markdown
-    from cosa_dist.tracking.seed_group_views import groups_to_markdown, print_groups
+    from cosa_dist.reports.leaderboard import RunRecord, leaderboard, without_result
+    from cosa_dist.reports.leaderboard_views import print_tables, read_runs, to_markdown
+    from cosa_dist.reports.seed_group_views import groups_to_markdown, print_groups
     from cosa_dist.tracking.store import StoreError, resolve_uri
 
     runs: list[RunRecord] = []

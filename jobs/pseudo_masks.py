@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.labelling_run import run_labelling, trained_config
+    from cosa_dist.distributed.labelling.run import run_labelling, trained_config
 
     trained = arguments.run.resolve()
     trained_config(trained)

@@ -22,7 +22,7 @@ def send(name: str, output: Path) -> int:
         ConfigError: no such run, or one without a tracking run.
         StoreError: the store cannot be reached, or does not know the run.
     """
-    from cosa_dist.distributed.preparation import read_note, why_no_run
+    from cosa_dist.distributed.prepare import read_note, why_no_run
     from cosa_dist.tracking.local_tracker import METRICS_FILE
     from cosa_dist.tracking.mlflow_tracker import replay
     from cosa_dist.tracking.store import prepare_store, require_store, resolve_uri

@@ -18,7 +18,7 @@ from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
-    from cosa_dist.data.shards import Split
+    from cosa_dist.data.shards.split import Split
     from cosa_dist.reports.run_evolution import Evolution
     from cosa_dist.reports.run_examination import Examination
 
@@ -80,7 +80,7 @@ def validation(config: RunConfig, asked: argparse.Namespace, class_names: tuple[
     Raises:
         ValueError: no shards, or other classes.
     """
-    from cosa_dist.data.reading import open_reading
+    from cosa_dist.data.reading.open import open_reading
 
     data = config.data.model_copy(update={"shards": asked.shards or config.data.shards})
     split = open_reading(data, data.val_split)
@@ -95,7 +95,7 @@ def follow_images(asked: argparse.Namespace) -> Evolution | None:
     Raises:
         ValueError: no checkpoint, no shards.
     """
-    from cosa_dist.data.loader import EvaluationLoader
+    from cosa_dist.data.reading.loader import EvaluationLoader
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.trained import load_trained
     from cosa_dist.reports.run_evolution import follow
@@ -118,7 +118,7 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     from rich.console import Console
     from rich.progress import Progress
 
-    from cosa_dist.data.loader import EvaluationLoader
+    from cosa_dist.data.reading.loader import EvaluationLoader
     from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.segmentation import Segmenting

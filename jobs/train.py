@@ -40,8 +40,8 @@ def conduct(arguments: argparse.Namespace, rest: list[str], start: Start) -> Non
     name, config = arguments.resume, None
     if not name:
         config = load_config(arguments.recipe, arguments.config, rest)
-    from cosa_dist.distributed.paths import run_folder, with_absolute_paths
-    from cosa_dist.distributed.preparation import begun, read_note
+    from cosa_dist.distributed.prepare import begun, read_note
+    from cosa_dist.distributed.run_folder import run_folder, with_absolute_paths
     from cosa_dist.evaluation.report import as_text
 
     if config is not None and arguments.restarted and begun(config):
@@ -62,7 +62,7 @@ def trained(config: RunConfig | None, name: str, overrides: dict[str, Any], star
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
-    from cosa_dist.distributed.preparation import PreparedRun, prepare_run, reopen
+    from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
     from cosa_dist.distributed.stages import (
         StagedRun,
         conduct_stages,

@@ -21,7 +21,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.tracking.ablation_rows import append_row, as_markdown, make_row, read_rows
+from cosa_dist.reports.ablation_rows import append_row, as_markdown, make_row, read_rows
 
 HERE = Path(__file__).parent
 
@@ -49,8 +49,8 @@ def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> N
     """Run them one after the other."""
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.paths import with_absolute_paths
-    from cosa_dist.distributed.preparation import check_inputs, check_places, check_writable, prepare_run
+    from cosa_dist.distributed.prepare import check_inputs, check_places, check_writable, prepare_run
+    from cosa_dist.distributed.run_folder import with_absolute_paths
     from cosa_dist.tracking.provenance import provenance
 
     commit = provenance()["git_commit"]

@@ -26,10 +26,10 @@ from cosa_dist.config.errors import ConfigError, Start, starting
 from cosa_dist.config.loading import is_recipe_file, load_config, parse_overrides, to_yaml
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.paths import with_absolute_paths
+from cosa_dist.distributed.run_folder import with_absolute_paths
 
 if TYPE_CHECKING:
-    from cosa_dist.distributed.sweep_plan import SweepPlan
+    from cosa_dist.distributed.sweep.plan import SweepPlan
 
 HERE = Path(__file__).parent
 
@@ -45,9 +45,9 @@ def asked_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
     Raises:
         ConfigError: a space or an option that cannot work.
     """
-    from cosa_dist.distributed.search_space import check_space, read_space
-    from cosa_dist.distributed.sweep_plan import SweepPlan
-    from cosa_dist.distributed.trial_points import trial_points
+    from cosa_dist.distributed.sweep.plan import SweepPlan
+    from cosa_dist.distributed.sweep.space import check_space, read_space
+    from cosa_dist.distributed.sweep.trial_points import trial_points
 
     path = space_path(arguments.space)
     objectives = ("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",)
@@ -83,8 +83,8 @@ def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
     Raises:
         ConfigError: a space, a trial or a scheduler that cannot work, or a name that is used.
     """
-    from cosa_dist.distributed.sweep_plan import check_plan
-    from cosa_dist.distributed.warm_start import check_warm_start
+    from cosa_dist.distributed.sweep.plan import check_plan
+    from cosa_dist.distributed.sweep.warm_start import check_warm_start
 
     plan = asked_plan(arguments, config)
     check_plan(plan)
@@ -99,7 +99,7 @@ def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | No
     Raises:
         ConfigError: no such sweep, or other options than it was begun with.
     """
-    from cosa_dist.distributed.sweep_plan import PLAN_FILE, other_settings, read_plan, sweep_folder
+    from cosa_dist.distributed.sweep.plan import PLAN_FILE, other_settings, read_plan, sweep_folder
 
     if arguments.resume:
         refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
@@ -153,10 +153,10 @@ def work(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
 
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.plan import node_resources
-    from cosa_dist.distributed.preparation import check_inputs, check_places
-    from cosa_dist.distributed.sweep import concurrent_trials
-    from cosa_dist.distributed.sweep_plan import sweep_folder
-    from cosa_dist.distributed.sweep_run import begin, conduct, share_cpus
+    from cosa_dist.distributed.prepare import check_inputs, check_places
+    from cosa_dist.distributed.sweep.plan import sweep_folder
+    from cosa_dist.distributed.sweep.run import concurrent_trials
+    from cosa_dist.distributed.sweep.session import begin, conduct, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
 
     if not known:

@@ -19,10 +19,10 @@ from cosa_dist.benchmark.report import Report, Row, Table, machine_facts
 from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
 from cosa_dist.benchmark.workload import class_count, has_shards, prepare
 from cosa_dist.config.schema import DataConfig, RunConfig
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.loader import EvalSample, EvaluationLoader
-from cosa_dist.data.reading import open_reading
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader
+from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.evaluation.evaluator import evaluate
 from cosa_dist.evaluation.settings import evaluation_settings
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig
-from cosa_dist.data.loader import TrainingLoader
-from cosa_dist.data.reading import open_reading
+from cosa_dist.data.reading.loader import TrainingLoader
+from cosa_dist.data.reading.open import open_reading
 
 
 @contextmanager

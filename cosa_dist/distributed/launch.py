@@ -22,11 +22,11 @@ from ray.train.torch import TorchConfig
 
 from cosa_dist.distributed.interruption import STOPPED, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
-from cosa_dist.distributed.preparation import PreparedRun, mark_finished
+from cosa_dist.distributed.prepare import PreparedRun, mark_finished
 from cosa_dist.distributed.ray_worker import ray_worker
 from cosa_dist.distributed.scaling import PlannedTrainer
+from cosa_dist.distributed.sweep.trials import is_stopped
 from cosa_dist.distributed.task import FAILURE, WorkerTask
-from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.evaluation.report import EvalReport, read_reports
 from cosa_dist.tracking.mlflow_runs import finish_run
 from cosa_dist.tracking.tracker import Status

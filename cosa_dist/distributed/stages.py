@@ -19,13 +19,12 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, load_config, merge
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.description import SplitDescription
-from cosa_dist.data.reading import check_reading
+from cosa_dist.data.reading.open import check_reading
+from cosa_dist.data.shards.description import SplitDescription
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.launch import Outcome, launch
-from cosa_dist.distributed.paths import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.plan import plan_workers
-from cosa_dist.distributed.preparation import (
+from cosa_dist.distributed.prepare import (
     Ready,
     at_once,
     check_inputs,
@@ -42,6 +41,7 @@ from cosa_dist.distributed.preparation import (
     reopen,
     with_other_workers,
 )
+from cosa_dist.distributed.run_folder import absolute, run_folder, with_absolute_paths
 from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
@@ -140,7 +140,7 @@ def _check_stages(config: RunConfig, name: str) -> SplitDescription:
     """Check the first stage's inputs, or the run that stands for it, and the second stage's network."""
     val = check_reading(config.data, config.data.val_split)
     if config.stage_one.run:
-        from cosa_dist.distributed.labelling_run import trained_config
+        from cosa_dist.distributed.labelling.run import trained_config
         from cosa_dist.inference.trained import choose
 
         first = Path(config.stage_one.run)
@@ -223,7 +223,7 @@ def _stages(run: StagedRun, resources: dict[str, float], progress: Callable[[int
     _heed_stop(run)
     log.info("pseudo-masks of the training images")
     # Only here: a run of one stage does without the networks that labelling imports, which take seconds.
-    from cosa_dist.distributed.labelling_run import run_labelling
+    from cosa_dist.distributed.labelling.run import run_labelling
 
     labelled = run_labelling(
         first,

@@ -19,14 +19,14 @@ from torch import nn
 from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.loader import EvaluationLoader, TrainingLoader
-from cosa_dist.data.reading import open_reading
-from cosa_dist.data.shards import MappedSplit, Split
+from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader
+from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.shards.split import MappedSplit, Split
+from cosa_dist.distributed.final_artifacts import draw_pictures, spared, write_reports
 from cosa_dist.distributed.interruption import STOP
-from cosa_dist.distributed.reporting import draw_pictures, spared, write_reports
 from cosa_dist.distributed.sharing import largest_micro_batch
+from cosa_dist.distributed.sweep.trials import is_stopped
 from cosa_dist.distributed.task import WorkerTask
-from cosa_dist.distributed.trial_ledger import is_stopped
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import evaluate_parts, has_cams
 from cosa_dist.evaluation.protocols import EvaluationSettings

@@ -19,7 +19,7 @@ from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
 
 if TYPE_CHECKING:
-    from cosa_dist.data.loader import EvalSample
+    from cosa_dist.data.reading.loader import EvalSample
 
 BACKGROUND_GRID = tuple(step / 20 for step in range(1, 20))
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from cosa_dist.assignment.inference import MultiScaleOutput, multi_scale
 from cosa_dist.collective import together
-from cosa_dist.data.views import normalise
+from cosa_dist.data.reading.views import normalise
 from cosa_dist.evaluation.protocols import (
     CRF_PROTOCOLS,
     PROTOCOLS,
@@ -35,7 +35,7 @@ from cosa_dist.evaluation.tally import Tally
 from cosa_dist.lattice.dense_crf import DenseCrf
 
 if TYPE_CHECKING:
-    from cosa_dist.data.loader import EvalSample
+    from cosa_dist.data.reading.loader import EvalSample
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from cosa_dist.assignment.threshold import Thresholds
 from cosa_dist.evaluation.evaluator import resize_map, square_image
 
 if TYPE_CHECKING:
-    from cosa_dist.data.loader import EvalSample
+    from cosa_dist.data.reading.loader import EvalSample
 
 
 @dataclass(frozen=True)

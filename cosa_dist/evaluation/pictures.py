@@ -35,7 +35,7 @@ from cosa_dist.evaluation.protocols import (
 )
 
 if TYPE_CHECKING:
-    from cosa_dist.data.loader import EvalSample
+    from cosa_dist.data.reading.loader import EvalSample
 
 IGNORE_COLOUR = (224, 224, 192)
 PANEL_INCHES = 2.4

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosa_dist.data.views import normalise
+from cosa_dist.data.reading.views import normalise
 from cosa_dist.inference.trained import TrainedModel
 
 INPUT = "images"

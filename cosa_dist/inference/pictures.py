@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cosa_dist.data.description import DESCRIPTION
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.remote import is_remote
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_folder import IMAGE_ENDINGS
-from cosa_dist.data.source_record import unsafe_id, unsafe_name
+from cosa_dist.data.shards.description import DESCRIPTION
+from cosa_dist.data.shards.remote import is_remote
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.folder import IMAGE_ENDINGS
+from cosa_dist.data.sources.record import unsafe_id, unsafe_name
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cosa_dist.data.decode import decode_image, orientation_of
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.shards import MappedSplit, open_split
-from cosa_dist.data.source_record import MAX_FILE_BYTES
-from cosa_dist.data.views import to_tensor
+from cosa_dist.data.reading.views import to_tensor
+from cosa_dist.data.shards.split import MappedSplit, open_split
+from cosa_dist.data.sources.record import MAX_FILE_BYTES
 from cosa_dist.inference.pictures import Picture, Skipped
 
 

@@ -21,8 +21,8 @@ from mlflow.pyfunc.model import PythonModel
 
 from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.source_record import MAX_FILE_BYTES
-from cosa_dist.data.views import to_tensor
+from cosa_dist.data.reading.views import to_tensor
+from cosa_dist.data.sources.record import MAX_FILE_BYTES
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.inference.trained import load_trained

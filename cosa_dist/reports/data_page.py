@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from cosa_dist.data.decode import decode_image, decode_mask
-from cosa_dist.data.order import sample_at
-from cosa_dist.data.shards import MappedSplit
-from cosa_dist.data.views import draw_view, strong_view, weak_view
+from cosa_dist.data.reading.order import sample_at
+from cosa_dist.data.reading.views import draw_view, strong_view, weak_view
+from cosa_dist.data.shards.split import MappedSplit
 from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
 from cosa_dist.reports.page import render_page
 

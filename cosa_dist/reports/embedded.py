@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cosa_dist.data.catalog import IGNORE, voc_colour_map
-from cosa_dist.data.views import Box
+from cosa_dist.data.reading.views import Box
 
 MASK_OPACITY = 0.6
 IGNORE_COLOUR = (224, 224, 192)

@@ -16,12 +16,12 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from cosa_dist.reports.embedded import data_uri
+from cosa_dist.reports.leaderboard import Row, Table
+from cosa_dist.reports.leaderboard_views import COLUMNS, used_columns
 from cosa_dist.reports.page import render_page
-from cosa_dist.tracking.leaderboard import Row, Table
-from cosa_dist.tracking.leaderboard_views import COLUMNS, used_columns
-from cosa_dist.tracking.run_details import RunDetails, read_details
-from cosa_dist.tracking.seed_group_views import COLUMNS as GROUP_COLUMNS
-from cosa_dist.tracking.seed_groups import group_seeds
+from cosa_dist.reports.run_details import RunDetails, read_details
+from cosa_dist.reports.seed_group_views import COLUMNS as GROUP_COLUMNS
+from cosa_dist.reports.seed_groups import group_seeds
 
 MOST_RUNS = 24
 PICTURE_SIDE = 1000

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.samples import EvalSample
+from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.evaluator import has_cams, resize_map, see, square_image
 from cosa_dist.evaluation.protocols import predict, strongest_activation
 from cosa_dist.evaluation.settings import evaluation_settings

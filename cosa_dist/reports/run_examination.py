@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cosa_dist.data.samples import EvalSample
+from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class
 from cosa_dist.inference.segmentation import Segmenting
 

@@ -17,7 +17,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.preparation import read_note
+from cosa_dist.distributed.prepare import read_note
 from cosa_dist.evaluation.report import EvalReport, read_reports, split_measurement
 from cosa_dist.reports.embedded import data_uri, with_mask
 from cosa_dist.reports.page import render_page

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosa_dist.distributed.sweep import SweepResult
-from cosa_dist.distributed.sweep_plan import SweepPlan
-from cosa_dist.distributed.trial_ledger import Trial
+from cosa_dist.distributed.sweep.plan import SweepPlan
+from cosa_dist.distributed.sweep.run import SweepResult
+from cosa_dist.distributed.sweep.trials import Trial
+from cosa_dist.reports.leaderboard_views import duration
 from cosa_dist.reports.page import render_page
-from cosa_dist.tracking.leaderboard_views import duration
 from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:

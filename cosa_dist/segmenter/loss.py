@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.data.samples import Batch
+from cosa_dist.data.reading.samples import Batch
 
 
 def pixel_weights(batch: Batch, weigh: bool) -> Tensor:

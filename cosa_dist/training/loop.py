@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import rank, sum_over_ranks
-from cosa_dist.data.loader import Batch
+from cosa_dist.data.reading.loader import Batch
 from cosa_dist.evaluation.report import EvalReport, better_report
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.checkpoint import Score

@@ -25,8 +25,8 @@ from cosa_dist.assignment.reliable_pixels import SelectionSettings
 from cosa_dist.assignment.threshold import ThresholdSource
 from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.loader import Batch
-from cosa_dist.data.views import normalise
+from cosa_dist.data.reading.loader import Batch
+from cosa_dist.data.reading.views import normalise
 from cosa_dist.losses.normalisers import Normalisers, countings, normalisers
 from cosa_dist.losses.objective import (
     EnergySettings,

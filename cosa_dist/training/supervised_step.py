@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cosa_dist.collective import rank, sum_over_ranks, world_size
-from cosa_dist.data.loader import Batch
-from cosa_dist.data.views import normalise
+from cosa_dist.data.reading.loader import Batch
+from cosa_dist.data.reading.views import normalise
 from cosa_dist.model.assignment_network import move_towards
 from cosa_dist.segmenter.loss import mask_loss, pixel_weights
 from cosa_dist.training.optimizer import learning_rate_factor, set_learning_rate

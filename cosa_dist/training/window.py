@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosa_dist.collective import is_distributed, rank, sum_over_ranks, world_size
-from cosa_dist.data.loader import Batch
+from cosa_dist.data.reading.loader import Batch
 
 
 class NonFiniteLossError(RuntimeError):

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, read_yaml, stacked
-from cosa_dist.data.description import describe_split
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_classes import read_class_names
-from cosa_dist.data.source_record import Rejection, SourceRecord
-from cosa_dist.data.source_table import table_source
-from cosa_dist.distributed.preparation import read_note
-from cosa_dist.distributed.search_space import check_space, read_space
+from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.sources.classes import read_class_names
+from cosa_dist.data.sources.record import Rejection, SourceRecord
+from cosa_dist.data.sources.table import table_source
+from cosa_dist.distributed.prepare import read_note
+from cosa_dist.distributed.sweep.space import check_space, read_space
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, read_reports
 from cosa_dist.training.checkpoint_files import CheckpointError, best_checkpoint, best_score
 from tests.bad_input.test_parsers import ODD, ONE_FOLDER, refusing, spoilt

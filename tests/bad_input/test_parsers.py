@@ -22,13 +22,13 @@ from cosa_dist.config.loading import load_config, parse_overrides, read_yaml
 from cosa_dist.config.options import known_keys
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_image, decode_mask
-from cosa_dist.data.description import read_description
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.source_classes import read_class_names
-from cosa_dist.data.source_coco import coco_annotated
-from cosa_dist.data.source_coco_outline import CocoMask
-from cosa_dist.data.source_record import SourceRecord, id_of, unsafe_id, unsafe_name
-from cosa_dist.data.source_table import table_source
+from cosa_dist.data.shards.description import read_description
+from cosa_dist.data.sources.classes import read_class_names
+from cosa_dist.data.sources.coco import coco_annotated
+from cosa_dist.data.sources.coco_outline import CocoMask
+from cosa_dist.data.sources.record import SourceRecord, id_of, unsafe_id, unsafe_name
+from cosa_dist.data.sources.table import table_source
 from cosa_dist.model.weight_file import read_file
 from cosa_dist.tracking.local_tracker import parse_line
 from cosa_dist.training.checkpoint_files import CheckpointError, read_checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cosa_dist.data.decode import decode_image, decode_mask
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_record import id_of
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.record import id_of
 from tests.bad_input.outcome import COUNTS, call, leftovers
 from tests.bad_input.picture_cases import EXPECTED, content_of, reason_of
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_dist.data.shards import open_split
+from cosa_dist.data.shards.split import open_split
 from tests.bad_input.outcome import call, leftovers
 from tests.bad_input.picture_cases import encoded, pixels
 

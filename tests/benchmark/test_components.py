@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from cosa_dist.benchmark import components
-from cosa_dist.benchmark.comparison import NAMES, compare
-from cosa_dist.benchmark.components import COMPONENTS, make_inputs
-from cosa_dist.benchmark.plain_losses import plain_bilateral_filter
-from cosa_dist.benchmark.plain_network import explicit_attention
-from cosa_dist.benchmark.plain_thresholds import plain_border
 from cosa_dist.benchmark.workload import prepare
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.lattice.bilateral import bilateral_filter
 from tests.benchmark.tiny_run import tiny_config
+from tests.oracles import components
+from tests.oracles.comparison import NAMES, compare
+from tests.oracles.components import COMPONENTS, make_inputs
+from tests.oracles.plain_losses import plain_bilateral_filter
+from tests.oracles.plain_network import explicit_attention
+from tests.oracles.plain_thresholds import plain_border
 
 CPU = torch.device("cpu")
 

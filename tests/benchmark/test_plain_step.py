@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cosa_dist.benchmark.plain_step import plain_step
 from cosa_dist.benchmark.workload import generated_batch, prepare
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
+from tests.oracles.plain_step import plain_step
 
 CPU = torch.device("cpu")
 TERMS = ("cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy")

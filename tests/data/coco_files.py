@@ -9,9 +9,9 @@ from PIL import Image
 
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
-from cosa_dist.data.source_coco import coco_annotated
-from cosa_dist.data.source_coco_outline import CocoMask
-from cosa_dist.data.source_record import Entry, SourceRecord, Tell, untold
+from cosa_dist.data.sources.coco import coco_annotated
+from cosa_dist.data.sources.coco_outline import CocoMask
+from cosa_dist.data.sources.record import Entry, SourceRecord, Tell, untold
 
 # COCO's category ids run from 1 to 90; these ten are not used.
 UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

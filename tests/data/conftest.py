@@ -11,8 +11,8 @@ from PIL import Image
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.decode import encode_jpeg, encode_mask
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.source_record import SourceRecord
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.sources.record import SourceRecord
 
 PALETTE = [value for index in range(256) for value in (index, 255 - index, 7)]
 

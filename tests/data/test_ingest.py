@@ -13,13 +13,13 @@ from rich.console import Console
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.decode import decode_mask, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest_report import coverage_lines
-from cosa_dist.data.ingest_split import default_shard_count
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_coco import coco_records
-from cosa_dist.data.source_record import Entry, SourceRecord
-from cosa_dist.data.source_voc import voc_records
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest.report import coverage_lines
+from cosa_dist.data.ingest.split import default_shard_count
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.coco import coco_records
+from cosa_dist.data.sources.record import Entry, SourceRecord
+from cosa_dist.data.sources.voc import voc_records
 
 ABC = DatasetInfo("abc", ("a", "b", "c"))
 

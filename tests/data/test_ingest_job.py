@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cosa_dist.data.catalog import VOC_CLASSES
-from cosa_dist.data.shards import open_split
+from cosa_dist.data.shards.split import open_split
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
 

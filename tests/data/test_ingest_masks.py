@@ -15,11 +15,11 @@ from rich.console import Console
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.decode import ORIENTATION, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest_check import CheckedRecord
-from cosa_dist.data.ingest_masks import MaskSurvey, mask_lines, merged
-from cosa_dist.data.ingest_report import class_lines
-from cosa_dist.data.source_record import SourceRecord
+from cosa_dist.data.ingest.check import CheckedRecord
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest.masks import MaskSurvey, mask_lines, merged
+from cosa_dist.data.ingest.report import class_lines
+from cosa_dist.data.sources.record import SourceRecord
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
 ANIMALS = ("cat", "dog", "owl")

@@ -16,15 +16,15 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
-from cosa_dist.data import ingest_shard
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.decode import ORIENTATION, encode_jpeg
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest_pool import shard_pool
-from cosa_dist.data.ingest_write import partial_path
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_record import File, SourceRecord
+from cosa_dist.data.ingest import shard as ingest_shard
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest.pool import shard_pool
+from cosa_dist.data.shards.publish import partial_path
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.record import File, SourceRecord
 
 INFO = DatasetInfo("ab", ("a", "b"))
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest.py"
@@ -233,6 +233,6 @@ def _end_of_the_process(task: object) -> None:
 def test_a_process_that_dies_ends_the_ingest_with_one_line(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosa_dist.data.ingest_pool.write_shard", _end_of_the_process)
+    monkeypatch.setattr("cosa_dist.data.ingest.pool.write_shard", _end_of_the_process)
     with shard_pool(2) as write, pytest.raises(DataError, match=r"a process of the ingest died.*--processes"):
         list(write([None]))  # type: ignore[list-item]

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from cosa_dist.config.schema import DataConfig
-from cosa_dist.data import samples
 from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.loader import Batch, EvaluationLoader, TrainingLoader
-from cosa_dist.data.reading import open_reading
-from cosa_dist.data.shards import MappedSplit, Split, open_split
-from cosa_dist.data.views import draw_view, strong_view, to_tensor, weak_view
+from cosa_dist.data.reading import samples
+from cosa_dist.data.reading.loader import Batch, EvaluationLoader, TrainingLoader
+from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.reading.views import draw_view, strong_view, to_tensor, weak_view
+from cosa_dist.data.shards.split import MappedSplit, Split, open_split
 from tests.data.shard_server import served
 
 Maker = Callable[..., Path]

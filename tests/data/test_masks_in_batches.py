@@ -11,11 +11,11 @@ from PIL import Image
 
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.loader import TrainingLoader
-from cosa_dist.data.samples import PlacedRecord, training_batch
-from cosa_dist.data.shards import Record, open_split
-from cosa_dist.data.streaming import open_stream
-from cosa_dist.data.views import draw_view
+from cosa_dist.data.reading.loader import TrainingLoader
+from cosa_dist.data.reading.samples import PlacedRecord, training_batch
+from cosa_dist.data.reading.streaming import open_stream
+from cosa_dist.data.reading.views import draw_view
+from cosa_dist.data.shards.split import Record, open_split
 from tests.integration.small_run import make_shards
 
 SIZE = (30, 22)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.order import check_batch, epoch_order, sample_at, step_positions
+from cosa_dist.data.reading.order import check_batch, epoch_order, sample_at, step_positions
 
 
 @given(size=st.integers(1, 60), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))

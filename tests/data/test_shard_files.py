@@ -11,11 +11,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cosa_dist.data import remote
-from cosa_dist.data.description import describe_split
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.shard_files import ShardFiles
-from cosa_dist.data.shards import open_split
+from cosa_dist.data.shards import remote
+from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.split import open_split
 from tests.data.shard_server import ShardServer, cut_short, served, unavailable
 
 Maker = Callable[..., Path]

@@ -10,10 +10,10 @@ import pytest
 from cosa_dist.data.catalog import COCO, COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.ingest import IngestOptions, ingest
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_coco import annotated_info, coco_annotated, coco_records, coco_source
-from cosa_dist.data.source_record import File, Rejection, SourceRecord
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.coco import annotated_info, coco_annotated, coco_records, coco_source
+from cosa_dist.data.sources.record import File, Rejection, SourceRecord
 from tests.data.coco_files import SQUARE, annotation, drawn, entries, rectangle, write_coco
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_folder import folder_source
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
-from cosa_dist.data.source_split import seeded_validation, split_in_file_name, split_name, with_validation
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.folder import folder_source
+from cosa_dist.data.sources.record import Entry, File, Rejection, SourceRecord
+from cosa_dist.data.sources.split import seeded_validation, split_in_file_name, split_name, with_validation
 
 
 def picture(path: Path, shade: int = 0) -> None:

@@ -11,11 +11,11 @@ from datasets.arrow_writer import ArrowWriter
 
 from cosa_dist.data.decode import encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.source_arrow import ArrowCell, open_tables
-from cosa_dist.data.source_hf import HfColumns, hf_source
-from cosa_dist.data.source_record import Entry, Rejection, SourceRecord
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.sources.arrow import ArrowCell, open_tables
+from cosa_dist.data.sources.hf import HfColumns, hf_source
+from cosa_dist.data.sources.record import Entry, Rejection, SourceRecord
 
 NAMES = ["cat", "dog", "owl"]
 

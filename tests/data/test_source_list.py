@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_list import listed_records, parse_id_list, read_id_list
-from cosa_dist.data.source_record import File, Rejection, SourceRecord
+from cosa_dist.data.sources.id_list import listed_records, parse_id_list, read_id_list
+from cosa_dist.data.sources.record import File, Rejection, SourceRecord
 
 WORD = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="_-."), min_size=1)
 

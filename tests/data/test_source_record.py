@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.source_record import (
+from cosa_dist.data.sources.record import (
     File,
     Rejection,
     SourceRecord,

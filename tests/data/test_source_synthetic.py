@@ -7,8 +7,8 @@ import pytest
 
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_synthetic import Drawn, synthetic_info, synthetic_records
-from cosa_dist.data.synthetic import generate_image
+from cosa_dist.data.sources.synthetic import Drawn, synthetic_info, synthetic_records
+from cosa_dist.data.synthetic.images import generate_image
 
 
 def test_generated_records_carry_masks_and_context() -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_cell import TagRules
-from cosa_dist.data.source_classes import class_names_of, read_class_names
-from cosa_dist.data.source_record import Entry, File, Rejection, SourceRecord
-from cosa_dist.data.source_rows import read_rows
-from cosa_dist.data.source_table import Columns, table_source
-from cosa_dist.data.source_tags import Tags, column_tags
+from cosa_dist.data.sources.cell import TagRules
+from cosa_dist.data.sources.classes import class_names_of, read_class_names
+from cosa_dist.data.sources.record import Entry, File, Rejection, SourceRecord
+from cosa_dist.data.sources.rows import read_rows
+from cosa_dist.data.sources.table import Columns, table_source
+from cosa_dist.data.sources.tags import Tags, column_tags
 
 ROWS: list[dict[str, Any]] = [
     {"image": "a.jpg", "tags": ["dog", "cat"], "split": "train"},

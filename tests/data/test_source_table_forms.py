@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_record import File, SourceRecord
-from cosa_dist.data.source_table import Columns, table_source
+from cosa_dist.data.sources.record import File, SourceRecord
+from cosa_dist.data.sources.table import Columns, table_source
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.source_cell import TagRules, listed_text, shown, truth
-from cosa_dist.data.source_flags import flag_columns
-from cosa_dist.data.source_tags import Tags, column_tags, settled
+from cosa_dist.data.sources.cell import TagRules, listed_text, shown, truth
+from cosa_dist.data.sources.flags import flag_columns
+from cosa_dist.data.sources.tags import Tags, column_tags, settled
 
 THREE = ("cat", "dog", "owl")
 

@@ -9,8 +9,8 @@ from scipy.io import savemat
 from cosa_dist.data.catalog import VOC, VOC_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.source_record import File, SourceRecord
-from cosa_dist.data.source_voc import SbdMask, augmented_ids, voc_records, voc_source
+from cosa_dist.data.sources.record import File, SourceRecord
+from cosa_dist.data.sources.voc import SbdMask, augmented_ids, voc_records, voc_source
 
 
 def records(root: Path, split: str, sbd: Path | None = None) -> dict[str, SourceRecord]:

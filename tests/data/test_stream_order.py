@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosa_dist.data.stream_order import Piece, StreamOrder, contiguous_pieces
+from cosa_dist.data.reading.stream_order import Piece, StreamOrder, contiguous_pieces
 
 
 def handed_out(order: StreamOrder, reader: int, start: int, stop: int) -> dict[int, tuple[int, int, int]]:

@@ -11,11 +11,11 @@ import pytest
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
-from cosa_dist.data.description import DESCRIPTION
-from cosa_dist.data.loader import TrainingLoader
-from cosa_dist.data.shard_files import ShardFiles
-from cosa_dist.data.shards import open_split
-from cosa_dist.data.streaming import open_stream
+from cosa_dist.data.reading.loader import TrainingLoader
+from cosa_dist.data.reading.streaming import open_stream
+from cosa_dist.data.shards.description import DESCRIPTION
+from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.split import open_split
 from tests.data.shard_server import served
 
 Maker = Callable[..., Path]

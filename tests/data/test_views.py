@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.views import (
+from cosa_dist.data.reading.views import (
     COLOUR_OPERATIONS,
     ViewDraw,
     denormalise,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosa_dist.distributed.chaos_run import differences
-from cosa_dist.distributed.preparation import write_note
+from cosa_dist.distributed.prepare import write_note
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.tracking.mlflow_runs import create_run, finish_run
 from cosa_dist.tracking.store import prepare_store
+from tests.faults.chaos_run import differences
 
 
 @pytest.fixture(scope="module")

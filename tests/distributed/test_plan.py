@@ -6,12 +6,12 @@ import pytest
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
-from cosa_dist.distributed.paths import absolute, with_absolute_paths
 from cosa_dist.distributed.plan import micro_batch, plan_workers, trials_that_fit, workers_that_fit
-from cosa_dist.distributed.search_space import check_space, read_space
-from cosa_dist.distributed.sweep import concurrent_trials
-from cosa_dist.distributed.sweep_plan import SweepPlan
-from cosa_dist.distributed.sweep_run import share_cpus
+from cosa_dist.distributed.run_folder import absolute, with_absolute_paths
+from cosa_dist.distributed.sweep.plan import SweepPlan
+from cosa_dist.distributed.sweep.run import concurrent_trials
+from cosa_dist.distributed.sweep.session import share_cpus
+from cosa_dist.distributed.sweep.space import check_space, read_space
 
 
 def config(**overrides):

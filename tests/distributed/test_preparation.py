@@ -9,9 +9,9 @@ import torch
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
-from cosa_dist.distributed import preparation
+from cosa_dist.distributed import prepare as preparation
 from cosa_dist.distributed.interruption import sole_driver
-from cosa_dist.distributed.preparation import begun, mark_finished, prepare_run, reopen
+from cosa_dist.distributed.prepare import begun, mark_finished, prepare_run, reopen
 from cosa_dist.distributed.stages import prepare_staged, reopen_staged
 from tests.integration.small_run import make_shards, small_config
 

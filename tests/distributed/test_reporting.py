@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.samples import Batch, EvalSample
-from cosa_dist.distributed.reporting import labeller, spared
+from cosa_dist.data.reading.samples import Batch, EvalSample
+from cosa_dist.distributed.final_artifacts import labeller, spared
 from cosa_dist.evaluation.labeller import ImageLabels, label_image
 from cosa_dist.reports.run_evolution import follow, heat_over
 from cosa_dist.training.checkpoint import save_checkpoint

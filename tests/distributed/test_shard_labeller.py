@@ -12,9 +12,9 @@ import torch
 
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.decode import decode_mask
-from cosa_dist.data.shards import open_split
-from cosa_dist.distributed.labelling import labelling_task
-from cosa_dist.distributed.shard_labeller import ShardLabeller, finished_labels
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.distributed.labelling.shards import labelling_task
+from cosa_dist.distributed.labelling.worker import ShardLabeller, finished_labels
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training.checkpoint import find_checkpoint
 from tests.integration.small_run import make_shards, small_config, task_of
@@ -104,7 +104,7 @@ def test_the_key_knows_checkpoint_network_and_settings(trained, tmp_path):
 
 
 def test_nothing_half_written_remains_when_the_disk_refuses(trained, tmp_path, monkeypatch):
-    from cosa_dist.data import row_writer
+    from cosa_dist.data.shards import writer as row_writer
 
     task = task_for(trained, tmp_path / "new")
     monkeypatch.setattr(row_writer.RowWriter, "finish", lambda self: (_ for _ in ()).throw(OSError("full")))

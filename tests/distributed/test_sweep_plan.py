@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.sweep_plan import (
+from cosa_dist.distributed.sweep.plan import (
     SweepPlan,
     check_plan,
     first_comparison,
@@ -16,7 +16,7 @@ from cosa_dist.distributed.sweep_plan import (
     sweep_folder,
     write_plan,
 )
-from cosa_dist.distributed.warm_start import check_warm_start
+from cosa_dist.distributed.sweep.warm_start import check_warm_start
 from tests.integration.small_run import small_config
 
 

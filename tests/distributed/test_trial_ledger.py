@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cosa_dist.distributed.trial import COST, told
-from cosa_dist.distributed.trial_ledger import Evaluated, mark_stopped, read_trial, read_trials, write_options
+from cosa_dist.distributed.sweep.trial import COST, told
+from cosa_dist.distributed.sweep.trials import Evaluated, mark_stopped, read_trial, read_trials, write_options
 
 
 def folder_of(runs, name, lines=(), finished=False):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cosa_dist.data.loader import EvalSample
-from cosa_dist.data.views import denormalise
+from cosa_dist.data.reading.loader import EvalSample
+from cosa_dist.data.reading.views import denormalise
 from cosa_dist.model.network import NetworkOutput
 
 CLASSES = ("red", "green", "blue")

@@ -12,7 +12,7 @@ import torch.multiprocessing as multiprocessing
 from colour_network import CLASSES, ColourNetwork, colour_sample
 from torch import nn
 
-from cosa_dist.data.loader import EvalSample
+from cosa_dist.data.reading.loader import EvalSample
 from cosa_dist.evaluation.evaluator import evaluate, evaluate_parts
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport

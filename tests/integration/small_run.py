@@ -10,8 +10,8 @@ from rich.console import Console
 
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed.task import WorkerTask
 
 SETTINGS: dict[str, Any] = read_recipe("tiny")

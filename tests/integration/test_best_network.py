@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.stages import PseudoMaskConfig
-from cosa_dist.data.source_synthetic import synthetic_info
-from cosa_dist.distributed import labelling_run, worker
-from cosa_dist.distributed.preparation import write_note
+from cosa_dist.data.sources.synthetic import synthetic_info
+from cosa_dist.distributed import worker
+from cosa_dist.distributed.labelling import run as labelling_run
+from cosa_dist.distributed.prepare import write_note
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation.evaluator import evaluate_parts
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
@@ -115,8 +116,8 @@ def test_a_real_last_evaluation_scores_the_first_images_as_those_before_it(shard
     assert curve(tmp_path / "run", "val/online/images") == [4, 4]
     assert curve(tmp_path / "run", "final/online/images") == [11]
     model = load_trained(tmp_path / "run", "newest", "online", CPU)
-    from cosa_dist.data.loader import EvaluationLoader
-    from cosa_dist.data.shards import open_split
+    from cosa_dist.data.reading.loader import EvaluationLoader
+    from cosa_dist.data.shards.split import open_split
     from cosa_dist.evaluation.settings import evaluation_settings
 
     (alone,) = evaluate_parts(

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from cosa_dist.config.loading import build_config, merge
-from cosa_dist.distributed.chaos_run import differences, disturbed_run, draw_kills
-from cosa_dist.distributed.chaos_stage import Stage
+from tests.faults.chaos_run import differences, disturbed_run, draw_kills
+from tests.faults.chaos_stage import Stage
 from tests.integration.small_run import SETTINGS, make_shards
 from tests.integration.test_streaming_run import PROJECT
 

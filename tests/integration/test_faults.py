@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from cosa_dist.config.loading import build_config, merge, to_yaml
-from cosa_dist.distributed.chaos_run import last_step
-from cosa_dist.distributed.chaos_stage import Stage, wait_until
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_client import connect
 from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
+from tests.faults.chaos_run import last_step
+from tests.faults.chaos_stage import Stage, wait_until
 from tests.integration.small_run import SETTINGS, curve, make_shards, small_config, task_of
 from tests.integration.test_resume import PulledPlugError, watched
 from tests.integration.test_streaming_run import PROJECT

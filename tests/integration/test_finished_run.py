@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
-from cosa_dist.distributed import reporting, worker
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
+from cosa_dist.distributed import final_artifacts as reporting
+from cosa_dist.distributed import worker
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import evaluator
 from cosa_dist.evaluation.report import read_reports

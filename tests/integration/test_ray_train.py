@@ -23,7 +23,7 @@ def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
 
     from cosa_dist.config.errors import ConfigError
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.preparation import prepare_run, reopen
+    from cosa_dist.distributed.prepare import prepare_run, reopen
     from cosa_dist.distributed.worker import run_worker
 
     shards = make_shards(tmp_path / "shards")
@@ -58,7 +58,7 @@ def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
 def test_a_run_that_cannot_be_placed_is_given_up_with_the_arithmetic(cluster, tmp_path):
     from cosa_dist.config.errors import ConfigError
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.preparation import prepare_run
+    from cosa_dist.distributed.prepare import prepare_run
 
     shards = make_shards(tmp_path / "shards")
     config = small_config(

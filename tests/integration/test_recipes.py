@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cosa_dist.config.loading import load_config, recipe_names
 from cosa_dist.data.catalog import COCO, VOC, renamed
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.source_synthetic import synthetic_records
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.sources.synthetic import synthetic_records
 from cosa_dist.distributed import worker
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import curve, task_of

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
-from cosa_dist.distributed.preparation import prepare_run
+from cosa_dist.distributed.prepare import prepare_run
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training.checkpoint import load_networks
 from tests.integration.small_run import curve, make_shards, small_config, task_of
@@ -91,12 +91,12 @@ def test_wrong_supervision_is_refused_before_anything_starts(shards, tmp_path):
 
 
 def test_a_cosa_run_never_reads_masks(shards, tmp_path, monkeypatch):
-    import cosa_dist.data.samples as samples
+    import cosa_dist.data.reading.samples as samples
 
     def forbidden(data):
         raise AssertionError("a mask was decoded")
 
-    from cosa_dist.data.shards import open_split
+    from cosa_dist.data.shards.split import open_split
     from cosa_dist.distributed.worker import training_loader
 
     def steps(config):

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from cosa_dist.config.loading import build_config, merge, read_recipe, to_yaml
-from cosa_dist.data.shards import open_split
-from cosa_dist.distributed.preparation import read_note
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.distributed.prepare import read_note
 from cosa_dist.distributed.stages import stage_one_config
-from cosa_dist.tracking.leaderboard import leaderboard
-from cosa_dist.tracking.leaderboard_views import read_runs
+from cosa_dist.reports.leaderboard import leaderboard
+from cosa_dist.reports.leaderboard_views import read_runs
 from cosa_dist.tracking.mlflow_client import connect
 from tests.integration.small_run import make_shards
 from tests.integration.test_streaming_run import PROJECT, running

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cosa_dist.config.loading import load_config, to_yaml
-from cosa_dist.distributed.trial_ledger import Trial, read_trials
+from cosa_dist.distributed.sweep.trials import Trial, read_trials
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
@@ -140,7 +140,7 @@ def wait_for(
 
 def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path):
     from cosa_dist.config.errors import ConfigError
-    from cosa_dist.distributed.sweep import concurrent_trials
+    from cosa_dist.distributed.sweep.run import concurrent_trials
 
     config = small_config(tmp_path, tmp_path, "sweep", distributed={"workers": 2, "cpus_per_worker": 1})
     assert concurrent_trials(config, [{"CPU": 6}]) == 2

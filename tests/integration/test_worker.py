@@ -15,10 +15,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from cosa_dist.data.decode import decode_mask, encode_mask
-from cosa_dist.data.ingest import ingest
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.tracking.leaderboard import RunRecord, rows_of, without_result
+from cosa_dist.reports.leaderboard import RunRecord, rows_of, without_result
 from cosa_dist.training.checkpoint import best_checkpoint
 from cosa_dist.training.loop import NonFiniteLossError
 from tests.integration.small_run import curve, make_shards, small_config, task_of

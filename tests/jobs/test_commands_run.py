@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from cosa_dist.config.loading import load_config, read_recipe
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.distributed.cluster import ray_cluster
-from cosa_dist.distributed.paths import with_absolute_paths
-from cosa_dist.distributed.preparation import mark_finished, prepare_run
+from cosa_dist.distributed.prepare import mark_finished, prepare_run
+from cosa_dist.distributed.run_folder import with_absolute_paths
 from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_runs import finish_run

@@ -54,7 +54,7 @@ def test_every_output_of_a_tree(call, photos, tmp_path):  # noqa: F811
 
 
 def test_predictions_on_shards_are_those_of_the_evaluation(call, trained_run, tmp_path):  # noqa: F811
-    from cosa_dist.data.shards import open_split
+    from cosa_dist.data.shards.split import open_split
 
     shards = trained_run.parent / "shards"
     for words, protocol in (((), "unfiltered"), (("--labels-from-classifier",), "predicted_labels")):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cosa_dist.data.decode import decode_image, decode_mask
-from cosa_dist.data.source_synthetic import synthetic_info, synthetic_records
+from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "docs" / "tutorial.md"

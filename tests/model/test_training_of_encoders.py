@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from cosa_dist.config.loading import build_config
-from cosa_dist.data.loader import Batch
+from cosa_dist.data.reading.loader import Batch
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import build_state
 from cosa_dist.training.step import training_step

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa_dist.data.loader import TrainingLoader
-from cosa_dist.data.shards import open_split
+from cosa_dist.data.reading.loader import TrainingLoader
+from cosa_dist.data.shards.split import open_split
 from cosa_dist.reports.data_page import ViewSettings, render, summarise
 from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
 from tests.integration.small_run import make_shards

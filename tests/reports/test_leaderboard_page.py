@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cosa_dist.reports.leaderboard import Row, Table, leaderboard
 from cosa_dist.reports.leaderboard_page import leaderboard_page, shown_runs
-from cosa_dist.tracking.leaderboard import Row, Table, leaderboard
-from cosa_dist.tracking.leaderboard_views import read_runs
-from cosa_dist.tracking.run_details import read_details
-from cosa_dist.tracking.seed_groups import experiment_digest, group_seeds
+from cosa_dist.reports.leaderboard_views import read_runs
+from cosa_dist.reports.run_details import read_details
+from cosa_dist.reports.seed_groups import experiment_digest, group_seeds
 from cosa_dist.whole_file import write_whole
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa_dist.data.samples import EvalSample
+from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.reports.run_evolution import Evolution, FollowedImage, Moment, heat_over

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cosa_dist.data.samples import Batch
+from cosa_dist.data.reading.samples import Batch
 from cosa_dist.segmenter.loss import mask_loss, pixel_weights
 
 

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from cosa_dist.distributed.chaos_run import last_step, tracked
 from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
+from tests.faults.chaos_run import last_step, tracked
 from tests.slurm.client import TWO_NODES, Cluster, JobState, wait_until
 from tests.slurm.cluster import lose_node, return_node
 from tests.slurm.test_cosa_job import DEADLINE, assert_nothing_is_left

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
-from cosa_dist.tracking.ablation_rows import AblationRow, append_row, as_markdown, make_row, read_rows
+from cosa_dist.reports.ablation_rows import AblationRow, append_row, as_markdown, make_row, read_rows
 
 
 def row(combination: str, seed: int, unfiltered: float, **changes: object) -> AblationRow:

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cosa_dist.tracking.leaderboard import (
+from cosa_dist.reports.leaderboard import (
     CAM_CONTROL,
     RunRecord,
     leaderboard,
     rows_of,
     without_result,
 )
-from cosa_dist.tracking.leaderboard_views import (
+from cosa_dist.reports.leaderboard_views import (
     duration,
     print_tables,
     read_runs,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cosa_dist.distributed.chaos_stage import await_mlflow_server, start_mlflow_server
 from cosa_dist.distributed.cluster import free_port
 from cosa_dist.tracking.local_tracker import LocalTracker
 from cosa_dist.tracking.mlflow_client import connect
@@ -18,6 +17,7 @@ from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.mlflow_tracker import MlflowTracker, replay
 from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import CombinedTracker
+from tests.faults.chaos_stage import await_mlflow_server, start_mlflow_server
 
 Start = Callable[[], subprocess.Popen]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cosa_dist.reports.leaderboard import RunRecord, leaderboard
+from cosa_dist.reports.published import PUBLISHED
 from cosa_dist.tracking.evaluation_text import UNKNOWN
-from cosa_dist.tracking.leaderboard import RunRecord, leaderboard
-from cosa_dist.tracking.published import PUBLISHED
 
 
 def test_numbers_of_the_method_stand_under_their_protocol():

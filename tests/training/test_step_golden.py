@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosa_dist.config.loading import build_config
-from cosa_dist.data.loader import Batch
+from cosa_dist.data.reading.loader import Batch
 from cosa_dist.model.assignment_network import copy_network
 from cosa_dist.training.optimizer import build_optimizer
 from cosa_dist.training.precision import make_accelerator

@@ -1,0 +1,1 @@
+"""Sources to shards: what is read, checked, split, written and reported."""

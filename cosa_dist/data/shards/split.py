@@ -1,0 +1,193 @@
+"""Splits of a shard folder and their records; `mapped` reading, any record at once.
+
+A folder holds `dataset.json` (see `description`) and `<split>/shard-00000-of-00008.arrow`, Arrow files
+of Hugging Face `datasets`. A mapped split is memory-mapped: it costs no memory, and a copy that goes to
+a loader's worker opens the files anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, Image, List, Value, concatenate_datasets
+from numpy.typing import NDArray
+
+from cosa_dist.data.catalog import DatasetInfo
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.shards.description import DESCRIPTION, FORMAT, FORMAT_VERSION, describe_split
+from cosa_dist.data.shards.files import ShardFiles
+
+__all__ = [
+    "DESCRIPTION",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "TRAINING_COLUMNS",
+    "MappedSplit",
+    "Record",
+    "Split",
+    "open_split",
+    "record_features",
+    "record_of",
+]
+
+TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
+MASK_COLUMNS = ("mask", "reliability")
+"""read as well by training on masks, as far as they are there"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as stored; `labels` is a multi-hot `[C]` float32 array."""
+
+    id: str
+    image: bytes
+    labels: NDArray[np.float32]
+    width: int
+    height: int
+    mask: bytes | None = None
+    context: bytes | None = None
+    reliability: bytes | None = None
+    """of the mask's pixels, 0..255 for 0..1; pseudo-masks only"""
+
+
+def record_features(class_names: tuple[str, ...], with_context: bool) -> Features:
+    """Return the columns of a shard; labels are 0-based foreground indices."""
+    columns: dict[str, Any] = {
+        "id": Value("string"),
+        "image": Image(decode=False),
+        "mask": Image(decode=False),
+        "labels": List(ClassLabel(names=list(class_names))),
+        "width": Value("int32"),
+        "height": Value("int32"),
+    }
+    if with_context:
+        columns["context"] = Image(decode=False)
+    return Features(columns)
+
+
+def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
+    """Return a stored row as a record; columns that were not read are None."""
+    labels = np.zeros(num_foreground, dtype=np.float32)
+    labels[row["labels"]] = 1.0
+    return Record(
+        id=row["id"],
+        image=row["image"]["bytes"],
+        labels=labels,
+        width=row["width"],
+        height=row["height"],
+        mask=_bytes(row.get("mask")),
+        context=_bytes(row.get("context")),
+        reliability=_bytes(row.get("reliability")),
+    )
+
+
+class Split:
+    """One split of a shard folder, however it is read.
+
+    Attributes:
+        files: its Arrow files.
+        root: the shard folder, a path or a URL.
+        name: the split's name.
+        info: data set name and classes.
+        size: number of records.
+        fingerprint: hash of ids, pictures, masks and tags in their order, the same wherever it
+            lies.
+        class_counts: number of records per class name.
+    """
+
+    def __init__(self, files: ShardFiles) -> None:
+        described = files.description
+        self.files = files
+        self.root = described.root
+        self.name = described.name
+        self.info: DatasetInfo = described.info
+        self.size = described.size
+        self.fingerprint = described.fingerprint
+        self.class_counts = described.class_counts
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def shard_counts(self) -> tuple[int, ...]:
+        """Records of each shard, in record order."""
+        return tuple(shard.count for shard in self.files.description.shards)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C foreground class names in id order."""
+        return self.info.class_names
+
+
+class MappedSplit(Split):
+    """A split whose shards are all memory-mapped; make it with `open_split`."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        super().__init__(files)
+        shards = range(len(files.description.shards))
+        self._all = concatenate_datasets([files.open(number) for number in shards])
+        self._training = self._all.select_columns(list(TRAINING_COLUMNS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_split, (self.root, self.name, self.files.cache)
+
+    def record(self, index: int, *, annotations: bool = True) -> Record:
+        """Read record `index`.
+
+        Args:
+            index: 0 .. size - 1.
+            annotations: False leaves masks unread, as training on tags must.
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        if not 0 <= index < self.size:
+            raise IndexError(f"split '{self.name}' has records 0..{self.size - 1}; got {index}")
+        row = (self._all if annotations else self._training)[int(index)]
+        return record_of(row, self.info.num_foreground)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """All ids in record order."""
+        return tuple(self._all["id"])
+
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Return whole columns in record order, such as `width`, `height` and `labels`."""
+        chosen = self._all.select_columns(list(names))
+        return {name: list(chosen[name]) for name in names}
+
+    @property
+    def mask_count(self) -> int:
+        """Number of records that have a mask."""
+        return self.size - int(self._all.data.column("mask").null_count)
+
+
+def open_split(root: Path | str, split: str, cache: str = "") -> MappedSplit:
+    """Open a split of the shard folder `root`, memory-mapped.
+
+    Args:
+        root: path or URL of the shard folder.
+        split: the split's name.
+        cache: folder for copies of remote shards, which are fetched now if they are not there.
+
+    Raises:
+        DataError: `root` is no shard folder or of another format version, the split is not there, a
+            shard is missing or damaged, or the shards are remote and there is no cache.
+    """
+    files = ShardFiles(describe_split(str(root), split), cache)
+    if files.remote and not cache:
+        raise DataError(
+            f"{root} is not on this machine: read it with --data.reading streaming, or give "
+            "--data.cache FOLDER for local copies"
+        )
+    return MappedSplit(files)
+
+
+def _bytes(column: Mapping[str, Any] | None) -> bytes | None:
+    """Return the bytes of an HF image column."""
+    return None if column is None else column["bytes"]

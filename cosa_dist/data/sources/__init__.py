@@ -1,0 +1,1 @@
+"""What people have (VOC, COCO, folders, tables, Hugging Face data sets) as records."""

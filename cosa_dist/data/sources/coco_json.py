@@ -1,0 +1,393 @@
+"""COCO's `instances_*.json`: read once into a small index; masks are drawn one by one, when they are read.
+
+How instances become one mask of class ids (ours; the releases of the field differ in it):
+
+- an object is painted with its class id; where objects overlap, the smaller one (by painted area) is
+  on top, of equal ones the one with the higher annotation id;
+- a crowd region, which outlines many things at once and loosely, is 255 (ignored) where no object lies.
+
+Tags are the classes of all annotations of the image, crowd regions included, since their class is to
+be seen. An image without any annotation has no tag; those left out, 82,081 training and 40,137
+validation images of the 2014 release remain, the numbers of the published results. A mask is there only
+where every annotation of the image has an outline: the others' pixels would be background. Annotations
+that cannot be used are counted by reason, and the first is named.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cosa_dist.data.catalog import COCO_CLASSES, is_background
+from cosa_dist.data.errors import DataError
+from cosa_dist.data.sources.coco_outline import (
+    Annotation,
+    CocoMask,
+    Code,
+    Id,
+    Outline,
+    as_annotation,
+    as_id,
+    as_length,
+)
+from cosa_dist.data.sources.record import (
+    Entry,
+    File,
+    Rejection,
+    SourceRecord,
+    Tell,
+    unsafe_id,
+    unsafe_name,
+    untold,
+)
+
+_IMAGE_KEYS = ("id", "file_name", "width", "height", "coco_url")
+_OTHER_FILES = {
+    "caption": "COCO's captions (captions_*.json)",
+    "segments_info": "COCO's panoptic annotations (panoptic_*.json)",
+    "keypoints": "COCO's keypoints (person_keypoints_*.json)",
+    "shapes": "a labelme file of one picture",
+    "_via_img_metadata": "a project of the VGG annotator (VIA)",
+    "regions": "annotations of the VGG annotator (VIA)",
+}
+_LEFT_OUT = "left out"
+_PICTURE_OUT = "left out with their pictures"
+_NO_MASK = "their pictures get tags but no mask"
+_CROWD = (
+    "their pixels are ignored (255) where no object lies (some tools write 1 for objects with holes or of "
+    "several parts: then set iscrowd to 0 there)"
+)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What could not be used as it is: counted by (kind, reason, what becomes of it), the first one named."""
+
+    file: str
+    totals: dict[str, int]
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    firsts: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def add(self, kind: str, reason: str, effect: str, first: str) -> None:
+        """Count one of the `annotations` or `images`."""
+        self.counts[kind, reason, effect] += 1
+        self.firsts.setdefault((kind, reason, effect), first)
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason, and one that sums up the annotations if some are left out."""
+        told = [
+            f"{self.file}: {count} of {self.totals[kind]} {kind}: {reason}, the first is "
+            f"{self.firsts[kind, reason, effect]}; {effect}"
+            for (kind, reason, effect), count in self.counts.items()
+        ]
+        lost = sum(n for (_, _, effect), n in self.counts.items() if effect in (_LEFT_OUT, _PICTURE_OUT))
+        total = self.totals["annotations"]
+        return [*told, f"{self.file}: {total - lost} of {total} annotations are used"] if lost else told
+
+
+def annotated_records(path: Path, images: Path, tell: Tell = untold) -> Iterator[Entry]:
+    """Yield the record of each image of an `instances_*.json`, in the order of the image ids.
+
+    Args:
+        path: the JSON file.
+        images: the folder that its `file_name`s lie in.
+        tell: takes a line for each reason why annotations or sizes could not be used as they are.
+
+    Raises:
+        DataError: the file is absent, not JSON, or not COCO's with its 80 categories, or none of its
+            annotations is of one of its images.
+    """
+    content = _load(path)
+    class_ids = _class_ids(path, content)
+    tally = _Tally(path.name, {kind: len(content[kind]) for kind in ("annotations", "images")})
+    listed: dict[Id, list[dict[str, Any]]] = {}
+    for number, image in enumerate(content.pop("images"), start=1):
+        key = as_id(image.get("id")) if isinstance(image, dict) else None
+        if key is None:
+            reason = "image has no id, so that no annotation can name it; mend the JSON"
+            yield Rejection(f"image entry {number}", reason, path.name)
+        else:
+            listed.setdefault(key, []).append(image)
+    other_ids = _other_ids(listed, tally)
+    by_image = _by_image(path, content.pop("annotations"), listed, other_ids, tally)
+    reader = _Reader(path, images, class_ids, tally)
+    for key in sorted(listed, key=_place):
+        annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
+        yield from reader.entries(key, listed[key], annotations)
+    for line in tally.lines():
+        tell(line)
+    if not tally.totals["annotations"]:
+        tell(f"{path.name}: it has no annotations, so that no picture gets a tag")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes records of a file's images; `class_ids` are by category id, 0 is background."""
+
+    path: Path
+    images: Path
+    class_ids: dict[Id | None, int]
+    tally: _Tally
+
+    def entries(
+        self, key: Id, listed: list[dict[str, Any]], annotations: list[Annotation]
+    ) -> Iterator[Entry]:
+        """Yield the record of an image id; if several pictures have it, all of them are left out."""
+        names = list(dict.fromkeys(_text(image.get("file_name")) for image in listed))
+        if len(names) == 1:
+            for _ in listed[1:]:
+                self.tally.add("images", "listed twice", "the first entry counts", _image(key, names[0]))
+            yield self._record(key, listed[0], annotations)
+            return
+        self._leave_out(annotations, "an image id of several pictures", _PICTURE_OUT)
+        for name in names:
+            reason = f"image id {key!r:.60} is that of {len(names)} pictures; mend the JSON"
+            yield Rejection(_record_id(name, key), reason, self._where(key))
+
+    def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
+        """Return the record of one image, or why it is left out."""
+        written = _text(image.get("file_name"))
+        name = self._found(written)
+        unknown = [item for item in annotations if item.category not in self.class_ids]
+        if reason := self._reason(image, name, unknown):
+            self._leave_out(unknown, "no category of the list", _PICTURE_OUT, name)
+            known = (item for item in annotations if item.category in self.class_ids)
+            self._leave_out(known, "an image that is left out", _PICTURE_OUT, name)
+            return Rejection(_record_id(name, key), reason, self._where(key))
+        if name != written.replace("\\", "/"):
+            effect = f"the picture of that name in {self.images.name} is taken"
+            self.tally.add("images", "a file_name with other folders", effect, _image(key, written))
+        picture = File(self.images, name)
+        tags, mask = self._tags_and_mask(key, name, annotations, self._size(key, image, picture))
+        return SourceRecord(_record_id(name, key), picture, mask, tags)
+
+    def _tags_and_mask(
+        self, key: Id, name: str, annotations: list[Annotation], size: tuple[int, int] | None
+    ) -> tuple[tuple[int, ...], CocoMask | None]:
+        """Return an image's tags, and its mask if its size (width, height) and all outlines are known."""
+        tags, drawn, whole = set(), [], True
+        for item in annotations:
+            class_id = self.class_ids[item.category]
+            if class_id == 0:
+                self._leave_out([item], "background as category", _LEFT_OUT, name)
+                continue
+            tags.add(class_id - 1)
+            outline = _for_size(item.outline, size)
+            if isinstance(outline, str):
+                self.tally.add("annotations", outline, _NO_MASK, item.named(name))
+                whole = False
+                continue
+            if b"" in outline:
+                reason, effect = "some polygons of fewer than three points", "those polygons are left out"
+                self.tally.add("annotations", reason, effect, item.named(name))
+            if item.crowd:
+                self.tally.add("annotations", "crowds (iscrowd 1)", _CROWD, item.named(name))
+            drawn.append((class_id, item.crowd, outline))
+        mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
+        return tuple(sorted(tags)), mask
+
+    def _size(self, key: Id, image: dict[str, Any], picture: File) -> tuple[int, int] | None:
+        """Return width and height from the JSON, else from the picture; None if that cannot be opened."""
+        width, height = as_length(image.get("width")), as_length(image.get("height"))
+        if width and height:
+            return width, height
+        effect = "taken from the pictures"
+        self.tally.add("images", "no width or no height", effect, _image(key, picture.name))
+        try:
+            with Image.open(io.BytesIO(picture.read())) as opened:
+                return opened.size
+        except Exception:  # PIL raises many kinds; the picture is decoded and reported when it is checked
+            return None
+
+    def _found(self, written: str) -> str:
+        """Return a file's name in the folder of pictures: of a longer path, the part that there is."""
+        name = written.replace("\\", "/")
+        parts = name.split("/")
+        for start in range(len(parts)) if len(parts) > 1 else ():
+            tail = "/".join(parts[start:])
+            if unsafe_name(tail) is None and File(self.images, tail).exists():
+                return tail
+        return name
+
+    def _reason(self, image: dict[str, Any], name: str, unknown: list[Annotation]) -> str | None:
+        """Return why an image is left out, or None if it is not."""
+        if not name:
+            only = ", only an address (coco_url)" if image.get("coco_url") else ""
+            return f"image has no file_name{only}; write the picture's name into the JSON"
+        if unknown:
+            return "an annotation names a category that is not in the JSON's list; mend the JSON"
+        return unsafe_name(name) or unsafe_id(_record_id(name, 0))
+
+    def _leave_out(self, items: Iterable[Annotation], reason: str, effect: str, name: str = "") -> None:
+        """Count annotations that are not used."""
+        for item in items:
+            self.tally.add("annotations", reason, effect, item.named(name))
+
+    def _where(self, key: Id) -> str:
+        """Return the place of an image in words."""
+        return f"{self.path.name}, image {key!r:.60}"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return the JSON's content, annotations already made small while it was read."""
+    try:
+        with path.open(encoding="utf-8-sig") as opened:
+            content = json.load(opened, object_hook=_made_small)
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:9])
+        raise DataError(
+            f"no annotations {path}; --annotations names the folder of COCO's JSON files, or one of them"
+            f" (there: {there or 'no JSON file'})"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply for a JSON of COCO; get the file again") from error
+    except ValueError as error:
+        reason = error if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
+        lines = "it holds several values, as JSON lines do, and COCO's is one object"
+        cure = lines if "Extra data" in str(reason) else "get the file again"
+        raise DataError(f"{path} is not JSON ({reason}); {cure}") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} is not an instances file of COCO: no object with images, annotations and categories"
+            f"{', but a list, as of detections' if isinstance(content, list) else ''}; get instances_*.json"
+        )
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content.get(part), list):
+            kind = _other_file(content) or f"it has {', '.join(map(ascii, content)) or 'nothing'}"
+            raise DataError(
+                f"{path} is not an instances file of COCO: it has no list '{part}' ({kind:.200}); "
+                "get instances_*.json"
+            )
+    if not content["images"]:
+        raise DataError(f"{path} lists no images; get the file again")
+    return content
+
+
+def _other_file(content: dict[str, Any]) -> str:
+    """Return what a file that is not COCO's instances is, as far as its keys tell."""
+    firsts = [next(iter(part), None) for part in content.values() if isinstance(part, list)]
+    firsts += [content, next(iter(content.values()), None)]
+    keys = {key for first in firsts if isinstance(first, dict) for key in first}
+    return next((f"this is {what}" for key, what in _OTHER_FILES.items() if key in keys), "")
+
+
+def _made_small(item: dict[str, Any]) -> Any:
+    """Return what is kept of an object of the JSON; annotations with outlines are most of the file."""
+    if len({"image_id", "category_id", "segmentation"} & item.keys()) > 1:
+        return as_annotation(item)
+    if "file_name" in item and "segments_info" not in item:
+        return {key: item[key] for key in _IMAGE_KEYS if key in item}
+    return item
+
+
+def _other_ids(listed: dict[Id, list[dict[str, Any]]], tally: _Tally) -> dict[Id, Id]:
+    """Take pictures that are listed under another id, too, off `listed`; return the id kept by the other."""
+    kept: dict[str, Id] = {}
+    others: dict[Id, Id] = {}
+    for key, images in listed.items():
+        names = {_text(image.get("file_name")) for image in images}
+        name = names.pop()
+        if not names and name and (first := kept.setdefault(name, key)) != key:
+            others[key] = first
+            effect = "the annotations of both are united"
+            tally.add("images", "a picture under a second id", effect, _image(key, name))
+    for key in others:
+        del listed[key]
+    return others
+
+
+def _by_image(
+    path: Path,
+    annotations: list[Any],
+    listed: dict[Id, list[dict[str, Any]]],
+    other_ids: dict[Id, Id],
+    tally: _Tally,
+) -> dict[Id, list[Annotation]]:
+    """Return the annotations by image; raises `DataError` if there are some and none has an image."""
+    by_image: dict[Id, list[Annotation]] = {}
+    for number, item in enumerate(annotations, start=1):
+        made = as_annotation(item) if isinstance(item, dict) else item
+        if not isinstance(made, Annotation):
+            tally.add("annotations", "no object of keys and values", _LEFT_OUT, f"entry {number}")
+        elif made.image is None:
+            tally.add("annotations", "no image_id", _LEFT_OUT, f"{made.named()} (entry {number})")
+        elif (image := other_ids.get(made.image, made.image)) in listed:
+            by_image.setdefault(image, []).append(made)
+        else:
+            tally.add("annotations", "an image that is not in the list", _LEFT_OUT, made.named())
+    if annotations and not by_image:
+        told = "; ".join(tally.lines()[:-1])
+        raise DataError(f"{path}: none of the annotations is of an image in its list ({told}); mend the JSON")
+    return by_image
+
+
+def _for_size(outline: Outline | str, size: tuple[int, int] | None) -> Outline | str:
+    """Return an outline, or why it does not fit an image of that width and height."""
+    if size and any(isinstance(part, Code) and part.size != size[::-1] for part in outline):
+        return "a run-length code for another size than the image's"
+    return outline
+
+
+def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
+    """Return class ids by category id, by their names; raises `DataError` if they are not COCO's 80.
+
+    A category 0 beside them, or one called background, is background: exporters add one as the root.
+    """
+    numbers = {name.casefold(): number for number, name in enumerate(COCO_CLASSES, start=1)}
+    found: dict[Id | None, int] = {}
+    foreign = []
+    for category in content["categories"]:
+        key = as_id(category.get("id")) if isinstance(category, dict) else None
+        name = _text(category.get("name")) if isinstance(category, dict) else ""
+        if key is None or not name:
+            raise DataError(f"{path}: a category has no id or no name; get the file again")
+        number = numbers.get(name.casefold(), 0)
+        if not number and key != 0 and not is_background(name):
+            foreign.append(name)
+        if found.setdefault(key, number) != number:
+            raise DataError(f"{path}: category id {key!r:.60} has two names; get the file again")
+    missing = set(range(1, len(COCO_CLASSES) + 1)) - set(found.values())
+    if foreign or missing:
+        kind = _other_file(content)
+        if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
+            kind = "this is COCO's stuff annotations (stuff_*.json)"
+        other = "for another data set, write masks and use the source 'table' or 'folder'"
+        if foreign or kind:
+            said = f"{len(found)} categories that are not COCO's 80 ({kind or f'{foreign[0]!r:.60} is none'})"
+            raise DataError(f"{path} has {said}; {'get instances_*.json' if kind else other}")
+        lacking = f"{COCO_CLASSES[min(missing) - 1]!r} is missing"
+        raise DataError(
+            f"{path} lists {len(COCO_CLASSES) - len(missing)} of COCO's 80 categories ({lacking}); add the "
+            f"others to its list 'categories', with any ids, or, {other}"
+        )
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return text without outer spaces, or nothing for what is no text."""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _record_id(name: str, key: Id) -> str:
+    """Return the id of a picture: its file name without folders and ending, else that of the JSON."""
+    stem = name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return stem if stem and stem.isprintable() else f"image {key!r:.60}"
+
+
+def _image(key: Id, name: str) -> str:
+    """Return an image in words."""
+    return f"image {key!r:.60}, {name!r:.200}"
+
+
+def _place(key: Id | None) -> tuple[bool, bool, Id]:
+    """Return a sorting key of ids: numbers, text, then none."""
+    return key is None, isinstance(key, str), 0 if key is None else key

@@ -1,0 +1,1 @@
+"""Generated pictures of shapes and textures with masks."""

@@ -1,0 +1,93 @@
+"""What a finished run leaves behind: reports, per-class tables and sample pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from cosa_dist.collective import rank
+from cosa_dist.data.catalog import voc_colour_map
+from cosa_dist.data.reading.loader import EvaluationLoader
+from cosa_dist.data.shards.split import Split
+from cosa_dist.evaluation.labeller import Labeller
+from cosa_dist.evaluation.pictures import save_pictures
+from cosa_dist.evaluation.report import EvalReport, as_text, better_report
+from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.training.state import TrainState
+from cosa_dist.training.step import assignment_settings
+from cosa_dist.whole_file import write_whole
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Let what a run can do without fail with one line of log; to be entered by all ranks that take part."""
+    try:
+        yield
+    except Exception as error:
+        if rank() == 0:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.warning("no %s: %s", what, reason)
+
+
+def labeller(state: TrainState) -> Labeller:
+    """The assignment network of a state, as it labels at this step."""
+    settings = state.config.assignment
+    return Labeller(
+        network=state.assignment,
+        scales=settings.scales,
+        flip=settings.flip,
+        stride=state.online.backbone.stride,
+        thresholds=state.thresholds.current(),
+        settings=assignment_settings(state),
+        aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
+    )
+
+
+def write_reports(reports: Mapping[str, EvalReport], folder: Path, tracker: Tracker) -> None:
+    """Write the final reports to the run folder; tables and copies for the tracker are additional.
+
+    Raises:
+        OSError: the disk refused a report.
+    """
+    paths = {name: folder / f"report_{name}.json" for name in reports}
+    for name, path in paths.items():
+        write_whole(path, reports[name].to_json())
+    with spared("tables of the reports"):
+        write_whole(folder / "results.txt", as_text(list(reports.values())))
+        for name, report in reports.items():
+            tracker.log_artifact(paths[name])
+            tracker.log_table(report.per_class_rows(), f"per_class_{name}")
+        tracker.log_artifact(folder / "results.txt")
+
+
+def draw_pictures(
+    state: TrainState,
+    reports: Mapping[str, EvalReport],
+    val: Split,
+    folder: Path,
+    tracker: Tracker,
+    device: torch.device,
+) -> None:
+    """Draw validation images as the better network sees them, and with what they are labelled in training."""
+    config = state.config
+    better = better_report(reports)
+    pictures = save_pictures(
+        state.networks[better.network] if better else state.online,
+        EvaluationLoader(val, 0, 1, config.evaluation.pictures, 0),
+        folder / "pictures",
+        class_names=val.class_names,
+        palette=voc_colour_map(),
+        labeller=labeller(state) if config.kind == "cosa" else None,
+        settings=evaluation_settings(config),
+        device=device,
+        limit=config.evaluation.pictures,
+    )
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")

@@ -1,0 +1,1 @@
+"""Pseudo-masks of a whole data set over all workers."""

@@ -1,0 +1,182 @@
+"""Labels one shard of training images with a trained network; workers of a labelling do it again and again.
+
+The new shard holds the same records in the same order with the pseudo-masks in place of the masks. It is
+written under a temporary name; its record comes last, with the key of everything that it was made of, so that
+an interrupted labelling takes over what is finished and makes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image
+from torch import Tensor, nn
+
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.data.decode import encode_mask
+from cosa_dist.data.ingest.shard import ShardSummary, record_trace, shard_record, summary_of
+from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
+from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.split import record_of
+from cosa_dist.data.shards.writer import RowWriter, stored
+from cosa_dist.evaluation.evaluator import see, square_image
+from cosa_dist.evaluation.mask_quality import MaskCounts
+from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.pseudo_mask import PseudoMask, pseudo_mask
+from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.training.checkpoint import load_networks
+from cosa_dist.training.precision import autocast
+from cosa_dist.whole_file import write_whole
+
+
+@dataclass(frozen=True)
+class LabellingTask:
+    """What all workers of a labelling need, as plain values that travel to other nodes."""
+
+    run: str
+    """folder of the trained run"""
+    checkpoint: str
+    """which checkpoint: a step number"""
+    network: str
+    """which of its networks"""
+    masks: dict[str, Any]
+    """fields of a `PseudoMaskConfig`"""
+    folder: str
+    """folder of the new split's shards"""
+    key: str
+    """hash of all that the shards are made of and how"""
+    use_gpu: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class LabelledShard:
+    """A finished shard: its summary, how good it is, and how long it took (0 if it was there)."""
+
+    summary: ShardSummary
+    counts: MaskCounts
+    seconds: float = 0.0
+
+
+def finished_labels(task: LabellingTask, number: int) -> LabelledShard | None:
+    """The shard of that number if it is there, whole, and made of the same; otherwise None."""
+    shard, record = shard_paths(task, number)
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        found = LabelledShard(summary_of(content), MaskCounts.from_row(content["counts"]))
+        whole = shard.stat().st_size == found.summary.size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole and content["key"] == task.key else None
+
+
+def shard_paths(task: LabellingTask, number: int) -> tuple[Path, Path]:
+    """The Arrow file of a shard and its record."""
+    return Path(task.folder) / f"{number:05d}.arrow", Path(task.folder) / f"{number:05d}.json"
+
+
+class ShardLabeller:
+    """Holds the trained network and labels shard after shard."""
+
+    def __init__(self, task: LabellingTask) -> None:
+        """Load the network.
+
+        Raises:
+            CheckpointError: no such checkpoint, or a damaged one.
+        """
+        torch.set_num_threads(max(1, task.threads))
+        self.task = task
+        self.device = torch.device("cuda" if task.use_gpu else "cpu")
+        self.config, networks = load_networks(Path(task.run), task.checkpoint, self.device)
+        self.network: nn.Module = networks[task.network]
+        self.masks = PseudoMaskConfig(**task.masks)
+        self.settings = labelling_settings(self.config, self.masks)
+        data = self.config.data
+        self.files = ShardFiles(describe_split(data.shards, data.train_split), data.cache)
+
+    def label(self, number: int) -> LabelledShard:
+        """Label shard `number` of the training split, unless it is there already.
+
+        Raises:
+            DataError: the source shard is missing or damaged, or a record of it cannot be decoded.
+            OSError: the disk is full or cannot be written to.
+        """
+        found = finished_labels(self.task, number)
+        if found is not None:
+            return found
+        started = time.perf_counter()
+        source = self.files.open(number)
+        shard, record = shard_paths(self.task, number)
+        part = shard.with_suffix(f".part-{os.getpid()}")
+        writer = RowWriter(part, labelled_features(source.features, self.masks.reliability))
+        classes = self.files.description.info.num_foreground
+        counts, traces, tags = MaskCounts.empty(classes + 1), [], Counter[int]()
+        try:
+            for row, sample, labelled in self._labelled(source, classes):
+                mask = encode_mask(labelled.classes.cpu().numpy())
+                reliability = (labelled.reliability * 255).round().to(torch.uint8).cpu().numpy()
+                new = {**row, "mask": stored(mask), "reliability": stored(encode_mask(reliability))}
+                writer.add(new)
+                counts.add(labelled.classes.cpu(), sample.mask)
+                traces.append(record_trace(row["id"], row["image"]["bytes"], mask, row["labels"]))
+                tags.update(row["labels"])
+            size = writer.finish()
+            part.replace(shard)
+        finally:
+            part.unlink(missing_ok=True)
+        per_class = tuple(tags[index] for index in range(classes))
+        summary = ShardSummary(number, len(traces), size, per_class, 0, 0, ())
+        content = shard_record(self.task.key, summary, traces) | {"counts": counts.as_row()}
+        write_whole(record, json.dumps(content))
+        return LabelledShard(summary, counts, time.perf_counter() - started)
+
+    def _labelled(
+        self, source: Dataset, classes: int
+    ) -> Iterator[tuple[dict[str, Any], EvalSample, PseudoMask]]:
+        """Each row with its sample and pseudo-mask."""
+        where = f"split '{self.files.description.name}' in {self.files.description.root}"
+        rows = iter(source)
+        while batch := list(islice(rows, self.settings.batch_size)):
+            samples = [evaluation_sample(record_of(row, classes), source=where) for row in batch]
+            yield from zip(batch, samples, self.pseudo_masks(samples), strict=True)
+
+    @torch.inference_mode()
+    def pseudo_masks(self, samples: Sequence[EvalSample]) -> list[PseudoMask]:
+        """The pseudo-masks of some images, each of its image's size."""
+        images = torch.stack([square_image(s.image.to(self.device), self.settings.size) for s in samples])
+        labels: Tensor = torch.stack([sample.labels for sample in samples]).to(self.device)
+        with autocast(self.config.training.precision, self.device):
+            output = see(self.network, images, self.settings, labels)
+        passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
+        return [
+            pseudo_mask(output, index, sample.image.to(self.device), labels[index], self.masks, passes)
+            for index, sample in enumerate(samples)
+        ]
+
+
+def labelling_settings(config: RunConfig, masks: PseudoMaskConfig) -> EvaluationSettings:
+    """How images are seen: as in the run's evaluation, perhaps at other scales."""
+    chosen = config.evaluation.model_copy(
+        update={
+            "scales": masks.scales or config.evaluation.scales,
+            "crf": config.evaluation.crf.model_copy(update={"enabled": False}),
+        }
+    )
+    return evaluation_settings(config.model_copy(update={"evaluation": chosen}))
+
+
+def labelled_features(features: Features, reliability: bool) -> Features:
+    """Columns of a labelled shard: those of its source, and perhaps the reliability."""
+    columns = {name: feature for name, feature in features.items() if name != "reliability"}
+    return Features({**columns, "reliability": Image(decode=False)} if reliability else columns)

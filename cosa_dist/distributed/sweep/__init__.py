@@ -1,0 +1,1 @@
+"""Sweeps with Ray Tune: space, plan, trials, the record of both."""

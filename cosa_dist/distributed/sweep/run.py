@@ -1,0 +1,224 @@
+"""A sweep: Ray Tune around whole runs, each trial a Ray Train run of its own.
+
+A trial's driver holds one CPU and its workers come on top. Tune does not see the workers' resources, so the
+number of concurrent trials is counted here from the cluster; without that count trials would wait for each
+other forever. Tune's state is not needed to go on: a sweep that is taken up again starts Tune anew with the
+same trials, and those that are known tell their evaluations from their folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, merge, nested, to_yaml
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.plan import node_resources, plan_workers, trials_that_fit, workers_that_fit
+from cosa_dist.distributed.run_folder import run_folder
+from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, sweep_folder
+from cosa_dist.distributed.sweep.space import tune_space
+from cosa_dist.distributed.sweep.trial import TrialTask, run_trial, trial_config, trial_options
+from cosa_dist.distributed.sweep.trials import METRIC, Trial, mark_stopped, read_trial, read_trials
+from cosa_dist.tracking.mlflow_runs import finish_run
+from cosa_dist.tracking.mlflow_tracker import replay
+
+log = logging.getLogger(__name__)
+
+DRIVER_CPUS = 1
+REDUCTION = 3
+"""asha: one of so many trials goes on from each comparison"""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Trials of a sweep, best first, and the best one's configuration file."""
+
+    trials: list[Trial]
+    best_config: Path
+    folder: Path
+
+
+def concurrent_trials(base: RunConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials fit on these nodes at once.
+
+    Raises:
+        ConfigError: not even one; the message shows the arithmetic.
+    """
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    plan = plan_workers(base, total, nodes)
+    need = plan.resources_per_worker
+    fits = trials_that_fit(need, plan.workers, nodes)
+    if fits < 1:
+        fits = min(1, trials_that_fit(need, plan.workers, nodes, max))
+    if fits < 1:
+        cpus = DRIVER_CPUS + plan.workers * plan.cpus_per_worker
+        raise ConfigError(
+            f"a trial needs {cpus:g} CPUs ({DRIVER_CPUS} driver + {plan.workers} workers x "
+            f"{plan.cpus_per_worker:g}) and {plan.workers if plan.use_gpu else 0} GPUs, "
+            f"each worker on one node; the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on "
+            f"{len(nodes)} node(s), which hold {workers_that_fit(need, nodes)} such workers: lower "
+            "distributed.workers or distributed.cpus_per_worker"
+        )
+    return fits
+
+
+class Asha(ASHAScheduler):  # type: ignore[misc]  # Ray comes without this class's types
+    """Asynchronous successive halving that lets a trial which has come to its last step end by itself.
+
+    Ray's own stops it there: its reports and pictures would never be written.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide on a trial after an evaluation; the last one counts for others, but stops nothing."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        last = result[self._time_attr] >= self._max_t
+        return TrialScheduler.CONTINUE if last else decision
+
+
+class KeepBooks(tune.Callback):
+    """Logs how trials do, notes which the scheduler has stopped, and completes their tracking runs.
+
+    A stopped trial's processes are killed, so its last metrics may not have reached the tracking store; they
+    are in its run folder and are sent from there.
+    """
+
+    def __init__(self, plan: SweepPlan, keys: list[str]) -> None:
+        """Keep the books of a plan's trials."""
+        self.plan = plan
+        self.keys = keys
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune with each evaluation of a trial."""
+        options = trial_options(trial.config, self.keys)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in options.items() if isinstance(value, float))
+        log.info(
+            "trial %d of %d, step %d: unfiltered mIoU %.2f  (%s)",
+            1 + [one.trial_id for one in trials].index(trial.trial_id),
+            len(self.plan.points) or self.plan.trials,
+            result.get("step", 0),
+            result.get("miou_unfiltered", float("nan")),
+            shown,
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune when a trial has ended or was stopped."""
+        config = trial_config(self.plan.base, trial_options(trial.config, self.keys))
+        folder = run_folder(config)
+        known = read_trial(folder)
+        if known is None or known.over or known.status == "failed":
+            return
+        # Its workers may have come further than the evaluation that the scheduler decided on.
+        mark_stopped(folder, int(trial.last_result.get("step", 0)))
+        complete_tracking(folder)
+
+
+def complete_tracking(folder: Path) -> None:
+    """Send what a killed run's folder holds and the store misses, and end its tracking run."""
+    from cosa_dist.distributed.prepare import read_note
+
+    note = read_note(folder)
+    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
+    if not run_id:
+        return
+    try:
+        replay(folder / "metrics.jsonl", uri, run_id)
+    except Exception as error:  # the sweep's outcome does not depend on the store
+        log.warning("tracking: run %s could not be completed: %s", run_id, str(error).splitlines()[:1])
+    finish_run(uri, run_id, "KILLED")
+
+
+def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder: str = "") -> SweepResult:
+    """Run, or go on with, a sweep on the initialised Ray cluster.
+
+    Args:
+        plan: a written plan.
+        resources: total resources of the cluster.
+        warm_start_folder: run folder whose checkpoint at the end of the loss warm-up all trials fork from.
+
+    Raises:
+        ConfigError: a trial does not fit on the cluster.
+        RuntimeError: every trial failed.
+        KeyboardInterrupt: the sweep was interrupted; `--resume` goes on with it.
+    """
+    config = plan.config
+    workers = plan_workers(config, dict(resources)).workers
+    task = TrialTask(plan.base, workers, plan.parent_run_id, warm_start_folder, list(plan.space))
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
+        param_space=tune_space(plan.space) if plan.space else {"options": tune.grid_search(plan.points)},
+        tune_config=_tune_config(plan, concurrent_trials(config, node_resources())),
+        run_config=tune.RunConfig(
+            name=f"tune-{time.time_ns():x}",
+            storage_path=str(sweep_folder(config) / "tune"),
+            verbose=0,
+            callbacks=[KeepBooks(plan, task.keys)],
+        ),
+    )
+    tuner.fit()
+    # Tune answers Ctrl-C itself, ends the trials and returns.
+    left = [trial.name for trial in sweep_trials(plan) if trial.status == "unfinished"]
+    if left:
+        raise KeyboardInterrupt(f"{len(left)} trials are not finished")
+    return outcome(plan)
+
+
+def _tune_config(plan: SweepPlan, concurrency: int) -> tune.TuneConfig:
+    """Search algorithm and scheduler of a plan."""
+    config = plan.config
+    shared: dict[str, Any] = {"max_concurrent_trials": concurrency}
+    if plan.scheduler == "asha":
+        shared["scheduler"] = Asha(
+            time_attr="step",
+            max_t=config.training.steps,
+            grace_period=first_comparison(config),
+            reduction_factor=REDUCTION,
+        )
+    if not plan.space:
+        return tune.TuneConfig(metric=METRIC, mode="max", num_samples=1, **shared)
+    from ray.tune.search.optuna import OptunaSearch
+
+    # What is known is suggested again first: those trials tell their results from their folders.
+    known = [trial.options for trial in sweep_trials(plan)]
+    several = len(plan.objectives) > 1
+    measures: dict[str, Any] = {"metric": list(plan.objectives), "mode": ["max", "min"]}
+    search = OptunaSearch(points_to_evaluate=known, seed=config.seed, **(measures if several else {}))
+    if not several:
+        shared |= {"metric": METRIC, "mode": "max"}
+    return tune.TuneConfig(num_samples=max(plan.trials, len(known)), search_alg=search, **shared)
+
+
+def sweep_trials(plan: SweepPlan) -> list[Trial]:
+    """The plan's trials as their run folders know them."""
+    return read_trials(Path(plan.base["output"]) / "runs", plan.name)
+
+
+def outcome(plan: SweepPlan) -> SweepResult:
+    """Read a sweep's outcome from its trials' folders and write the best one's configuration.
+
+    Finished trials come first, then stopped ones, by falling mIoU; a stopped trial is never the best.
+
+    Raises:
+        RuntimeError: no trial has finished.
+    """
+    places = {"finished": 0, "stopped": 1, "unfinished": 2, "failed": 3}
+    trials = sorted(sweep_trials(plan), key=lambda t: (places[t.status], -(t.miou or 0.0), t.name))
+    folder = sweep_folder(plan.config)
+    if not trials or trials[0].status != "finished":
+        reasons = (
+            "; ".join(sorted({trial.reason for trial in trials if trial.reason})) or "no trial has finished"
+        )
+        raise RuntimeError(f"no trial of sweep {plan.name} has finished ({folder}): {reasons}")
+    best = build_config(merge(plan.base, {**nested(trials[0].options), "name": ""}))
+    path = folder / "best.yaml"
+    path.write_text(to_yaml(best), encoding="utf-8")
+    return SweepResult(trials, path, folder)

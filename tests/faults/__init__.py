@@ -1,0 +1,1 @@
+"""Kills of parts of small runs at random."""

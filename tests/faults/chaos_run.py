@@ -1,0 +1,198 @@
+"""One training run under random kills, and whether it ends as if nothing had happened.
+
+The kills' steps and victims are drawn before the start. Each is struck as soon as the run's own record
+shows its step; a killed driver is followed by `--resume`, a lost node by a new one, and the MLflow server
+stays away for a while, in which others may be killed. What it has missed at the end is replayed. Recovery
+is the time from the kill to the next step that was not there before.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from cosa_dist.config.loading import to_yaml
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.prepare import read_note
+from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
+from cosa_dist.tracking.mlflow_client import connect
+from cosa_dist.tracking.mlflow_tracker import replay
+from cosa_dist.training.checkpoint_files import checkpoints
+from tests.faults.chaos_stage import PATIENCE, Stage, StageError, wait_until
+
+VICTIMS = ("worker", "node", "driver", "tracker")
+LONGEST_ABSENCE = 6.0
+"""Seconds that a killed node or tracker stays away at most."""
+MEASURED = ("seconds", "images_per_second")
+"""Ends of the names of metrics that measure time and differ from run to run."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: who, and after which recorded step."""
+
+    victim: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A kill that was survived: the last recorded step at that moment, and seconds to the next one."""
+
+    victim: str
+    step: int
+    recovery: float
+
+
+def draw_kills(chance: random.Random, number: int, steps: int, victims: Mapping[str, int]) -> list[Kill]:
+    """Draw victims, by their weights but each at least once if there are enough, and different steps.
+
+    The last fifth of the steps is left alone: small runs are quick, and a kill must not come too late.
+    """
+    names = [name for name, weight in victims.items() if weight > 0][:number]
+    rest = [name for name, weight in victims.items() for _ in range(weight)]
+    names += [chance.choice(rest) for _ in range(number - len(names))]
+    chance.shuffle(names)
+    places = sorted(chance.sample(range(2, steps - steps // 5), number))
+    return [Kill(name, step) for name, step in zip(names, places, strict=True)]
+
+
+def last_step(folder: Path) -> int:
+    """The last training step in a run's record, 0 before the first one."""
+    mirror = folder / METRICS_FILE
+    if not mirror.is_file():
+        return 0
+    return max((line.step for line in read_metrics(mirror) if "train/total" in line.metrics), default=0)
+
+
+def disturbed_run(
+    stage: Stage, config: RunConfig, kills: list[Kill], chance: random.Random
+) -> Iterator[Struck]:
+    """Run a configuration to its end through the kills; yield each one that was survived.
+
+    Raises:
+        StageError: the run ended by itself before its time, did not recover, or did not end well.
+    """
+    folder = Path(config.output) / "runs" / config.name
+    path = stage.folder / f"{config.name}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    stage.start_driver("--config", str(path))
+    for kill in kills:
+        _wait_for_step(stage, folder, kill.step)
+        started = time.monotonic()
+        _strike(stage, kill.victim, chance)
+        # What a dying process wrote meanwhile is no recovery.
+        step = last_step(folder)
+        _replace(stage, config, kill.victim, chance)
+        if step < config.training.steps:
+            _wait_for_step(stage, folder, step + 1)
+        else:
+            # The kill fell into the last evaluation.
+            _wait_for_end(stage, config.name)
+        yield Struck(kill.victim, step, time.monotonic() - started)
+    _wait_for_end(stage, config.name)
+    stage.await_tracker()
+    replay(folder / METRICS_FILE, stage.tracking_uri, str(read_note(folder)["run_id"]))
+
+
+def _wait_for_end(stage: Stage, name: str) -> None:
+    driver = stage.driver
+    if driver is None or driver.wait(PATIENCE) != 0:
+        raise StageError(f"run {name} failed: {stage.driver_output()}")
+
+
+def _wait_for_step(stage: Stage, folder: Path, step: int) -> None:
+    def reached() -> bool:
+        if last_step(folder) >= step:
+            return True
+        stage.check_driver()
+        return False
+
+    wait_until(reached, f"step {step} of {folder.name}")
+
+
+def _strike(stage: Stage, victim: str, chance: random.Random) -> None:
+    """Kill the victim and wait until what depends on it has noticed."""
+    if victim == "worker":
+        stage.kill_worker(chance)
+        time.sleep(1.0)
+    elif victim == "node":
+        stage.kill_node(chance)
+        time.sleep(1.0)
+    elif victim == "driver":
+        stage.kill_driver()
+    elif victim == "tracker":
+        stage.kill_tracker(away=chance.uniform(0.0, LONGEST_ABSENCE))
+    else:
+        raise ValueError(f"no victim {victim!r}; there are {', '.join(VICTIMS)}")
+
+
+def _replace(stage: Stage, config: RunConfig, victim: str, chance: random.Random) -> None:
+    """Put in the victim's place what a user or a cluster would; Ray replaces a worker by itself."""
+    if victim == "driver":
+        stage.start_driver("--resume", config.name, "--output", config.output)
+    elif victim == "node":
+        time.sleep(chance.uniform(0.0, LONGEST_ABSENCE))
+        stage.add_node()
+
+
+def tracked(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run as the tracking store has it: (step, value), sorted."""
+    client = connect(uri)
+    names = client.get_run(run_id).data.metrics
+    return {
+        name: sorted((m.step, m.value) for m in client.get_metric_history(run_id, name)) for name in names
+    }
+
+
+def differences(expected: Path, found: Path) -> list[str]:
+    """In what a finished run differs from its undisturbed twin, one line each; empty if in nothing.
+
+    Compared are both networks, thresholds and optimiser of the last checkpoint, bit for bit, and the history
+    of the tracking store, in which every step of every metric must be there exactly once.
+    """
+    lines = []
+    ends = [checkpoints(folder / "checkpoints")[-1] for folder in (expected, found)]
+    if ends[0].name != ends[1].name:
+        lines.append(f"last checkpoint {ends[1].name} instead of {ends[0].name}")
+    for file in sorted(path.name for path in ends[0].iterdir() if path.suffix in (".safetensors", ".pt")):
+        read: Callable[[Path], object] = load_file if file.endswith(".safetensors") else _read_optimizer
+        if not _equal(read(ends[0] / file), read(ends[1] / file)):
+            lines.append(f"{file} of the last checkpoint differs")
+    notes = [read_note(folder) for folder in (expected, found)]
+    twin, own = (tracked(str(note["tracking_uri"]), str(note["run_id"])) for note in notes)
+    for name in sorted(twin.keys() | own.keys()):
+        series = own.get(name, [])
+        doubled = [step for step, count in Counter(step for step, _ in series).items() if count > 1]
+        if doubled:
+            lines.append(f"{name} is recorded more than once at steps {doubled}")
+        steps = [step for step, _ in series]
+        if steps != [step for step, _ in twin.get(name, [])]:
+            lines.append(f"{name} is recorded at other steps: {steps}")
+        elif not name.endswith(MEASURED) and series != twin[name]:
+            lines.append(f"{name} has other values")
+    client = connect(str(notes[1]["tracking_uri"]))
+    status = client.get_run(str(notes[1]["run_id"])).info.status
+    return lines if status == "FINISHED" else [*lines, f"the tracking run is {status}"]
+
+
+def _read_optimizer(path: Path) -> object:
+    return torch.load(path, weights_only=True)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether nested mappings and sequences of tensors and numbers are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    return one == other

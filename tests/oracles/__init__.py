@@ -1,0 +1,1 @@
+"""Plain formulations that the components are compared with."""

@@ -1,0 +1,95 @@
+"""The components and the whole step against their plain formulations, turn by turn in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from cosa_dist.benchmark.report import Report, Row, Table, machine_facts
+from cosa_dist.benchmark.step_parts import whole_step
+from cosa_dist.benchmark.step_speed import phase_steps
+from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
+from cosa_dist.benchmark.workload import prepare
+from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.losses.energy import dense_energy_loss
+from tests.oracles.components import COMPONENTS, make_inputs
+from tests.oracles.plain_step import check_plain, plain_step
+
+WHOLE = "step"
+NAMES = (*COMPONENTS, WHOLE)
+
+
+def compare(config: RunConfig, device: torch.device, rounds: int, only: Sequence[str] = ()) -> Report:
+    """Measure the plain formulation and ours of some components, and of the whole step.
+
+    Args:
+        config: the run; a `*_released` recipe for the whole step.
+        device: where to compute.
+        rounds: turns of each way that count, after one that does not.
+        only: names out of `NAMES`; default: all.
+
+    Raises:
+        ConfigError: an unknown name, or a recipe that the plain step does not do.
+    """
+    chosen = list(only) or list(NAMES)
+    for name in chosen:
+        if name not in NAMES:
+            raise ConfigError(f"--only {name}: no such component{nearest(name, NAMES)}")
+    if WHOLE in chosen:
+        check_plain(config)
+    facts = {
+        **machine_facts(device),
+        "recipe": config.recipe,
+        "backbone": config.model.backbone,
+        "crop": config.data.crop_size,
+        "batch": config.training.global_batch_size,
+    }
+    rows: list[Row] = []
+    components = [name for name in chosen if name != WHOLE]
+    if components:
+        given = make_inputs(prepare(config, device, loader=False), device)
+        for name in components:
+            pair = COMPONENTS[name](given)
+            rows.append(_row(pair.name, pair.plain, pair.ours, device, rounds))
+        del given
+    rows += _whole_steps(config, device, rounds) if WHOLE in chosen else []
+    return Report(
+        "plain",
+        facts,
+        [Table("plain formulation against ours (medians)", rows)],
+        [
+            "the whole plain step uses our lattice for its energy: the released code's is compiled, "
+            "the plain one is not",
+            "losses are measured forward and backward",
+        ],
+    )
+
+
+def _row(
+    name: str, plain: Callable[[], object], ours: Callable[[], object], device: torch.device, rounds: int
+) -> Row:
+    seconds = in_turn({"plain": plain, "ours": ours}, rounds, synchroniser(device))
+    slow, fast = statistics.median(seconds["plain"]), statistics.median(seconds["ours"])
+    return {"what": name, "plain s": slow, "ours s": fast, "times faster": slow / fast}
+
+
+def _whole_steps(config: RunConfig, device: torch.device, rounds: int) -> list[Row]:
+    """Rows of the whole step in each phase."""
+    ours = prepare(config, device, loader=False)
+    theirs = prepare(config, device, loader=False)
+    rows = []
+    for phase, step in phase_steps(config).items():
+
+        def plain(step: int = step) -> None:
+            theirs.state.step = step
+            plain_step(theirs.state, next(theirs.steps)[0].to(device), dense_energy_loss)
+
+        def own(step: int = step) -> None:
+            ours.state.step = step
+            whole_step(ours, device)
+
+        rows.append(_row(f"{WHOLE}, {phase}", plain, own, device, rounds))
+    return rows
