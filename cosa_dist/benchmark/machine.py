@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from cosa_dist.config.errors import ConfigError, describe, nearest
 from cosa_dist.config.loading import read_yaml
-from cosa_dist.config.method import NonNegative, Positive, Section, Share
+from cosa_dist.config.method import Fraction, NonNegative, Positive, Section
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import Count
 
@@ -39,7 +39,7 @@ class Machine(Section):
     """GB/s that a node sends to another, shared by its GPUs' one ring"""
     latency_us: NonNegative = 20.0
     """microseconds of one message"""
-    overlap: Share = 0.0
+    overlap: Fraction = 0.0
     """share of the exchange of gradients that hides behind the backward pass"""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.errors import ConfigError, nearest, unknown_option
 from cosa_dist.config.loading import read_yaml
 from cosa_dist.config.options import known_keys
 
@@ -114,7 +114,7 @@ def _check_options(options: Any, what: str) -> None:
     known = known_keys()
     for key in options:
         if key not in known:
-            raise ConfigError(f"{what}: unknown option {key}{nearest(str(key), known)}")
+            raise ConfigError(f"{what}: {unknown_option(str(key), known)}")
 
 
 def is_ablation(path: Path) -> bool:

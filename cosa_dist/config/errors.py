@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+RENAMED = {
+    "losses.aux_share": "losses.aux_weight",
+}
+"""options (or whole sections) of earlier versions and their present names"""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is meant for the user as it stands."""
@@ -49,6 +54,14 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def unknown_option(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """Say that there is no option `key`, with its present name if it was renamed, or the nearest one."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"{prefix}{key} is now called {prefix}{new}{key[len(old) :]}"
+    return f"unknown option {prefix}{key}{nearest(key, known)}"
+
+
 def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
     """Turn a pydantic error into one line per problem.
 
@@ -61,7 +74,7 @@ def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown option {key}{nearest(key, names)}")
+            lines.append(unknown_option(key, names))
         elif item["type"] == "model_type":
             lines.append(f"{key} = {item['input']!r}: this is a section: give it options, or leave it out")
         elif not key:

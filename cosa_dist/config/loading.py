@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cosa_dist.config.errors import ConfigError, describe, nearest
+from cosa_dist.config.errors import ConfigError, describe, nearest, unknown_option
 from cosa_dist.config.options import known_keys, text_keys
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import RunConfig
@@ -191,7 +191,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{COMMAND_LINE}: unexpected {word!r}; options look like --a.b VALUE")
         key, equals, value = word[2:].partition("=")
         if key not in known:
-            raise ConfigError(f"{COMMAND_LINE}: unknown option --{key}{nearest(key, known)}")
+            raise ConfigError(f"{COMMAND_LINE}: {unknown_option(key, known, '--')}")
         if not equals:
             if not rest or (rest[0].startswith("--") and rest[0][2:].partition("=")[0] in known):
                 raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value")

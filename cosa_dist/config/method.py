@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Scales = tuple[Annotated[float, Field(gt=0, le=4)], ...]
@@ -61,23 +61,23 @@ class ThresholdConfig(Section):
     """`fixed_pair`: a high and a low threshold, ignore in between (released code); `fixed_single`: one
     border; `two_components`: one border, searched while training (paper); `three_components`: a searched
     pair (in the released code, off there)"""
-    low: Share = 0.25
+    low: Fraction = 0.25
     """main CAM, pairs: below it background; where a search of a pair starts"""
-    high: Share = 0.7
+    high: Fraction = 0.7
     """main CAM, pairs: above it foreground; where a search of a pair starts"""
-    aux_low: Share = 0.25
+    aux_low: Fraction = 0.25
     """auxiliary CAM, pairs: below it background"""
-    aux_high: Share = 0.7
+    aux_high: Fraction = 0.7
     """auxiliary CAM, pairs: above it foreground"""
-    single: Share = 0.45
+    single: Fraction = 0.45
     """main CAM, one border: foreground from it on; where its search starts"""
-    aux_single: Share = 0.45
+    aux_single: Fraction = 0.45
     """auxiliary CAM, one border"""
     variant: Literal["mixture", "split_likelihood"] = "mixture"
     """how `two_components` searches: a Gaussian mixture, or the most likely hard split"""
     queue: Annotated[int, Field(ge=1, le=10000)] = 100
     """global batches whose activations a search sees"""
-    momentum: Share = 0.99
+    momentum: Fraction = 0.99
     """share of itself that a searched threshold keeps at each step"""
     regularisation: Annotated[float, Field(ge=1e-6, le=0.1)] = 1e-3
     """added to the variance of a mixture's components (scikit-learn's `reg_covar`, 1e-6 there): without it a
@@ -146,8 +146,8 @@ class LossConfig(Section):
     """weight of the dense energy (0: none)"""
     separation: NonNegative = 0.0
     """weight of contrastive separation in the CAMs (paper's CSC: 0.1; 0: none)"""
-    aux_share: Share = 0.5
-    """share of C2S that uses the auxiliary CAM's pseudo-label"""
+    aux_weight: Fraction = 0.5
+    """fraction of C2S that uses the auxiliary CAM's pseudo-label"""
     warmup_steps: Annotated[int, Field(ge=0)] = 6000
     """steps in which only the classification losses count (0: none)"""
     zero_gradients_in_warmup: bool = True
@@ -167,7 +167,7 @@ class OptimizerConfig(Section):
     """classifiers and decoder learn this many times faster"""
     weight_decay: NonNegative = 0.01
     """weight decay of every parameter"""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's betas"""
     warmup_steps: Annotated[int, Field(ge=0)] = 1500
     """steps of the linear learning-rate warm-up"""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from cosa_dist.config.method import (
     AssignmentConfig,
+    Fraction,
     LossConfig,
     ModelConfig,
     NonNegative,
@@ -20,7 +21,6 @@ from cosa_dist.config.method import (
     Positive,
     Scales,
     Section,
-    Share,
 )
 from cosa_dist.config.stages import PseudoMaskConfig, SegmenterConfig, StageOneConfig
 
@@ -105,7 +105,7 @@ class EvaluationConfig(Section):
     """scales of the multi-scale pass"""
     flip: bool = True
     """add the mirror image of each scale"""
-    cam_background: Share = 0.5
+    cam_background: Fraction = 0.5
     """background level of the CAM measures"""
     batch_size: Count = 4
     """images of one network pass"""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cosa_dist.config.method import Scales, Section, Share
+from cosa_dist.config.method import Fraction, Scales, Section
 
 
 class SegmenterConfig(Section):
@@ -37,11 +37,11 @@ class PseudoMaskConfig(Section):
     """scales of its pass (empty: those of the run's evaluation)"""
     refinement: Literal["none", "crf", "crf_ten_iterations", "pixel_adaptive"] = "none"
     """refine the class probabilities by the image: dense CRF of one or ten iterations, or PAR"""
-    min_probability: Share = 0.0
+    min_probability: Fraction = 0.0
     """segmentation: pixels of a lower probability are ignored"""
-    cam_low: Share = 0.25
+    cam_low: Fraction = 0.25
     """CAM: pixels that are background even against this level are background"""
-    cam_high: Share = 0.5
+    cam_high: Fraction = 0.5
     """CAM: pixels that are foreground even against this level are foreground; ignored between both"""
     reliability: bool = False
     """store the reliability of each pixel beside its class, for `segmenter.weigh`"""

@@ -33,7 +33,7 @@ class LossWeights:
     cam_to_seg: float = 0.1
     seg_to_cam: float = 0.05
     energy: float = 0.05
-    aux_share: float = 0.5
+    aux_weight: float = 0.5
     """Share of the auxiliary CAM's pseudo-label in the CAM-to-segmentation loss."""
     separation: float = 0.0
 
@@ -96,7 +96,7 @@ def combine(
     `total = cls + aux_cls + w_c2s ((1 - s) c2s + s aux_c2s) + w_s2c s2c + w_energy energy
     + w_separation separation`, with `s` the auxiliary share. All arguments are scalars.
     """
-    share = weights.aux_share
+    share = weights.aux_weight
     total = (
         classification
         + aux_classification

@@ -123,7 +123,7 @@ def _terms(
         batch.boxes,
         divide_by=divide_by,
         weights=LossWeights(
-            losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_share, losses.separation
+            losses.cam_to_seg, losses.seg_to_cam, losses.energy, losses.aux_weight, losses.separation
         ),
         energy=EnergySettings(**losses.energy_kernel.model_dump()),
         separation=SeparationSettings(

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.errors import RENAMED, ConfigError
 from cosa_dist.config.loading import (
     build_config,
     load_config,
@@ -44,6 +44,7 @@ def test_precedence_is_defaults_recipe_file_command_line(tmp_path):
     ("words", "parts"),
     [
         (["--losses.enrgy", "1"], ["--losses.enrgy", "did you mean losses.energy?"]),
+        (["--losses.aux_share", "1"], ["command line: --losses.aux_share is now called --losses.aux_weight"]),
         (["--losses.energy", "-1"], ["losses.energy = -1", "greater than or equal to 0"]),
         (["--training.precision", "fp8"], ["training.precision = 'fp8'", "'bf16'"]),
         (["--losses.energy"], ["--losses.energy needs a value"]),
@@ -210,6 +211,21 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"f\.yaml"):
         load_config(None, str(file))
+
+
+@pytest.mark.parametrize("text", ["losses: {aux_share: 1}\n", "losses.aux_share: 1\n"])
+def test_an_old_name_in_a_file_is_refused_with_the_new_one(tmp_path, text):
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"f\.yaml: losses\.aux_share is now called losses\.aux_weight$"):
+        load_config("voc_mini", str(file))
+
+
+def test_renamed_options_exist_under_their_new_names_alone():
+    known = known_keys()
+    for old, new in RENAMED.items():
+        assert any(key == new or key.startswith(f"{new}.") for key in known), new
+        assert not any(key == old or key.startswith(f"{old}.") for key in known), old
 
 
 def test_an_unknown_recipe_lists_the_known_ones():

@@ -64,7 +64,7 @@ def test_weights_by_hand():
     terms = combine(**given, weights=LossWeights())
     expected = 1 + 2 + 0.1 * (0.5 * 30 + 0.5 * 50) + 0.05 * 70 + 0.05 * -11
     assert terms.total.item() == pytest.approx(expected)
-    weights = LossWeights(cam_to_seg=1.0, seg_to_cam=2.0, energy=3.0, aux_share=0.25, separation=4.0)
+    weights = LossWeights(cam_to_seg=1.0, seg_to_cam=2.0, energy=3.0, aux_weight=0.25, separation=4.0)
     expected = 3 + (0.75 * 30 + 0.25 * 50) + 2 * 70 + 3 * -11 + 4 * 13
     assert combine(**given, weights=weights).total.item() == pytest.approx(expected)
 

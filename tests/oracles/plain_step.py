@@ -110,7 +110,7 @@ def plain_terms(
         "energy": energy(batch.strong, logits, labels.cam, batch.boxes, **losses.energy_kernel.model_dump()),
     }
     gate = float(state.co_training)
-    cam_to_seg = (1 - losses.aux_share) * terms["cam_to_seg"] + losses.aux_share * terms["aux_cam_to_seg"]
+    cam_to_seg = (1 - losses.aux_weight) * terms["cam_to_seg"] + losses.aux_weight * terms["aux_cam_to_seg"]
     gated = (
         losses.cam_to_seg * cam_to_seg
         + losses.seg_to_cam * terms["seg_to_cam"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.errors import ConfigError, unknown_option
 from cosa_dist.config.loading import build_config, merge, nested, read_yaml
 from cosa_dist.config.options import known_keys
 from cosa_dist.config.schema import RunConfig
@@ -28,7 +28,7 @@ def read_space(path: Path) -> dict[str, tuple[str, list[Any]]]:
     known = known_keys()
     for key, entry in read_yaml(path).items():
         if key not in known:
-            raise ConfigError(f"{path}: unknown option {key}{nearest(key, known)}")
+            raise ConfigError(f"{path}: {unknown_option(key, known)}")
         if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in KINDS:
             raise ConfigError(f"{path}: {key} needs one of {', '.join(KINDS)}, got {entry!r}")
         kind, values = next(iter(entry.items()))
