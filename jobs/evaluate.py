@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.paths import lasting_place, place, place_or_url
-from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:
     from cosa_dist.data.shards.split import Split
@@ -103,7 +103,7 @@ def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
     """Write each network's report as JSON."""
     for name, report in reports.items():
         path = folder / f"evaluation_{split}_{name}.json"
-        write_whole(path, report.to_json())
+        atomic_write(path, report.to_json())
         print(f"written {path}")
 
 

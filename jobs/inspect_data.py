@@ -28,10 +28,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Summarise the splits and write the page."""
+    from cosa_dist.atomic import atomic_write
     from cosa_dist.data.shards.description import read_description
     from cosa_dist.data.shards.split import open_split
     from cosa_dist.reports.data_page import ViewSettings, render, summarise
-    from cosa_dist.whole_file import write_whole
 
     low, high = arguments.scale_range
     if arguments.crop_size < 1 or not 0 < low <= high or arguments.seed < 0 or arguments.samples < 0:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = [name.strip() for name in arguments.splits.split(",") if name.strip()]
     names = wanted or list(description["splits"])
     splits = [summarise(open_split(arguments.shards, name), arguments.samples, settings) for name in names]
-    write_whole(arguments.out, render(f"Data set {description['name']}", splits, settings))
+    atomic_write(arguments.out, render(f"Data set {description['name']}", splits, settings))
     for split in splits:
         print(f"{split.name}: {split.records} images, {split.masks} with a mask; {split.sizes}")
     print(f"written {arguments.out}")

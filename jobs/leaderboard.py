@@ -67,10 +67,10 @@ def write_files(options: argparse.Namespace, uri: str, tables: list[Table]) -> N
             path.write_text(text(tables))
             print(f"written: {path}", file=sys.stderr)
     if options.html is not None:
+        from cosa_dist.atomic import atomic_write
         from cosa_dist.reports.leaderboard_page import leaderboard_page
-        from cosa_dist.whole_file import write_whole
 
-        write_whole(options.html, leaderboard_page(uri, tables, options.pictures))
+        atomic_write(options.html, leaderboard_page(uri, tables, options.pictures))
         print(f"written: {options.html}", file=sys.stderr)
 
 

@@ -51,8 +51,8 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
         if getattr(asked, name) < 0:
             raise ConfigError(f"--{name} {getattr(asked, name)}: must be 0 or more")
 
+    from cosa_dist.atomic import atomic_write
     from cosa_dist.reports.run_page import read_run, run_page
-    from cosa_dist.whole_file import write_whole
 
     found = read_run(asked.run, asked.pictures)
     evolution, examination = None, None
@@ -61,7 +61,7 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
         evolution, why_no_evolution = or_reason("CAMs over the steps", lambda: follow_images(asked))
         examination, why_not = or_reason("confusion, best and worst images", lambda: look_at_images(asked))
     out = asked.out or asked.run / "report.html"
-    write_whole(out, run_page(found, examination, why_not, evolution, why_no_evolution))
+    atomic_write(out, run_page(found, examination, why_not, evolution, why_no_evolution))
     print(f"written {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 

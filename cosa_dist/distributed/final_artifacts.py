@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.collective import rank
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader
@@ -20,7 +21,6 @@ from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import assignment_settings
-from cosa_dist.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def write_reports(reports: Mapping[str, EvalReport], folder: Path, tracker: Trac
     """
     paths = {name: folder / f"report_{name}.json" for name in reports}
     for name, path in paths.items():
-        write_whole(path, reports[name].to_json())
+        atomic_write(path, reports[name].to_json())
     with spared("tables of the reports"):
-        write_whole(folder / "results.txt", as_text(list(reports.values())))
+        atomic_write(folder / "results.txt", as_text(list(reports.values())))
         for name, report in reports.items():
             tracker.log_artifact(paths[name])
             tracker.log_table(report.per_class_rows(), f"per_class_{name}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import COMMAND_LINE, build_config, nested, read_yaml, stacked, to_yaml
 from cosa_dist.config.options import flatten
@@ -31,7 +32,6 @@ from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import StoreError, check_store, prepare_store
-from cosa_dist.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -364,7 +364,7 @@ def read_note(folder: Path) -> dict[str, object]:
 
 def write_note(folder: Path, note: dict[str, object]) -> None:
     """Write the run's note; its folder is made if it is missing."""
-    write_whole(folder / "run.json", json.dumps(note))
+    atomic_write(folder / "run.json", json.dumps(note))
 
 
 def mark_finished(folder: Path) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.distributed.sweep.plan import SweepPlan
 from cosa_dist.distributed.sweep.run import SweepResult
 from cosa_dist.distributed.sweep.trials import Trial
 from cosa_dist.reports.leaderboard_views import duration
 from cosa_dist.reports.page import render_page
-from cosa_dist.whole_file import write_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -76,7 +76,7 @@ def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:
     writer.writerow(header)
     writer.writerows(rows)
     table_path, page_path = result.folder / "trials.csv", result.folder / "sweep.html"
-    write_whole(table_path, text.getvalue())
+    atomic_write(table_path, text.getvalue())
     html = render_page(
         "sweep.html.j2",
         title=f"Sweep {plan.name}",
@@ -86,7 +86,7 @@ def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:
         best=result.best_config.name,
         figures=_embedded(figures(plan, result.trials)),
     )
-    write_whole(page_path, html)
+    atomic_write(page_path, html)
     return [table_path, page_path]
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.tracking.tracker import Status
-from cosa_dist.whole_file import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 PARAMS_FILE = "params.json"
@@ -145,7 +145,7 @@ class LocalTracker:
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Write `tables/<name>.json`."""
-        write_whole(self.folder / "tables" / f"{name}.json", table_json(rows))
+        atomic_write(self.folder / "tables" / f"{name}.json", table_json(rows))
 
     def flush(self) -> None:
         """Force the lines to the disk."""
@@ -200,4 +200,4 @@ def _ends_inside_a_line(path: Path) -> bool:
 
 def _merge_json(path: Path, values: Mapping[str, str]) -> None:
     merged = read_mapping(path) | {str(key): str(value) for key, value in values.items()}
-    write_whole(path, json.dumps(merged, indent=1))
+    atomic_write(path, json.dumps(merged, indent=1))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.whole_file import write_whole
+from cosa_dist.atomic import atomic_write
 
 FORMAT = 1
 PREFIX = "step-"
@@ -145,7 +145,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def note_best(folder: Path, name: str, score: Score | None) -> None:
     """Note that the checkpoint `name` is the best below `folder`, and its score."""
     note = {"checkpoint": name} | ({"score": asdict(score)} if score else {})
-    write_whole(folder / BEST, json.dumps(note))
+    atomic_write(folder / BEST, json.dumps(note))
 
 
 def best_checkpoint(folder: Path) -> Path | None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.whole_file import write_whole
 from tests.integration.small_run import make_shards, small_config, task_of
 
 
@@ -20,7 +20,7 @@ def trained_run(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     shards = make_shards(place / "shards")
     config = small_config(shards, place, "run", training={"steps": 3, "checkpoint_every": 3})
-    write_whole(place / "run" / "config.yaml", to_yaml(config))
+    atomic_write(place / "run" / "config.yaml", to_yaml(config))
     run_worker(task_of(config, place / "run", 4))
     return place / "run"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.distributed.labelling.worker import LabellingTask, ShardLabeller
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.inference.export import export
@@ -19,7 +20,6 @@ from cosa_dist.inference.writing import write_file
 from cosa_dist.model.released_weights import read_network, write_ours, write_released
 from cosa_dist.reports.ablation_rows import AblationRow, append_row
 from cosa_dist.training.checkpoint import save_checkpoint
-from cosa_dist.whole_file import write_whole
 from tests.integration.small_run import make_shards, small_config, task_of
 from tests.training.test_checkpoint import learning_state
 
@@ -57,7 +57,7 @@ def test_all_writers_follow_the_umask(tmp_path, umask):
     task = LabellingTask(str(folder), "2", "online", {}, str(tmp_path / "labelled"), "key", False, 1)
     ShardLabeller(task).label(0)
     write_file(tmp_path / "predicted", "masks/one.png", lambda file: np.save(file, np.zeros(3)))
-    write_whole(tmp_path / "page.html", "text")
+    atomic_write(tmp_path / "page.html", "text")
     append_row(tmp_path / "rows.jsonl", AblationRow("all", (), 0, "r", "d", "c", "n", {}, {}, {}, 1.0))
 
     found = modes(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.sources.synthetic import synthetic_info
@@ -25,7 +26,6 @@ from cosa_dist.evaluation.tally import MEASUREMENTS
 from cosa_dist.inference.trained import choose, load_trained
 from cosa_dist.training.checkpoint import CheckpointError, Score, save_checkpoint
 from cosa_dist.training.state import build_state
-from cosa_dist.whole_file import write_whole
 from jobs import convert_weights, evaluate, export, predict, report
 from tests.inference.conftest import photos  # noqa: F401
 from tests.integration.small_run import curve, make_shards, small_config, task_of
@@ -63,7 +63,7 @@ def run_scored(monkeypatch, shards: Path, folder: Path, evaluations: list[list[P
 
     monkeypatch.setattr(worker, "evaluate_parts", scripted)
     config = small_config(shards, folder.parent, folder.name, **{**LIMITED, **sections})
-    write_whole(folder / "config.yaml", to_yaml(config))
+    atomic_write(folder / "config.yaml", to_yaml(config))
     run_worker(task_of(config, folder, 4))
     assert next(coming, None) is None
     return folder
@@ -240,7 +240,7 @@ def copied(assigned: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_of_an_earlier_version_goes_by_its_last_evaluation(assigned, tmp_path):
     folder = copied(assigned, tmp_path)
-    write_whole(folder / "checkpoints/best.json", json.dumps({"checkpoint": "step-00000005"}))
+    atomic_write(folder / "checkpoints/best.json", json.dumps({"checkpoint": "step-00000005"}))
     chosen = choose(folder)
     assert (chosen.step, chosen.network) == (5, "online")
     assert chosen.reason == "best checkpoint; the better one at the last evaluation"
@@ -272,7 +272,7 @@ def test_a_segmenters_networks(tmp_path, network):
         state.online.head.weight.add_(1.0)
     save_checkpoint(state, tmp_path / "run/checkpoints", 1, Score(60.0, network, 3))
     for name, found in reports_of(3, (60.0, 60.0), ("online", "average")).items():
-        write_whole(tmp_path / "run" / f"report_{name}.json", found.to_json())
+        atomic_write(tmp_path / "run" / f"report_{name}.json", found.to_json())
     model = load_trained(tmp_path / "run", "", "", CPU)
     assert model.which == network
     expected = state.online if network == "online" else state.assignment

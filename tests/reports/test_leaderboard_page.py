@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.reports.leaderboard import Row, Table, leaderboard
 from cosa_dist.reports.leaderboard_page import leaderboard_page, shown_runs
 from cosa_dist.reports.leaderboard_views import read_runs
 from cosa_dist.reports.run_details import read_details
 from cosa_dist.reports.seed_groups import experiment_digest, group_seeds
-from cosa_dist.whole_file import write_whole
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store
 
@@ -26,7 +26,7 @@ def store(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def page(store, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "board.html"
-    write_whole(path, leaderboard_page(store, leaderboard(read_runs(store)), pictures=1))
+    atomic_write(path, leaderboard_page(store, leaderboard(read_runs(store)), pictures=1))
     return path
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.reports.run_evolution import Evolution, FollowedImage, Moment, heat_over
 from cosa_dist.reports.run_examination import Examination, examine, image_score, row_shares
 from cosa_dist.reports.run_page import read_run, run_page
-from cosa_dist.whole_file import write_whole
 from tests.evaluation.colour_network import ColourNetwork, colour_sample
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import report
@@ -65,7 +65,7 @@ def run(tmp_path) -> Path:
     folder = tmp_path / "a <b>run"
     folder.mkdir()
     (folder / "config.yaml").write_text("name: '</pre><script>alert(1)</script>'\n")
-    write_whole(folder / "run.json", json.dumps({"tracking_uri": "", "run_id": "", "finished": True}))
+    atomic_write(folder / "run.json", json.dumps({"tracking_uri": "", "run_id": "", "finished": True}))
     with (folder / "metrics.jsonl").open("w") as file:
         for step, total in ((1, 3.0), (2, 2.0), (2, 1.5), (3, float("nan"))):
             values = {"train/total": total, "train/threshold_low": 0.2, "train/learning_rate": 0.1}
@@ -161,7 +161,7 @@ def test_a_run_on_images_without_masks_has_no_empty_tables(run):
 @pytest.mark.integration
 def test_a_browser_draws_everything_without_an_error(run, examination, evolution, tmp_path):
     page = tmp_path / "report.html"
-    write_whole(page, run_page(read_run(run), examination, evolution=evolution))
+    atomic_write(page, run_page(read_run(run), examination, evolution=evolution))
     with browser_page() as (tab, wrong):
         tab.goto(page.as_uri())
         for plot in ("losses", "scores", "thresholds", "other"):

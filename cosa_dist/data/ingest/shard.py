@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.data.ingest.check import CheckedRecord, check_entry
 from cosa_dist.data.ingest.masks import MaskSurvey
 from cosa_dist.data.shards.split import FORMAT_VERSION, record_features
 from cosa_dist.data.shards.writer import RowWriter, stored
 from cosa_dist.data.sources.record import Entry, Rejection, entry_identity
-from cosa_dist.whole_file import write_whole
 
 _RULES = 2
 """Raised when records are made in another way, so that no older shard is taken over."""
@@ -115,7 +115,7 @@ def write_shard(task: ShardTask) -> ShardSummary:
         task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections),
         survey.as_row(),
     )  # fmt: skip
-    write_whole(task.record, json.dumps(shard_record(key, summary, traces)))
+    atomic_write(task.record, json.dumps(shard_record(key, summary, traces)))
     return summary
 
 

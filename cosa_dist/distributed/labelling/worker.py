@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset, Features, Image
 from torch import Tensor, nn
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
@@ -37,7 +38,6 @@ from cosa_dist.evaluation.pseudo_mask import PseudoMask, pseudo_mask
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.precision import autocast
-from cosa_dist.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ShardLabeller:
         per_class = tuple(tags[index] for index in range(classes))
         summary = ShardSummary(number, len(traces), size, per_class, 0, 0, ())
         content = shard_record(self.task.key, summary, traces) | {"counts": counts.as_row()}
-        write_whole(record, json.dumps(content))
+        atomic_write(record, json.dumps(content))
         return LabelledShard(summary, counts, time.perf_counter() - started)
 
     def _labelled(

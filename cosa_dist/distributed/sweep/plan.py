@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.sweep.trial import trial_config
-from cosa_dist.whole_file import write_whole
 
 PLAN_FILE = "sweep.json"
 FOUND_LATER = ("base", "parent_run_id", "tracking_uri")
@@ -141,7 +141,7 @@ def write_plan(plan: SweepPlan) -> Path:
     """
     refuse_used_name(plan.config)
     folder = sweep_folder(plan.config)
-    write_whole(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1))
+    atomic_write(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1))
     return folder
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
-from cosa_dist.whole_file import write_whole
 
 METRIC = "miou_unfiltered"
 STOPPED_FILE = "stopped.json"
@@ -60,12 +60,12 @@ class Trial:
 def write_options(folder: Path, options: dict[str, Any], workers: int) -> None:
     """Note in a trial's run folder what it tries."""
     text = json.dumps({"options": options, "workers": workers}, indent=1)
-    write_whole(folder / TRIAL_FILE, text)
+    atomic_write(folder / TRIAL_FILE, text)
 
 
 def mark_stopped(folder: Path, step: int) -> None:
     """Note that the scheduler stopped a trial after its evaluation at `step`."""
-    write_whole(folder / STOPPED_FILE, json.dumps({"step": step}))
+    atomic_write(folder / STOPPED_FILE, json.dumps({"step": step}))
 
 
 def is_stopped(folder: Path) -> bool:
