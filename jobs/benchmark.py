@@ -1,16 +1,15 @@
 """Measure or predict what a run costs: `python jobs/benchmark.py WHAT --recipe voc_released [options]`.
 
-WHAT is one of: `step` (a whole training step and its parts), `plain` (components and the step against their
-plain formulations), `loader`, `evaluation`, `scaling` (1..N Ray Train workers), `plan` (prediction for a
-described machine). Every option of the run (`--a.b VALUE`) may follow. Weights are random and measurements in
-float32 unless told otherwise: the weights change no speed, and nothing is downloaded.
+WHAT is one of: `step` (a whole training step and its parts), `loader`, `reading` (mapped and streaming, local
+and over HTTP), `evaluation`, `scaling` (1..N Ray Train workers), `plan` (prediction for a described machine).
+Every option of the run (`--a.b VALUE`) may follow. Weights are random and measurements in float32 unless told
+otherwise: the weights change no speed, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa_dist.config.command_line import make_parser
@@ -19,11 +18,11 @@ from cosa_dist.config.loading import load_config, parse_overrides
 from cosa_dist.config.paths import lasting_place
 
 if TYPE_CHECKING:
-    from cosa_dist.benchmark.report import Report
+    from cosa_dist.benchmark.measure import Report
     from cosa_dist.config.schema import RunConfig
 
 WIDTH_OF_A_FILE = 150
-WHAT = ("step", "plain", "loader", "evaluation", "scaling", "plan")
+WHAT = ("step", "loader", "reading", "evaluation", "scaling", "plan")
 MACHINE_FIELDS = {
     "nodes": int,
     "gpus_per_node": int,
@@ -39,38 +38,43 @@ MACHINE_FIELDS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, all options of a run in its help."""
-    words = make_parser(__doc__ or "")
-    words.add_argument("what", choices=WHAT, help="what to measure")
-    words.add_argument("--rounds", type=int, default=3, help="rounds that count; medians are given (3)")
-    words.add_argument(
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every measurement."""
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count; medians are given (3)")
+    parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads of a process (0: PyTorch's choice)"
     )
-    words.add_argument("--device", default="auto", help="cpu, cuda (auto: a GPU if there is one)")
-    words.add_argument("--matmul-precision", default="highest", choices=["highest", "high", "medium"])
-    words.add_argument("--images", type=int, default=0, help="loader, evaluation: images of a round")
-    words.add_argument("--only", nargs="+", default=[], metavar="NAME", help="plain: some components")
-    words.add_argument(
+    parser.add_argument("--device", default="auto", help="cpu, cuda (auto: a GPU if there is one)")
+    parser.add_argument("--matmul-precision", default="highest", choices=["highest", "high", "medium"])
+    parser.add_argument("--json", type=lasting_place, metavar="FILE", help="also write the result as JSON")
+
+
+def make_benchmark_parser() -> argparse.ArgumentParser:
+    """The command line, all options of a run in its help."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("what", choices=WHAT, help="what to measure")
+    add_measuring_options(parser)
+    parser.add_argument(
+        "--images", type=int, default=0, help="loader, reading, evaluation: images of a round"
+    )
+    parser.add_argument(
         "--workers", type=int, default=2, help="scaling, plan --machine this: most workers (2)"
     )
-    words.add_argument("--profile", type=lasting_place, metavar="FOLDER", help="step: write profiler traces")
-    words.add_argument("--json", type=lasting_place, metavar="FILE", help="also write the result as JSON")
-    words.add_argument("--machine", default="a100", help="plan: rtx3090, a100, h100, this, or a YAML file")
+    parser.add_argument("--profile", type=lasting_place, metavar="FOLDER", help="step: write profiler traces")
+    parser.add_argument("--machine", default="a100", help="plan: rtx3090, a100, h100, this, or a YAML file")
     for name, kind in MACHINE_FIELDS.items():
-        words.add_argument(f"--{name.replace('_', '-')}", type=kind, help="plan: of the machine")
-    return words
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="plan: of the machine")
+    return parser
 
 
-def configuration(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
-    """The run with random weights and, except for a plan, in float32 unless the command line says more.
+def configuration(arguments: argparse.Namespace, rest: list[str], *, measured: bool) -> RunConfig:
+    """The run with random weights and, if it is measured, in float32, unless the command line says otherwise.
 
-    Raises:
-        ConfigError: one line per problem.
+    Raises ConfigError, one line per problem.
     """
     overrides = parse_overrides(rest)
     overrides.setdefault("model.weights", "none")
-    if arguments.what != "plan" or arguments.machine == "this":
+    if measured:
         overrides.setdefault("training.precision", "fp32")
     if not arguments.recipe and not arguments.config:
         raise ConfigError("name a run: --recipe voc_released, or --config FILE")
@@ -82,86 +86,67 @@ def configuration(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
     return config
 
 
-def measure(arguments: argparse.Namespace, config: RunConfig) -> Report:
-    """Do what was asked for."""
+def measuring_device(arguments: argparse.Namespace) -> Any:
+    """The device to measure on, PyTorch set up as the options say."""
     import torch
-
-    from cosa_dist.benchmark.workload import default_device, prepare
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision(arguments.matmul_precision)
-    device = default_device() if arguments.device == "auto" else torch.device(arguments.device)
-    rounds = arguments.rounds
-    if arguments.what == "step":
-        from cosa_dist.benchmark.step_speed import measure_step
-        from cosa_dist.benchmark.traces import write_traces
-
-        work = prepare(config, device)
-        report = measure_step(work, device, rounds)
-        if arguments.profile:
-            files = write_traces(work, device, arguments.profile)
-            report.notes += [f"trace {file}" for file in files]
-        return report
-    if arguments.what == "plain":
-        from tests.oracles.comparison import compare
-
-        return compare(config, device, rounds, arguments.only)
-    if arguments.what == "loader":
-        from cosa_dist.benchmark.data_speed import measure_loader
-
-        return measure_loader(config, rounds, arguments.images or 256)
-    if arguments.what == "evaluation":
-        from cosa_dist.benchmark.data_speed import measure_evaluation
-
-        return measure_evaluation(config, device, rounds, arguments.images or config.evaluation.batch_size)
-    if arguments.what == "scaling":
-        from cosa_dist.benchmark.scaling import measure_scaling
-
-        return measure_scaling(config, arguments.workers, arguments.threads or 1, rounds)
-    return make_plan(arguments, config, device)
+    if arguments.device != "auto":
+        return torch.device(arguments.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_plan(arguments: argparse.Namespace, config: RunConfig, device: Any) -> Report:
-    """Predict the run for the machine of the command line."""
-    import torch
+def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
+    """Measure or predict what was asked for."""
+    predicted = arguments.what == "plan" and arguments.machine != "this"
+    config = configuration(arguments, rest, measured=not predicted)
+    device, rounds, images = measuring_device(arguments), arguments.rounds, arguments.images
+    match arguments.what:
+        case "step":
+            from cosa_dist.benchmark.step import measure_step, write_traces
+            from cosa_dist.benchmark.workload import prepare
 
-    from cosa_dist.benchmark.machine import THIS, read_machine
-    from cosa_dist.benchmark.planning import plan, slowdown, this_machine, worker_counts
+            work = prepare(config, device)
+            report = measure_step(work, device, rounds)
+            if arguments.profile:
+                report.notes += [f"trace {file}" for file in write_traces(work, device, arguments.profile)]
+            return report
+        case "scaling":
+            from cosa_dist.benchmark.scaling import measure_scaling
 
-    changes = {name: getattr(arguments, name) for name in MACHINE_FIELDS}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if arguments.machine != THIS:
-        return plan(config, read_machine(arguments.machine, changes))
-    machine = this_machine(config, device, arguments.workers, arguments.rounds)
-    machine = type(machine).model_validate({**machine.model_dump(), **changes})
-    shared = {}
-    if device.type == "cpu":
-        shared = {n: slowdown(n, torch.get_num_threads()) for n in worker_counts(machine)}
-    return plan(config, machine, shared)
+            return measure_scaling(config, arguments.workers, arguments.threads or 1, rounds)
+        case "plan":
+            from cosa_dist.benchmark.plan import Machine, plan, read_machine, this_machine
+
+            given = {name: getattr(arguments, name) for name in MACHINE_FIELDS}
+            changes = {name: value for name, value in given.items() if value is not None}
+            if predicted:
+                return plan(config, read_machine(arguments.machine, changes))
+            machine = this_machine(config, device, arguments.workers, rounds)
+            return plan(config, Machine.model_validate({**machine.model_dump(), **changes}))
+        case what:
+            from cosa_dist.benchmark import loading
+
+            if what == "evaluation":
+                some = images or config.evaluation.batch_size
+                return loading.measure_evaluation(config, device, rounds, some)
+            pass_over = loading.measure_loader if what == "loader" else loading.measure_reading
+            return pass_over(config, rounds, images or 256)
 
 
-def show(report: Report, json: Path | None) -> None:
-    """Print a result, and write it as JSON if asked to."""
+def report_and_exit_code(make: Any, arguments: argparse.Namespace) -> int:
+    """Make a report, show and store it; 0 done, 1 a worker failed, 2 bad input, 130 interrupted."""
     from rich.console import Console
 
-    from cosa_dist.benchmark.report import store
-
-    report.show(Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE))
-    if json:
-        store([report], json)
-
-
-def main() -> int:
-    """Return the exit code: 0 done, 1 a worker failed, 2 bad input, 130 interrupted."""
-    # `--plan` is the short way to say `plan`.
-    words = ["plan" if word == "--plan" else word for word in sys.argv[1:]]
-    arguments, rest = parser().parse_known_args(words)
     try:
-        if arguments.rounds < 1 or arguments.workers < 1 or arguments.threads < 0:
+        if arguments.rounds < 1 or getattr(arguments, "workers", 1) < 1 or arguments.threads < 0:
             raise ConfigError("--rounds and --workers must be 1 or more, --threads 0 or more")
-        report = measure(arguments, configuration(arguments, rest))
-        show(report, arguments.json)
+        report = make()
+        report.show(Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE))
+        if arguments.json:
+            report.store(arguments.json)
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -171,6 +156,14 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def main() -> int:
+    """Return the exit code of `report_and_exit_code`."""
+    # `--plan` is the short way to say `plan`.
+    words = ["plan" if word == "--plan" else word for word in sys.argv[1:]]
+    arguments, rest = make_benchmark_parser().parse_known_args(words)
+    return report_and_exit_code(lambda: measure(arguments, rest), arguments)
 
 
 if __name__ == "__main__":

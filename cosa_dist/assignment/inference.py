@@ -26,6 +26,7 @@ from cosa_dist.assignment.activation import (
 
 if TYPE_CHECKING:
     from cosa_dist.model.network import NetworkOutput
+from cosa_dist.stopwatch import part
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class MultiScaleOutput:
 
 
 @torch.no_grad()
+@part("assignment pass")
 def multi_scale(
     network: Callable[[Tensor], NetworkOutput],
     images: Tensor,

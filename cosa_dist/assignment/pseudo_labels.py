@@ -22,6 +22,7 @@ from cosa_dist.assignment.reliable_pixels import ReliablePixels, SelectionSettin
 from cosa_dist.assignment.segmentation_label import segmentation_pseudo_label
 from cosa_dist.assignment.strongest_class import strongest_class
 from cosa_dist.assignment.threshold import SingleThreshold, Threshold, Thresholds
+from cosa_dist.stopwatch import part
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class AssignmentSettings:
     """Whether histograms for the threshold search are made."""
 
 
+@part("pseudo-labels")
 def make_assignment(
     multi_scale_output: MultiScaleOutput,
     labels: Tensor,

@@ -1,7 +1,7 @@
 """Images per second of 1..N Ray Train workers on generated batches, each worker with its own threads.
 
 Every worker keeps its number of images, so the global batch grows with the workers. Each number of workers is
-one Ray Train run: the process group, Accelerate and DistributedDataParallel are those of a training. Within
+one Ray Train run, with the process group, Accelerate and DistributedDataParallel of a training. Within
 it, turn by turn, the same steps are taken without the gradients' exchange, and by one worker while the others
 wait: other work on the machine meets these alike, but not two runs that come one after the other.
 """
@@ -18,14 +18,13 @@ from unittest.mock import patch
 
 import torch
 
-from cosa_dist.benchmark.report import Report, Row, Table, machine_facts
-from cosa_dist.benchmark.step_parts import whole_step
-from cosa_dist.benchmark.step_speed import PHASES, phase_steps
-from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
+from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, machine_facts
+from cosa_dist.benchmark.step import CO_TRAINING, WARM_UP, phase_steps
 from cosa_dist.benchmark.workload import Workload, prepare
 from cosa_dist.collective import barrier, rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.stopwatch import synchroniser
 from cosa_dist.training import step as training
 
 
@@ -41,17 +40,15 @@ def step_seconds(work: Workload, device: torch.device, rounds: int, step: int) -
     """Median seconds of a step: all ranks, all without exchange of gradients, the first rank alone."""
 
     def take(context: AbstractContextManager[object]) -> None:
-        work.state.step = step
         with context:
-            whole_step(work, device)
+            work.take(step, device)
         barrier()
 
     def take_alone() -> None:
-        work.state.step = step
         if rank() == 0:
             # Past DistributedDataParallel: the parameters of the ranks go apart, which costs no time.
             with patch.object(training, "sum_over_ranks", lambda tensor: tensor):
-                whole_step(replace(work, network=work.state.online), device)
+                replace(work, network=work.state.online).take(step, device)
         barrier()
 
     ways: dict[str, Callable[[], object]] = {"step": lambda: take(nullcontext())}
@@ -83,11 +80,7 @@ def scaling_worker(payload: dict[str, Any]) -> dict[str, float]:
 def run_workers(
     config: RunConfig, workers: int, threads: int, rounds: int, use_gpu: bool
 ) -> dict[str, float]:
-    """Seconds by phase of one Ray Train run; Ray must be initialised.
-
-    Raises:
-        ray.train.TrainingFailedError: a worker failed.
-    """
+    """Seconds by phase of one Ray Train run; Ray must be initialised. A failed worker's error is raised."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -117,14 +110,7 @@ def run_workers(
 
 
 def measure_scaling(config: RunConfig, workers: int, threads: int, rounds: int) -> Report:
-    """Measure 1, 2, 4, ... up to `workers` workers.
-
-    Args:
-        config: the run; its global batch is that of **each** worker here.
-        workers: the largest number.
-        threads: of each worker.
-        rounds: steps of each phase that count.
-    """
+    """Measure 1, 2, 4, ... up to `workers` workers; the run's batch is that of **each** worker here."""
     from cosa_dist.distributed.cluster import ray_cluster
 
     use_gpu = torch.cuda.is_available() and config.distributed.device != "cpu"
@@ -146,14 +132,9 @@ def measure_scaling(config: RunConfig, workers: int, threads: int, rounds: int) 
 
 
 def scaling_rows(config: RunConfig, found: dict[int, dict[str, float]]) -> list[Row]:
-    """One row per phase and number of workers.
-
-    Args:
-        config: the run.
-        found: by number of workers, what a run's rank 0 reported.
-    """
+    """One row per phase and number of workers, from what each run's rank 0 returned."""
     rows: list[Row] = []
-    for phase in PHASES:
+    for phase in (WARM_UP, CO_TRAINING):
         alone: float | None = None
         for workers, metrics in found.items():
             seconds = metrics.get(f"{phase}/step")

@@ -1,8 +1,8 @@
 """What a measurement works on: a run's networks and batches as they would be in training.
 
 Without shards the batches are generated in memory: smooth coloured images with one or two tags each, every
-fourth of them with padding at the border. How long a step takes depends on sizes and on the number of
-present classes, not on what the pictures show or on the weights.
+fourth with padding at the border. The time of a step depends on sizes and on the number of present
+classes, not on what the pictures show or on the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as functional
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import KNOWN
@@ -24,6 +24,7 @@ from cosa_dist.data.reading.open import open_reading
 from cosa_dist.distributed.plan import micro_batch
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
+from cosa_dist.training.step import training_step
 
 
 @dataclass
@@ -38,12 +39,13 @@ class Workload:
     steps: Iterator[Sequence[Batch]]
     """endless; per optimiser step this rank's micro-batches, on the CPU as the loader hands them out"""
     source: str
-    """where the batches come from, in words"""
+    """where the batches come from"""
 
-
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def take(self, step: int, device: torch.device) -> None:
+        """Take the optimiser step of this number, as training does."""
+        self.state.step = step
+        batches = [batch.to(device) for batch in next(self.steps)]
+        training_step(self.state, self.network, batches, self.accelerator)
 
 
 def has_shards(config: RunConfig) -> bool:
@@ -60,14 +62,7 @@ def class_count(config: RunConfig) -> int:
 
 
 def generated_batch(images: int, size: int, classes: int, seed: int = 0) -> Batch:
-    """A training batch from random numbers.
-
-    Args:
-        images: B.
-        size: side S of the crops.
-        classes: C; images have one and two tags in turn (one if there is only one class).
-        seed: of the random numbers.
-    """
+    """A training batch of B `images` of side `size` of random numbers, 1 and 2 of C `classes` in turn."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(images, 3, 7, 7, generator=generator) * 255
     smooth = functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
@@ -84,22 +79,9 @@ def generated_batch(images: int, size: int, classes: int, seed: int = 0) -> Batc
         ids=[f"generated {index}" for index in range(images)],
         positions=torch.arange(images),
         weak=weak,
-        strong=_brighter(weak),
+        strong=(weak.float() * 1.3).clamp(0, 255).byte(),
         labels=labels,
         boxes=boxes,
-    )
-
-
-def _brighter(images: Tensor) -> Tensor:
-    """A strong view of uint8 images `[B, 3, S, S]`."""
-    return (images.float() * 1.3).clamp(0, 255).byte()
-
-
-def generated_steps(config: RunConfig, classes: int, micro: int, parts: int) -> Iterator[Sequence[Batch]]:
-    """Two generated optimiser steps of `parts` micro-batches of `micro` images, over and over."""
-    size = config.data.crop_size
-    return cycle(
-        [[generated_batch(micro, size, classes, 2 * part + turn) for part in range(parts)] for turn in (0, 1)]
     )
 
 
@@ -121,19 +103,13 @@ def training_steps(config: RunConfig, micro: int) -> Iterator[Sequence[Batch]]:
 
 
 def prepare(config: RunConfig, device: torch.device, world_size: int = 1, loader: bool = True) -> Workload:
-    """Networks, optimiser and batches of one rank.
+    """Networks, optimiser and batches of one rank of `world_size` (more than one needs a process group).
 
-    Args:
-        config: the run.
-        device: where to compute.
-        world_size: ranks that share the global batch; more than one needs a running process group.
-        loader: read the run's shards if they are there; else batches are generated.
-
-    Raises:
-        ConfigError: a batch that the ranks cannot share.
-        ValueError: a backbone or sizes that do not fit.
+    With `loader` the run's shards are read if they are there; else batches are generated. Raises ConfigError
+    for a batch that the ranks cannot share, ValueError for a backbone or sizes that do not fit.
     """
-    micro = micro_batch(config.training.global_batch_size, world_size, config.training.micro_batch_size)
+    batch, size = config.training.global_batch_size, config.data.crop_size
+    micro = micro_batch(batch, world_size, config.training.micro_batch_size)
     classes = class_count(config)
     accelerator = make_accelerator(config.training.precision, world_size, device.type == "cpu")
     state = build_state(config, classes, accelerator.device)
@@ -143,9 +119,12 @@ def prepare(config: RunConfig, device: torch.device, world_size: int = 1, loader
     network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
     network.train()
     if loader and world_size == 1 and has_shards(config):
-        return Workload(
-            config, state, network, accelerator, training_steps(config, micro), config.data.shards
-        )
-    parts = config.training.global_batch_size // world_size // micro
-    steps = generated_steps(config, classes, micro, parts)
-    return Workload(config, state, network, accelerator, steps, "generated in memory")
+        steps, source = training_steps(config, micro), config.data.shards
+    else:
+        parts = batch // world_size // micro
+        generated = [
+            [generated_batch(micro, size, classes, 2 * part + turn) for part in range(parts)]
+            for turn in (0, 1)
+        ]
+        steps, source = cycle(generated), "generated in memory"
+    return Workload(config, state, network, accelerator, steps, source)

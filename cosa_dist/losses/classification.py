@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as functional
 from torch import Tensor
 
+from cosa_dist.stopwatch import part
 
+
+@part("loss: classification")
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Multi-label soft margin loss, the mean over images and classes (paper, released code).
 

@@ -21,6 +21,7 @@ from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.normalisers import Normalisers, countings, normalisers
 from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
 from cosa_dist.losses.separation import separation_loss
+from cosa_dist.stopwatch import part
 
 if TYPE_CHECKING:
     from cosa_dist.model.network import NetworkOutput
@@ -194,6 +195,7 @@ def co_training_terms(
     )
 
 
+@part("loss: energy")
 def _energy_term(
     segmentation: Tensor, assignment: Assignment, images: Tensor, boxes: Tensor, settings: EnergySettings
 ) -> Tensor:
@@ -208,6 +210,7 @@ def _enlarged(segmentation: Tensor, label: Tensor) -> Tensor:
     return functional.interpolate(segmentation.float(), size=size, mode="bilinear", align_corners=False)
 
 
+@part("loss: C2S")
 def _cam_to_seg_terms(
     segmentation: Tensor, assignment: Assignment, given: Normalisers
 ) -> tuple[Tensor, Tensor]:
@@ -222,6 +225,7 @@ def _cam_to_seg_terms(
     return main, auxiliary
 
 
+@part("loss: separation")
 def _separation_term(
     output: NetworkOutput, assignment: Assignment, given: Normalisers, settings: SeparationSettings
 ) -> Tensor:

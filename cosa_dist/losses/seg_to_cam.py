@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as functional
 from torch import Tensor
 
+from cosa_dist.stopwatch import part
 
+
+@part("loss: S2C")
 def seg_to_cam_loss(cam: Tensor, target: Tensor) -> Tensor:
     """Multi-label soft margin loss of the ReLU of the CAM at each grid point (released code).
 

@@ -11,6 +11,8 @@ import copy
 import torch
 from torch import nn
 
+from cosa_dist.stopwatch import part
+
 
 def copy_network(online: nn.Module) -> nn.Module:
     """Return the assignment network: a deep copy without gradients, in evaluation mode."""
@@ -20,6 +22,7 @@ def copy_network(online: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+@part("EMA")
 def move_towards(assignment: nn.Module, online: nn.Module, momentum: float) -> None:
     """Update `a = momentum a + (1 - momentum) o` for every parameter; buffers are copied.
 

@@ -38,6 +38,7 @@ from cosa_dist.losses.objective import (
 )
 from cosa_dist.model.assignment_network import move_towards
 from cosa_dist.model.network import CosaNetwork
+from cosa_dist.stopwatch import part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
     learning_rate_factor,
@@ -90,12 +91,14 @@ def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignm
     )
 
 
+@part("normalisers")
 def global_normalisers(assignments: Sequence[Assignment]) -> Normalisers:
     """Pixels and anchors to divide this rank's losses by, from all micro-batches of all ranks (ours)."""
     here = torch.stack([countings(assignment) for assignment in assignments]).sum(0)
     return normalisers(sum_over_ranks(here), len(assignments) * world_size())
 
 
+@part("threshold search")
 def learn_thresholds(source: ThresholdSource, assignments: Sequence[Assignment]) -> None:
     """Show the threshold search the global batch's activations, the same on every rank."""
     here = [a.histograms for a in assignments if a.histograms is not None]
@@ -111,7 +114,8 @@ def _terms(
     config: RunConfig,
 ) -> LossTerms:
     """Loss terms of the online network on the strong views of one micro-batch."""
-    output = network(normalise(batch.strong), segment=assignment is not None)
+    with part("online forward"):
+        output = network(normalise(batch.strong), segment=assignment is not None)
     if assignment is None:
         return classification_terms(output, batch.labels)
     losses = config.losses
@@ -172,13 +176,15 @@ def training_step(
             terms = _terms(
                 network, batch, assignments[index] if state.co_training else None, divide_by, config
             )
-            accelerator.backward(terms.total / len(batches))
+            with part("backward"):
+                accelerator.backward(terms.total / len(batches))
         for name, value in terms.as_dict().items():
             sums[name] = sums.get(name, 0) + value / len(batches)
 
     if config.losses.zero_gradients_in_warmup:
         fill_missing_gradients(state.optimizer)
-    state.optimizer.step()
+    with part("optimiser"):
+        state.optimizer.step()
     move_towards(state.assignment, state.online, config.assignment.momentum)
     state.step += 1
     return sums, assignments

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from cosa_dist.benchmark.matrix_rate import matrix_rate
-from cosa_dist.benchmark.model_flops import counted, image_flops, network_size, step_flops
+from cosa_dist.benchmark.flops import counted, footprint
+from cosa_dist.benchmark.measure import matrix_rate
 from cosa_dist.benchmark.workload import generated_batch, prepare
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
@@ -35,15 +35,16 @@ def test_a_step_counts_what_the_real_one_does(phase, flip):
     work = prepare(config, CPU)
     batch = generated_batch(4, 32, 20)
     real = counted(lambda: training_step(work.state, work.network, [batch], work.accelerator))
-    expected = getattr(step_flops(config, 20, 4), phase)
+    expected = 4 * getattr(footprint(config, 20), phase)
     assert real == pytest.approx(expected, rel=0.02)
 
 
-def test_a_pass_over_sides_is_the_sum_and_batches_scale():
-    config = tiny_config()
-    both = image_flops(config, 20, [32, 16])
-    assert both == image_flops(config, 20, [32]) + image_flops(config, 20, [16])
-    assert step_flops(config, 20, 3) == step_flops(config, 20, 1).of(3)
+def test_the_assignment_pass_is_the_sum_over_its_scales():
+    both, one, half = (
+        footprint(tiny_config(assignment={"scales": scales}), 20).assignment_pass
+        for scales in ([1.0, 0.5], [1.0], [0.5])
+    )
+    assert both == one + half
 
 
 def real_bytes(network, images):
@@ -64,13 +65,13 @@ def real_bytes(network, images):
 def test_parameters_and_activations():
     config = tiny_config()
     network = prepare(config, CPU).state.online
-    size = network_size(config, 20)
+    size = footprint(config, 20)
     assert size.parameters == sum(p.numel() for p in network.parameters()) == size.trained_parameters
     expected = real_bytes(network, 5)
     assert size.kept_once + 5 * size.activations == pytest.approx(expected, rel=0.1)
-    frozen = network_size(tiny_config(model={"freeze_position_embedding": True}), 20)
+    frozen = footprint(tiny_config(model={"freeze_position_embedding": True}), 20)
     assert frozen.trained_parameters < frozen.parameters
-    half = network_size(config, 20, bf16=True)
+    half = footprint(config, 20, bf16=True)
     assert 0.4 < half.activations / size.activations < 0.95
     assert half.kept_once > size.kept_once
 
@@ -82,6 +83,6 @@ def test_the_rate_of_a_product_is_operations_over_seconds(monkeypatch):
         given.update(ways)
         return {"product": [4.0, 2.0, 3.0]}
 
-    monkeypatch.setattr("cosa_dist.benchmark.matrix_rate.in_turn", two_seconds)
+    monkeypatch.setattr("cosa_dist.benchmark.measure.in_turn", two_seconds)
     assert matrix_rate(CPU, side=16) == 2 * 16**3 / 2
     assert given["product"]().shape == (16, 16)

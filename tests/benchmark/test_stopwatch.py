@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from cosa_dist.benchmark.stopwatch import Stopwatch, Target, in_turn, medians
+from cosa_dist.benchmark.measure import in_turn
+from cosa_dist.stopwatch import Stopwatch, part
 
 
 class Hand:
@@ -25,15 +24,15 @@ class Hand:
 def test_inner_parts_stop_the_outer_clock():
     clock = Hand()
     watch = Stopwatch(clock=clock)
-    with watch.part("outer"):
+    with watch.measuring("outer"):
         clock.wait(1)
-        with watch.part("inner"):
+        with watch.measuring("inner"):
             clock.wait(10)
         clock.wait(2)
-        with watch.part("inner"):
+        with watch.measuring("inner"):
             clock.wait(20)
     clock.wait(1000)
-    with watch.part("other"):
+    with watch.measuring("other"):
         clock.wait(5)
     assert watch.seconds == {"outer": 3, "inner": 30, "other": 5}
 
@@ -41,10 +40,10 @@ def test_inner_parts_stop_the_outer_clock():
 def test_a_part_changes_its_name_half_way():
     clock = Hand()
     watch = Stopwatch(clock=clock)
-    with watch.part("step"):
-        with watch.part("losses"):
+    with watch.measuring("step"):
+        with watch.measuring("losses"):
             clock.wait(3)
-            watch.switch("network")
+            watch.rename("network")
             clock.wait(4)
         clock.wait(5)
     assert watch.seconds == {"step": 5, "losses": 3, "network": 4}
@@ -53,51 +52,27 @@ def test_a_part_changes_its_name_half_way():
 def test_the_device_is_waited_for_at_every_change_before_the_clock_is_read():
     clock = Hand()
     watch = Stopwatch(synchronise=lambda: clock.wait(7), clock=clock)
-    with watch.part("kernel"):
+    with watch.measuring("kernel"):
         pass
     assert watch.seconds == {"kernel": 7}
 
 
-def test_functions_are_wrapped_and_put_back():
+def test_parts_are_charged_only_while_a_stopwatch_runs():
     clock = Hand()
-    module = SimpleNamespace(work=lambda seconds: clock.wait(seconds) or seconds)
-
-    class Thing:
-        def step(self):
-            clock.wait(2)
-
-    thing, before = Thing(), module.work
-    watch = Stopwatch(clock=clock)
-    targets = [Target("a", module, "work"), Target("b", thing, "step"), Target("c", Thing, "step")]
-    with watch.wrapping(targets):
-        assert module.work(4) == 4
-        thing.step()
-        Thing().step()
-    assert watch.seconds == {"a": 4, "b": 2, "c": 2}
-    assert module.work is before
-    assert vars(thing) == {}
-    assert not hasattr(Thing.step, "__wrapped__")
-
-
-def test_a_failing_function_leaves_nothing_wrapped_and_no_part_open():
-    module = SimpleNamespace(work=lambda: 1 / 0)
-    before, watch = module.work, Stopwatch()
-    with pytest.raises(ZeroDivisionError), watch.wrapping([Target("a", module, "work")]):
-        module.work()
-    assert module.work is before
-    clock = Hand()
-    watch.clock = clock
-    with watch.part("b"):
+    with part("before"):
         clock.wait(1)
-    assert watch.seconds["b"] == 1
-
-
-def test_a_function_that_is_gone_is_named():
-    module = SimpleNamespace(work=print)
-    targets = [Target("a", module, "work"), Target("loss", module, "gone")]
-    with pytest.raises(AttributeError, match="'loss' at gone"), Stopwatch().wrapping(targets):
-        pass
-    assert module.work is print
+    with Stopwatch(clock=clock) as watch:
+        with part("a"):
+            clock.wait(4)
+            with part("b"):
+                clock.wait(2)
+        with pytest.raises(ZeroDivisionError), part("c"):
+            clock.wait(3 / 0)
+        with part("d"):
+            clock.wait(1)
+    with part("after"):
+        clock.wait(1)
+    assert watch.seconds == {"a": 4, "b": 2, "c": 0, "d": 1}
 
 
 def test_ways_take_turns_and_warm_up_does_not_count():
@@ -112,8 +87,3 @@ def test_ways_take_turns_and_warm_up_does_not_count():
     assert order == ["slow", "fast"] * 3
     with pytest.raises(ValueError, match="1 round"):
         in_turn({}, 0)
-
-
-def test_medians_by_hand():
-    rounds = [{"a": 1.0, "b": 5.0}, {"a": 3.0}, {"a": 2.0, "b": 1.0}]
-    assert medians(rounds) == {"a": 2.0, "b": 1.0}

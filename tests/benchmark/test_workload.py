@@ -9,8 +9,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from cosa_dist.benchmark.data_speed import generated_samples, measure_evaluation, measure_loader
-from cosa_dist.benchmark.report import Report, Table, in_words, machine_facts, processor_name, store
+from cosa_dist.benchmark.loading import (
+    generated_samples,
+    measure_evaluation,
+    measure_loader,
+    measure_reading,
+)
+from cosa_dist.benchmark.measure import Report, Table, as_text, machine_facts, processor_name
 from cosa_dist.benchmark.workload import class_count, generated_batch, prepare
 from cosa_dist.config.errors import ConfigError
 from tests.benchmark.tiny_run import tiny_config
@@ -63,13 +68,16 @@ def test_shards_are_read_where_there_are_some(tmp_path):
     (row,) = report.tables[0].rows
     assert row["ms of a core per image"] == pytest.approx(1000 / row["images/s per core"])
     assert report.facts["pictures"] == str(shards)
+    ways = {row["reading"]: row["of mapped"] for row in measure_reading(config, 1, 8).tables[0].rows}
+    assert ways.pop("mapped, local") == 1
+    assert len(ways) == 3
     (row,) = measure_evaluation(config, CPU, 1, 3).tables[0].rows
     assert row["s per image"] == pytest.approx(1 / row["images/s"])
 
 
 def test_pictures_are_generated_where_there_are_no_shards(monkeypatch):
-    monkeypatch.setattr("cosa_dist.benchmark.data_speed.GENERATED_PICTURES", 8)
-    monkeypatch.setattr("cosa_dist.benchmark.data_speed.GENERATED_SIDE", 48)
+    monkeypatch.setattr("cosa_dist.benchmark.loading.GENERATED_PICTURES", 8)
+    monkeypatch.setattr("cosa_dist.benchmark.loading.GENERATED_SIDE", 48)
     report = measure_loader(tiny_config(), 1, 8)
     assert report.facts["pictures"] == "8 generated pictures of 48 x 48"
     assert report.tables[0].rows[0]["images/s per core"] > 0
@@ -89,14 +97,13 @@ def test_a_report_in_the_terminal_and_as_json(tmp_path):
     report.show(console)
     shown = console.export_text()
     assert all(words in shown for words in ("cores 2", "EMA", "0.1235", "- a note"))
-    store([report, report], tmp_path / "new" / "all.json")
-    read = json.loads((tmp_path / "new" / "all.json").read_text())
-    assert len(read) == 2
-    assert read[0]["tables"][0]["rows"] == [{"part": "EMA", "s": 0.123456}]
+    report.store(tmp_path / "new" / "all.json")
+    (read,) = json.loads((tmp_path / "new" / "all.json").read_text())
+    assert read["tables"][0]["rows"] == [{"part": "EMA", "s": 0.123456}]
 
 
 def test_cells_and_the_processors_name(tmp_path):
-    assert [in_words(cell) for cell in (None, 3, "x", 0.12345, 12345.6)] == ["", "3", "x", "0.1235", "12,346"]
+    assert [as_text(cell) for cell in (None, 3, "x", 0.12345, 12345.6)] == ["", "3", "x", "0.1235", "12,346"]
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Fast: One\nmodel name : Other\n")
     assert processor_name(tmp_path / "cpuinfo") == "Fast: One"
     assert machine_facts(CPU)["threads"] == torch.get_num_threads()

@@ -58,9 +58,9 @@ ALONE: dict[str, str] = {
     "python jobs/ingest.py synthetic --out data/synthetic --train 1000 --val 150": "--train 6 --val 3",
     "python jobs/ingest.py synthetic --out SHARDS --train 256 --val 8 --image-size 448":
         "--train 6 --val 3 --image-size 64 --overwrite",
-    "OMP_NUM_THREADS=1 python -m cosa_dist.benchmark.reading_speed SHARDS --images 192 --rounds 2":
-        "--images 16 --rounds 1",
-    "python -m cosa_dist.benchmark.reading_speed SHARDS": "--images 16 --rounds 1",
+    "python jobs/benchmark.py reading --recipe voc_mini --data.shards SHARDS --threads 1 --images 192 "
+    "--rounds 2": "--images 16 --rounds 1",
+    "python jobs/benchmark.py reading --recipe voc_mini --data.shards SHARDS": "--images 16 --rounds 1",
     "python jobs/ingest.py voc VOC2012 --splits train_aug,val --sbd benchmark_RELEASE --out data/voc":
         "--overwrite",
     "python jobs/inspect_data.py data/voc --out outputs/data.html": "--crop-size 64",
@@ -88,7 +88,7 @@ ALONE: dict[str, str] = {
         "--splits train_aug,val,test --sbd benchmark_RELEASE --overwrite",
     "python jobs/predict.py outputs/runs/NAME data/voc --split test --out OUT --voc-server": "",
     "python jobs/benchmark.py step --recipe voc_released": STEP,
-    "python jobs/benchmark.py plain --recipe voc_released": f"{STEP} --only energy",
+    "python -m tests.oracles --recipe voc_released": f"{STEP} --only energy",
     "python jobs/benchmark.py loader --recipe voc_released": f"{STEP} --images 16",
     "python jobs/benchmark.py evaluation --recipe voc_released": f"{STEP} --images 2",
     "python jobs/benchmark.py plan --recipe voc_released --machine a100 --nodes 2 --gpus-per-node 4": "",

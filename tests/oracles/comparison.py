@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cosa_dist.benchmark.report import Report, Row, Table, machine_facts
-from cosa_dist.benchmark.step_parts import whole_step
-from cosa_dist.benchmark.step_speed import phase_steps
-from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
+from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, run_facts
+from cosa_dist.benchmark.step import phase_steps
 from cosa_dist.benchmark.workload import prepare
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.losses.energy import dense_energy_loss
+from cosa_dist.stopwatch import synchroniser
 from tests.oracles.components import COMPONENTS, make_inputs
 from tests.oracles.plain_step import check_plain, plain_step
 
@@ -40,13 +39,6 @@ def compare(config: RunConfig, device: torch.device, rounds: int, only: Sequence
             raise ConfigError(f"--only {name}: no such component{nearest(name, NAMES)}")
     if WHOLE in chosen:
         check_plain(config)
-    facts = {
-        **machine_facts(device),
-        "recipe": config.recipe,
-        "backbone": config.model.backbone,
-        "crop": config.data.crop_size,
-        "batch": config.training.global_batch_size,
-    }
     rows: list[Row] = []
     components = [name for name in chosen if name != WHOLE]
     if components:
@@ -58,7 +50,7 @@ def compare(config: RunConfig, device: torch.device, rounds: int, only: Sequence
     rows += _whole_steps(config, device, rounds) if WHOLE in chosen else []
     return Report(
         "plain",
-        facts,
+        run_facts(config, device),
         [Table("plain formulation against ours (medians)", rows)],
         [
             "the whole plain step uses our lattice for its energy: the released code's is compiled, "
@@ -88,8 +80,7 @@ def _whole_steps(config: RunConfig, device: torch.device, rounds: int) -> list[R
             plain_step(theirs.state, next(theirs.steps)[0].to(device), dense_energy_loss)
 
         def own(step: int = step) -> None:
-            ours.state.step = step
-            whole_step(ours, device)
+            ours.take(step, device)
 
         rows.append(_row(f"{WHOLE}, {phase}", plain, own, device, rounds))
     return rows

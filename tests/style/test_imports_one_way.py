@@ -26,7 +26,7 @@ ORDER = (
     "reports",
     "benchmark",
 )
-FOR_EVERYONE = ("collective", "atomic")
+FOR_EVERYONE = ("collective", "atomic", "stopwatch")
 # The loop and all below it run in a plain test: Ray, MLflow and SLURM wrap them from outside.
 UNKNOWN_TO_THE_LOOP = ("ray", "mlflow")
 WRAPPED = ORDER[: ORDER.index("training") + 1]

@@ -1,4 +1,4 @@
-"""Images per second of the training loader by itself, and of an evaluation.
+"""Images per second of the training loader, of both reading modes, and of an evaluation.
 
 Without shards a few pictures are generated and written as shards to a temporary folder, since reading and
 decoding are what a loader costs.
@@ -6,21 +6,24 @@ decoding are what a loader costs.
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from cosa_dist.benchmark.reading_speed import images_per_second
-from cosa_dist.benchmark.report import Report, Row, Table, machine_facts
-from cosa_dist.benchmark.stopwatch import in_turn, synchroniser
+from cosa_dist.benchmark.measure import Report, Row, Table, machine_facts, median_seconds
 from cosa_dist.benchmark.workload import class_count, has_shards, prepare
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig, RunConfig
 from cosa_dist.data.ingest.ingest import ingest
-from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader
+from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader, TrainingLoader
 from cosa_dist.data.reading.open import open_reading
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.evaluation.evaluator import evaluate
@@ -29,7 +32,24 @@ from cosa_dist.evaluation.settings import evaluation_settings
 GENERATED_PICTURES = 64
 GENERATED_SIDE = 400
 EVALUATED_SIZE = (375, 500)
-"""Of generated images for the evaluation: the commonest in VOC."""
+"""of generated images for the evaluation: the commonest in VOC"""
+BATCH = 8
+
+
+def images_per_second(data: DataConfig, images: int, crop_size: int) -> tuple[float, float]:
+    """Images per second of this process's CPU time and of wall time, of one pass over some images.
+
+    Raises ConfigError for fewer images than a batch has.
+    """
+    if images < BATCH:
+        raise ConfigError(f"--images {images}: give {BATCH} or more, a batch of the loader")
+    split = open_reading(data, data.train_split)
+    loader = TrainingLoader(
+        split, crop_size=crop_size, seed=0, global_batch_size=BATCH, stop_step=images // BATCH
+    )
+    cpu, wall = time.process_time(), time.perf_counter()
+    made = sum(len(batch.ids) for step in loader for batch in step)
+    return made / (time.process_time() - cpu), made / (time.perf_counter() - wall)
 
 
 @contextmanager
@@ -48,12 +68,9 @@ def readable_shards(config: RunConfig) -> Iterator[tuple[DataConfig, str]]:
 
 
 def measure_loader(config: RunConfig, rounds: int, images: int) -> Report:
-    """Images per second of one core: reading, decoding, both views, cropped batches.
+    """The training loader by itself: reading, decoding, both views, cropped batches.
 
-    Args:
-        config: the run.
-        rounds: passes; the best counts, since other work on the machine only slows it down.
-        images: of each pass.
+    The best of `rounds` passes of `images` each counts, since other work on the machine only slows it down.
     """
     with readable_shards(config) as (data, source):
         found = [images_per_second(data, images, config.data.crop_size) for _ in range(rounds)]
@@ -72,6 +89,52 @@ def measure_loader(config: RunConfig, rounds: int, images: int) -> Report:
     return Report("loader", facts, [Table("training loader", [row])], [note])
 
 
+@contextmanager
+def file_server(folder: str) -> Iterator[str]:
+    """Serve a folder with `python -m http.server` on loopback; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", folder]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure_reading(config: RunConfig, rounds: int, images: int) -> Report:
+    """The loader's reading modes in turn: local, over HTTP on loopback, from a cache; the best round."""
+    with (
+        readable_shards(config) as (data, source),
+        file_server(data.shards) as url,
+        tempfile.TemporaryDirectory() as cache,
+    ):
+        ways = {
+            "mapped, local": {"reading": "mapped"},
+            "streaming, local": {"reading": "streaming"},
+            "streaming, HTTP": {"reading": "streaming", "shards": url},
+            "streaming, HTTP, cached": {"reading": "streaming", "shards": url, "cache": cache},
+        }
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, changes in ways.items():
+                read = data.model_copy(update=changes)
+                found[way].append(images_per_second(read, images, config.data.crop_size))
+    best = {way: max(speeds) for way, speeds in found.items()}
+    rows: list[Row] = [
+        {"reading": way, "images/CPU-s": cpu, "images/s": wall, "of mapped": cpu / best["mapped, local"][0]}
+        for way, (cpu, wall) in best.items()
+    ]
+    facts = {**machine_facts(torch.device("cpu")), "pictures": source, "crop": config.data.crop_size}
+    return Report("reading", facts, [Table("training loader by way of reading", rows)])
+
+
 def generated_samples(images: int, classes: int, size: tuple[int, int] = EVALUATED_SIZE) -> list[EvalSample]:
     """Images with masks of random numbers: two objects in each."""
     generator = torch.Generator().manual_seed(0)
@@ -88,14 +151,7 @@ def generated_samples(images: int, classes: int, size: tuple[int, int] = EVALUAT
 
 
 def measure_evaluation(config: RunConfig, device: torch.device, rounds: int, images: int) -> Report:
-    """Images per second of the run's evaluation of one network, masks counted.
-
-    Args:
-        config: the run, with its evaluation section.
-        device: where to compute.
-        rounds: evaluations that count; the median is given.
-        images: of each.
-    """
+    """The run's evaluation of one network on some images, masks counted; the median of `rounds`."""
     work = prepare(config, device, loader=False)
     classes = class_count(config)
     names = [f"class {index}" for index in range(1, classes + 1)]
@@ -104,7 +160,7 @@ def measure_evaluation(config: RunConfig, device: torch.device, rounds: int, ima
         split = open_reading(config.data, config.data.val_split)
         samples, source = list(EvaluationLoader(split, limit=images)), config.data.shards
 
-    def work_once() -> None:
+    def once() -> None:
         evaluate(
             {"online": work.state.online},
             samples,
@@ -114,14 +170,14 @@ def measure_evaluation(config: RunConfig, device: torch.device, rounds: int, ima
             precision=work.accelerator.autocast,
         )
 
-    seconds = in_turn({"evaluation": work_once}, rounds, synchroniser(device))["evaluation"]
+    seconds = median_seconds(once, rounds, device)
     settings = config.evaluation
     row: Row = {
         "side": settings.size,
         "views per image": len(settings.scales) * (2 if settings.flip else 1),
         "dense CRF": "yes" if settings.crf.enabled else "no",
-        "images/s": len(samples) / statistics.median(seconds),
-        "s per image": statistics.median(seconds) / len(samples),
+        "images/s": len(samples) / seconds,
+        "s per image": seconds / len(samples),
     }
     facts = {**machine_facts(device), "recipe": config.recipe, "backbone": config.model.backbone}
     return Report("evaluation", {**facts, "images": source}, [Table("evaluation of one network", [row])])

@@ -1,0 +1,172 @@
+"""What a training step costs: seconds, images per second, parts, memory, operations and their rate.
+
+The step is `training.step.training_step`, unchanged: first as it is, then under a stopwatch, which reads the
+parts that the step marks. The backward pass is cut in two at the moment when the first gradient reaches an
+output of the network.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cosa_dist.benchmark.flops import footprint
+from cosa_dist.benchmark.measure import Report, Row, Table, matrix_rate, median_seconds, run_facts
+from cosa_dist.benchmark.workload import Workload, class_count
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.stopwatch import Stopwatch, part, synchroniser
+from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_tracker import open_tracker
+from cosa_dist.tracking.store import prepare_store
+from cosa_dist.training.precision import resolve_precision
+from cosa_dist.training.step import training_step
+
+WARM_UP, CO_TRAINING = "loss warm-up", "co-training"
+LOSS_BACKWARD, NETWORK_BACKWARD = "backward", "backward: network"
+NETWORK_PARTS = {"assignment pass", "online forward", NETWORK_BACKWARD}
+"""the networks' own work; everything else should be small"""
+
+
+def phase_steps(config: RunConfig) -> dict[str, int]:
+    """The number of a step in each phase of the run; a phase that the run does not have is left out."""
+    first, control = config.losses.warmup_steps, config.kind == "control"
+    return ({WARM_UP: 0} if first or control else {}) | ({} if control else {CO_TRAINING: first})
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest memory in GB: of the device's tensors, or on the CPU of this process since its start."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def compute_format(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Number format of the run's matrix products."""
+    chosen = resolve_precision(config.training.precision, device.type)
+    return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+
+def measure_step(work: Workload, device: torch.device, rounds: int) -> Report:
+    """Medians over `rounds` of a whole step of each phase, then of the same with its parts."""
+    config, dtype = work.config, compute_format(work.config, device)
+    batch = config.training.global_batch_size
+    cost, rate = footprint(config, class_count(config)), matrix_rate(device, dtype)
+    line = line_seconds(config.tracking.enabled) / config.training.log_every
+    wholes: list[Row] = []
+    parts: dict[str, dict[str, float]] = {}
+    notes = ["parts exclude the parts inside them; 'beside the networks' is all but the networks' passes"]
+    for phase, step in phase_steps(config).items():
+        seconds = median_seconds(lambda step=step: work.take(step, device), rounds, device)  # type: ignore[misc]
+        operations = batch * (cost.co_training if phase == CO_TRAINING else cost.warmup)
+        wholes.append(
+            {
+                "phase": phase,
+                "seconds": seconds,
+                "images/s": batch / seconds,
+                "model GFLOP": operations / 1e9,
+                "GFLOP/s": operations / seconds / 1e9,
+                "MFU %": 100 * operations / seconds / rate,
+                "peak GB so far": peak_memory(device),
+            }
+        )
+        parts[phase] = step_parts(work, device, rounds, step)
+        notes.append(f"{phase}: lines of log take {line:.2g} s per step, {100 * line / seconds:.2g} % of it")
+    facts = {
+        **run_facts(config, device),
+        "precision": str(dtype).removeprefix("torch."),
+        "matrix_gflops": round(rate / 1e9, 1),
+        "batches": work.source,
+    }
+    tables = [Table("whole step", wholes), Table("parts of the step", part_rows(parts))]
+    return Report("step", facts, tables, notes)
+
+
+def step_parts(work: Workload, device: torch.device, rounds: int, step: int) -> dict[str, float]:
+    """Median seconds by part of `rounds` steps of this number; the parts add up to a step."""
+    found = []
+    for _ in range(rounds):
+        with Stopwatch(synchroniser(device)) as watch, part("rest of the step"):
+            hook = work.network.register_forward_hook(lambda *given, watch=watch: _watch(given[2], watch))
+            try:
+                with part("loader wait"):
+                    batches = next(work.steps)
+                with part("to the device"):
+                    batches = [batch.to(device) for batch in batches]
+                work.state.step = step
+                training_step(work.state, work.network, batches, work.accelerator)
+            finally:
+                hook.remove()
+        found.append(watch.seconds)
+    names = dict.fromkeys(name for seconds in found for name in seconds)
+    return {name: statistics.median(seconds[name] for seconds in found) for name in names}
+
+
+def _watch(output: Any, watch: Stopwatch) -> None:
+    """Rename the backward pass when its first gradient reaches the output of the network."""
+    arrived: list[bool] = []
+
+    def first_gradient(_: torch.Tensor) -> None:
+        if not arrived:
+            watch.rename(NETWORK_BACKWARD)
+        arrived.append(True)
+
+    for tensor in output:
+        if tensor.requires_grad:
+            tensor.register_hook(first_gradient)
+
+
+def part_rows(parts: dict[str, dict[str, float]]) -> list[Row]:
+    """One row per part with seconds and per cent for each phase; the sum, and that beside the networks."""
+    names = list(dict.fromkeys(name for found in sorted(parts.values(), key=len)[::-1] for name in found))
+    groups = {name: {name} for name in names}
+    groups |= {"sum": set(names), "beside the networks": set(names) - NETWORK_PARTS}
+    rows: list[Row] = []
+    for label, group in groups.items():
+        row: Row = {"part": label}
+        for phase, found in parts.items():
+            seconds = sum(found.get(name, 0.0) for name in group)
+            row |= {f"{phase} s": seconds, f"{phase} %": 100 * seconds / sum(found.values())}
+        rows.append(row)
+    return rows
+
+
+def line_seconds(mlflow: bool = True, lines: int = 20) -> float:
+    """Median seconds that the loop waits for one line of log, local and (`mlflow`) with a store on SQLite."""
+    metrics = {f"train/term_{index}": 0.1 * index for index in range(14)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        uri = prepare_store(None, folder) if mlflow else ""
+        run_id = create_run(uri, "benchmark", "lines of log", params={}, tags={}) if mlflow else ""
+        tracker = open_tracker(folder, uri, run_id)
+        seconds = []
+        try:
+            for step in range(lines):
+                started = time.perf_counter()
+                tracker.log_metrics(metrics, step)
+                seconds.append(time.perf_counter() - started)
+        finally:
+            tracker.close("FINISHED")
+    return statistics.median(seconds)
+
+
+def write_traces(work: Workload, device: torch.device, folder: Path) -> list[Path]:
+    """Profile one step of each phase into `folder/<phase>.json`, for Perfetto; a first one does not count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    files = []
+    for phase, step in phase_steps(work.config).items():
+        work.take(step, device)
+        with profile(activities=activities, record_shapes=True) as trace:
+            work.take(step, device)
+        files.append(folder / f"{phase.replace(' ', '_')}.json")
+        trace.export_chrome_trace(str(files[-1]))
+    return files
