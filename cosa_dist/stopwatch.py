@@ -8,7 +8,7 @@ stands still, so the parts add up to the whole. On a GPU the stopwatch waits for
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,7 +30,7 @@ class Stopwatch:
         self, synchronise: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Start at zero; `synchronise` waits for the device before the clock is read."""
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._synchronise, self._clock = synchronise, clock
         self._open: list[str] = []
         self._since = 0.0

@@ -69,7 +69,9 @@ class _FakeNetwork:
         self.network = build_network(config.model.model_copy(update={"weights": "none"}), classes, 0).train()
         self.mode = FakeTensorMode()
         named = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        self.tensors = {name: self.mode.from_tensor(tensor) for name, tensor in named.items()}
+        self.tensors: dict[str, Tensor] = {
+            name: self.mode.from_tensor(tensor) for name, tensor in named.items()
+        }
 
     def __call__(self, side: int, images: int = 1, segment: bool = True) -> Any:
         """The output for fake images `[B, 3, side, side]`; to be called inside `mode`."""
