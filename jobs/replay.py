@@ -1,7 +1,7 @@
 """Send MLflow what it missed of a run: `python jobs/replay.py NAME`, where the server was away for good.
 
 Tags, tables, files and every number of the run folder that the store has not got yet are sent, with the times
-of their first recording, so that nothing is there twice. (The settings are there since the run began.) A run
+of their first recording, so that nothing is there twice. The settings are there since the run began. A run
 that is not finished needs no replay: `jobs/train.py --resume` sends what is missing.
 """
 
@@ -23,9 +23,8 @@ def send(name: str, output: Path) -> int:
         StoreError: the store cannot be reached, or does not know the run.
     """
     from cosa_dist.distributed.prepare import read_note, why_no_run
-    from cosa_dist.tracking.local_tracker import METRICS_FILE
-    from cosa_dist.tracking.mlflow_tracker import replay
     from cosa_dist.tracking.store import prepare_store, require_store, resolve_uri
+    from cosa_dist.tracking.upload import replay
 
     folder = output / "runs" / name
     if not (folder / "run.json").is_file():
@@ -36,7 +35,7 @@ def send(name: str, output: Path) -> int:
     uri = resolve_uri(str(note["tracking_uri"]), output)
     require_store(uri)  # an empty one made here would not know the run
     prepare_store(uri, output)
-    return replay(folder / METRICS_FILE, uri, str(note["run_id"]))
+    return replay(folder, uri, str(note["run_id"]))
 
 
 def main() -> int:

@@ -28,8 +28,7 @@ from cosa_dist.distributed.scaling import PlannedTrainer
 from cosa_dist.distributed.sweep.trials import is_stopped
 from cosa_dist.distributed.task import FAILURE, WorkerTask
 from cosa_dist.evaluation.report import EvalReport, read_reports
-from cosa_dist.tracking.mlflow_runs import finish_run
-from cosa_dist.tracking.tracker import Status
+from cosa_dist.tracking.mlflow_runs import Status, finish_run
 
 RESIZE_SECONDS = 20.0
 """an elastic run looks so often whether it could have more workers"""

@@ -45,9 +45,9 @@ from cosa_dist.distributed.run_folder import absolute, run_folder, with_absolute
 from cosa_dist.distributed.sharing import check_sharing_early
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
-from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
 from cosa_dist.tracking.store import prepare_store
+from cosa_dist.tracking.tracker import Tracker
 
 ONE, MASKS, TWO = "stage-one", "pseudo-masks", "stage-two"
 INHERITED_DATA = ("shards", "reading", "cache", "train_split", "val_split", "label")
@@ -272,6 +272,6 @@ def _record(run: StagedRun, first: Path, quality: dict[str, Any], outcome: Outco
         "pseudo_masks/ignored": quality["ignored"],
         "stage_two/miou_unfiltered": best(outcome.reports),
     }
-    tracker = open_tracker(run.folder, run.tracking_uri, run.run_id)
+    tracker = Tracker(run.folder, run.tracking_uri, run.run_id)
     tracker.log_metrics({key: value for key, value in numbers.items() if value is not None}, 0)
     tracker.close("FINISHED")

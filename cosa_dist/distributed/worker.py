@@ -32,7 +32,6 @@ from cosa_dist.evaluation.evaluator import evaluate_parts, has_cams
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.settings import evaluation_settings
-from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import BrokenCheckpointError, checkpoint_name, restore, restore_newest
 from cosa_dist.training.loop import NonFiniteLossError, Surroundings, TrainingStoppedError, run_training
@@ -51,7 +50,7 @@ def make_tracker(task: WorkerTask) -> Tracker:
     """Rank 0's tracker: the local mirror, and MLflow where it is on; nothing on other ranks."""
     if rank() != 0:
         return NullTracker()
-    return open_tracker(Path(task.folder), task.tracking_uri, task.run_id)
+    return Tracker(Path(task.folder), task.tracking_uri, task.run_id)
 
 
 class Evaluation:

@@ -55,7 +55,7 @@ def read_runs(uri: str, experiments: Sequence[str] = ()) -> list[RunRecord]:
     require_store(uri)
     from mlflow.exceptions import MlflowException
 
-    from cosa_dist.tracking.mlflow_client import connect
+    from cosa_dist.tracking.mlflow_runs import connect
 
     try:
         client = connect(uri)

@@ -47,7 +47,7 @@ def read_details(uri: str, run_id: str, pictures: int = 6) -> RunDetails:
     """
     from mlflow.exceptions import MlflowException
 
-    from cosa_dist.tracking.mlflow_client import connect
+    from cosa_dist.tracking.mlflow_runs import connect
 
     try:
         client = connect(uri)

@@ -23,7 +23,7 @@ from cosa_dist.reports.embedded import data_uri, with_mask
 from cosa_dist.reports.page import render_page
 from cosa_dist.reports.run_evolution import Evolution, FollowedImage
 from cosa_dist.reports.run_examination import Examination, JudgedImage, row_shares
-from cosa_dist.tracking.local_tracker import METRICS_FILE, metric_series
+from cosa_dist.tracking.mirror import METRICS_FILE, metric_series
 
 PICTURE_SIDE = 1100
 FOLLOWED_SIDE = 240
@@ -86,7 +86,7 @@ def _tags(uri: str, run_id: str) -> dict[str, str]:
         return {}
     from mlflow.exceptions import MlflowException
 
-    from cosa_dist.tracking.mlflow_client import connect
+    from cosa_dist.tracking.mlflow_runs import connect
 
     path = uri.removeprefix("sqlite:///")
     if path != uri and not Path(path).is_file():  # asking for it would create it

@@ -1,21 +1,63 @@
-"""The life of an MLflow run as the driver sees it: created, reopened by a resume, and given its status."""
+"""MLflow runs: the connection, names and limits of what is sent, and the life of a run as the driver sees it.
+
+Only `MlflowClient` is used: no active run, no global URI.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from cosa_dist.tracking.mlflow_client import connect, send_params, send_tags
-from cosa_dist.tracking.store import StoreError, artifact_location, without_password
-from cosa_dist.tracking.tracker import Status
+from cosa_dist.tracking.store import StoreError, artifact_location, first_line, store_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+BATCH = {"metrics": 1000, "params": 100, "tags": 100}
+PARAM_LENGTH = 6000
+TAG_LENGTH = 8000
+NAME_LENGTH = 250
 PARENT_TAG = "mlflow.parentRunId"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
 log = logging.getLogger(__name__)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client whose requests to a dead server fail within seconds instead of minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def send(
+    client: MlflowClient, run_id: str, kind: Literal["metrics", "params", "tags"], items: Sequence[Any]
+) -> None:
+    """Send entities in batches of the size that MLflow takes."""
+    for start in range(0, len(items), BATCH[kind]):
+        client.log_batch(run_id, **{kind: items[start : start + BATCH[kind]]})
+
+
+def send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Send labels, cut to MLflow's length."""
+    from mlflow.entities import RunTag
+
+    send(client, run_id, "tags", [RunTag(entity_name(k), str(v)[:TAG_LENGTH]) for k, v in tags.items()])
+
+
+def entity_name(name: str) -> str:
+    """The name with every character that MLflow refuses replaced, and no longer than it takes."""
+    plain = re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)
+    parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:NAME_LENGTH].rstrip("/") or "_"
 
 
 def create_run(
@@ -27,38 +69,28 @@ def create_run(
     params: Mapping[str, str] | None = None,
     parent_run_id: str = "",
 ) -> str:
-    """Create a run in a prepared store and return its id.
+    """Create a run in a prepared store and return its id; the experiment is created if missing.
 
-    Args:
-        uri: absolute URI from `prepare_store`.
-        experiment: name of the experiment, created if missing.
-        run_name: name shown in the tables.
-        tags: labels of the run; values are cut to MLflow's limit.
-        params: flattened settings; values are cut to MLflow's limit.
-        parent_run_id: run of the sweep that this run belongs to.
-
-    Raises:
-        StoreError: if the experiment is deleted or the store refuses.
+    Values of `tags` and `params` (flattened settings) are cut to MLflow's limits. Raises StoreError if the
+    experiment is deleted or the store refuses.
     """
-    from mlflow.exceptions import MlflowException
-
     labels = dict(tags or {}) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
-    try:
+    with store_errors(uri):
+        from mlflow.entities import Param
+
         client = connect(uri)
         run = client.create_run(experiment_id(client, uri, experiment), run_name=run_name)
         run_id: str = run.info.run_id
         send_tags(client, run_id, labels)
-        send_params(client, run_id, params or {})
-    except MlflowException as error:
-        raise StoreError(f"tracking store {without_password(uri)}: {error.message}") from error
+        values = [Param(entity_name(k), str(v)[:PARAM_LENGTH]) for k, v in (params or {}).items()]
+        send(client, run_id, "params", values)
     return run_id
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Id of an experiment, which is created if missing, also when another process does so now.
 
-    Raises:
-        StoreError: if the experiment of that name is deleted.
+    Raises StoreError if the experiment of that name is deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -83,22 +115,36 @@ def reopen_run(uri: str, run_id: str) -> bool:
 
     MLflow keeps the earlier end time until the next one: it counts only beside another status than RUNNING.
     """
-    return _tell(uri, run_id, lambda client: client.update_run(run_id, status="RUNNING"))
+    return _set_status(uri, run_id, lambda client: client.update_run(run_id, status="RUNNING"))
 
 
 def finish_run(uri: str, run_id: str, status: Status) -> bool:
-    """Set the status of a run whose workers cannot do it any more.
+    """Set the status of a run whose workers cannot do it any more; return whether the store took it.
 
-    Returns:
-        Whether the store has taken it: one that is away is a warning and no error, since the run's
-        outcome does not depend on it.
+    A store that does not answer is a warning and no error: the run's outcome does not depend on it.
     """
-    return _tell(uri, run_id, lambda client: client.set_terminated(run_id, status=status))
+    return _set_status(uri, run_id, lambda client: client.set_terminated(run_id, status=status))
+
+
+def _set_status(uri: str, run_id: str, call: Callable[[MlflowClient], object]) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        call(connect(uri))
+    except (MlflowException, OSError) as error:
+        log.warning(
+            "tracking: run %s keeps its old status, %s does not take it: %s",
+            run_id,
+            without_password(uri),
+            first_line(error),
+        )
+        return False
+    return True
 
 
 @contextmanager
 def made_with(uri: str, run_id: str) -> Iterator[None]:
-    """Make what belongs to a new run; where that fails, the run is FAILED. Without a run id, none is told."""
+    """Make what belongs to a new run, which is FAILED where that fails; without a run id nothing is set."""
     try:
         yield
     except BaseException:
@@ -111,7 +157,7 @@ def made_with(uri: str, run_id: str) -> Iterator[None]:
 def ending(uri: str, run_id: str) -> Iterator[None]:
     """Give a run its status at the end of the block: FINISHED, KILLED (KeyboardInterrupt) or FAILED.
 
-    Without a run id, nothing is told to anybody.
+    Nothing is set without a run id.
     """
     status: Status = "FAILED"
     try:
@@ -123,20 +169,3 @@ def ending(uri: str, run_id: str) -> Iterator[None]:
     finally:
         if run_id:
             finish_run(uri, run_id, status)
-
-
-def _tell(uri: str, run_id: str, say: Callable[[MlflowClient], object]) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        say(connect(uri))
-    except (MlflowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning(
-            "tracking: run %s keeps its old status, %s does not take it: %s",
-            run_id,
-            without_password(uri),
-            reason,
-        )
-        return False
-    return True

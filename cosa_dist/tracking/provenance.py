@@ -5,34 +5,33 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 COMMIT_VARIABLE = "COSA_GIT_COMMIT"
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "ray",
-    "accelerate",
-    "datasets",
-    "mlflow",
-    "numpy",
-    "pillow",
-)
+LIBRARIES = ("torch", "torchvision", "timm", "ray", "accelerate", "datasets", "mlflow", "numpy", "pillow")
 
 
 def provenance() -> dict[str, str]:
-    """Tags of the code, the libraries and the machine that a run uses."""
-    versions = {f"version/{name}": version for name, version in package_versions().items()}
-    return {"git_commit": git_commit(), **versions, **hardware()}
+    """Tags of the code, the libraries and the machine that a run uses; `gpus` is empty without any."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Asked from the driver's tool: asking torch would take GPU memory in this process.
+    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    return {
+        "git_commit": git_commit(),
+        **{f"version/{name}": version for name, version in package_versions().items()},
+        "machine": platform.machine(),
+        "cpu_count": str(cpus),
+        "gpus": ", ".join(line.strip() for line in gpus.splitlines()),
+    }
 
 
 def git_commit(file: Path = Path(__file__)) -> str:
     """Commit of the repository that holds `file`, `<hash>-dirty` if tracked files are changed.
 
-    Without a repository (a Ray job's working directory has none) the variable `COSA_GIT_COMMIT`
-    counts, else the answer is `unknown`.
+    Without a repository (a Ray job's working directory has none) the variable `COSA_GIT_COMMIT` counts, else
+    the answer is `unknown`.
     """
     folder = file.resolve().parent
     # An installed copy may lie inside the repository of another project: then it is not tracked.
@@ -48,23 +47,9 @@ def package_versions() -> dict[str, str]:
     """Installed versions of Python and of the main libraries."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
-
-
-def hardware() -> dict[str, str]:
-    """Architecture, CPUs this process may use, and GPU names (empty without any)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Asked from the driver's tool: asking torch would take GPU memory in this process.
-    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
-    return {
-        "machine": platform.machine(),
-        "cpu_count": str(cpus),
-        "gpus": ", ".join(line.strip() for line in gpus.splitlines()),
-    }
 
 
 def _output(*command: str) -> str | None:

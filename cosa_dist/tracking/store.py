@@ -1,18 +1,19 @@
 """Finding or creating the MLflow store, once, in the driver, before any worker opens it.
 
-A fresh SQLite database that several processes open at the same moment is ruined for good: each of
-them starts the schema migration. So `prepare_store` creates or upgrades it under a file lock and
-hands out an absolute URI, because workers and jobs run in other folders. Write-ahead logging
-makes several writers bearable; it needs shared memory, so on a network file system it stays off.
+A fresh SQLite database that several processes open at the same moment is ruined for good: each of them starts
+the schema migration. So `prepare_store` creates or upgrades it under a file lock and hands out an absolute
+URI, because workers and jobs run in other folders. Write-ahead logging makes several writers bearable; it
+needs shared memory, so on a network file system it stays off.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -23,6 +24,7 @@ from cosa_dist.config.paths import absolute
 log = logging.getLogger(__name__)
 
 SQLITE, MEMORY = "sqlite:///", ":memory:"
+SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "smbfs", "ceph"}
@@ -34,6 +36,22 @@ class StoreError(ValueError):
     """A tracking store that cannot be used; the message is one line for the user."""
 
 
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into a `StoreError` that names the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise StoreError(f"tracking store {without_password(uri)}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def prepare_store(
     uri: str | None,
     default_folder: Path,
@@ -43,26 +61,21 @@ def prepare_store(
 ) -> str:
     """Make the store ready for many processes and return its absolute URI.
 
-    Args:
-        uri: `http(s)://` server, `sqlite:///` file (for relative ones see `absolute`), other database, or
-            empty/None for `<default_folder>/mlflow.db`.
-        default_folder: where the default SQLite file lies, and the lock of other databases.
-        lock_seconds: how long to wait for another process that prepares the same store.
-        reach_seconds: how long to wait for a server.
-
-    Raises:
-        StoreError: if the store cannot be reached, created or understood.
+    `uri` is an `http(s)://` server, a `sqlite:///` file (for relative ones see `absolute`), another database,
+    or empty for `<default_folder>/mlflow.db`; locks of other databases lie in the folder too. Waits
+    `lock_seconds` for another process that prepares the same store and `reach_seconds` for a server. Raises
+    StoreError if the store cannot be reached, created or understood.
     """
     uri = check_store(uri, default_folder, reach_seconds)
     scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https"):
+    if scheme in SERVERS:
         return uri
     folder = sqlite_path(uri).parent if scheme == "sqlite" else Path(default_folder).resolve()
     lock_file = folder / (sqlite_path(uri).name + ".lock" if scheme == "sqlite" else "mlflow.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(lock_file), timeout=lock_seconds):
-            _create_or_upgrade(uri, folder)
+            _create_or_upgrade(uri, artifact_location(uri) or str(folder / "artifacts"))
     except Timeout as error:
         raise StoreError(
             f"tracking store {without_password(uri)}: another process has held {lock_file} for "
@@ -71,33 +84,27 @@ def prepare_store(
     except StoreError:
         raise
     except Exception as error:  # SQLAlchemy's errors are of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"tracking store {without_password(uri)}: {reason}") from error
+        raise StoreError(f"tracking store {without_password(uri)}: {first_line(error)}") from error
     return uri
 
 
 def check_store(uri: str | None, default_folder: Path, reach_seconds: float = 3.0) -> str:
     """Return the absolute URI; of a server, only if it answers. Nothing is made.
 
-    Raises:
-        StoreError: for a kind of store or a path that is not supported, or a server that is away.
+    Raises StoreError for a kind of store or a path that is not supported, or a server that does not answer.
     """
     uri = resolve_uri(uri, default_folder)
-    if urlsplit(uri).scheme in ("http", "https"):
+    if urlsplit(uri).scheme in SERVERS:
         check_server(uri, reach_seconds)
     return uri
 
 
 def resolve_uri(uri: str | None, default_folder: Path) -> str:
-    """Return the absolute URI without touching the store.
-
-    Raises:
-        StoreError: for a kind of store or a path that is not supported.
-    """
+    """Return the absolute URI without touching the store; StoreError for what is not supported."""
     if not uri:
         return sqlite_uri(Path(absolute(str(default_folder))) / "mlflow.db")
     scheme = urlsplit(uri).scheme.split("+")[0]
-    if scheme in ("http", "https") or scheme in DATABASES:
+    if scheme in (*SERVERS, *DATABASES):
         return uri
     if scheme == "sqlite":
         name = uri.removeprefix(SQLITE)
@@ -117,8 +124,7 @@ def resolve_uri(uri: str | None, default_folder: Path) -> str:
 def sqlite_uri(path: Path) -> str:
     """URI of a SQLite file, with an absolute path.
 
-    Raises:
-        StoreError: a path that MLflow and SQLAlchemy would each read in another way than it is written.
+    Raises StoreError for a path that MLflow and SQLAlchemy would each read in another way than it is written.
     """
     whole = str(Path(path).expanduser().resolve())
     if "?" in whole or unquote(whole) != whole:
@@ -137,33 +143,23 @@ def sqlite_path(uri: str) -> Path:
 
 def artifact_location(uri: str) -> str | None:
     """Absolute place of the artifacts of a SQLite store; None where a server decides."""
-    if not uri.startswith(SQLITE):
-        return None
-    return (sqlite_path(uri).parent / "artifacts").as_uri()
+    return (sqlite_path(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
 
 
 def require_store(uri: str) -> None:
-    """Check that a store exists and answers, without creating one.
-
-    Raises:
-        StoreError: if it does not.
-    """
-    if uri.startswith(SQLITE):
-        if not sqlite_path(uri).is_file():
-            raise StoreError(f"no tracking store at {sqlite_path(uri)}: nothing was trained yet")
-    elif urlsplit(uri).scheme in ("http", "https"):
+    """Check that a store exists and answers, without creating one; StoreError if it does not."""
+    if uri.startswith(SQLITE) and not sqlite_path(uri).is_file():
+        raise StoreError(f"no tracking store at {sqlite_path(uri)}: nothing was trained yet")
+    if urlsplit(uri).scheme in SERVERS:
         check_server(uri, 3.0)
 
 
 def check_server(uri: str, seconds: float) -> None:
-    """Ask an MLflow server for its health.
-
-    Raises:
-        StoreError: if it does not answer within `seconds` or refuses.
-    """
-    request = urllib.request.Request(f"{_without_credentials(uri).rstrip('/')}/health")
+    """Ask an MLflow server for its health; StoreError if it does not answer within `seconds` or refuses."""
+    parts = urlsplit(uri)
+    without_login = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        with urllib.request.urlopen(request, timeout=seconds):
+        with urllib.request.urlopen(f"{without_login.rstrip('/')}/health", timeout=seconds):
             return
     except urllib.error.HTTPError as error:
         # Any answer means that something listens; hosted servers know no /health or want a login
@@ -182,52 +178,54 @@ def check_server(uri: str, seconds: float) -> None:
 
 def without_password(uri: str) -> str:
     """The URI for messages: without a password."""
-    parts = urlsplit(uri)
-    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@", 1)
+    password = urlsplit(uri).password
+    return uri if password is None else uri.replace(f":{password}@", ":***@", 1)
 
 
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _create_or_upgrade(uri: str, folder: Path) -> None:
+def _create_or_upgrade(uri: str, artifacts: str) -> None:
     """Bring the database to this MLflow's schema; the caller holds the lock."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.exceptions import MlflowException
 
     if uri.startswith(SQLITE):
         path = sqlite_path(uri)
         if _has_tables(path):
-            _migrate(uri, path)
+            _upgrade(uri)
         else:
             # Built under another name: a start that is killed half-way leaves no half-made store.
             part = path.with_name(path.name + ".part")
             part.unlink(missing_ok=True)
-            _migrate(sqlite_uri(part), None)
+            _create(sqlite_uri(part), artifacts)
             part.replace(path)
         _set_journal(path)
-    else:
-        _migrate(uri, None)
-    SqlAlchemyStore(uri, artifact_location(uri) or str(folder / "artifacts"))
+    try:
+        _create(uri, artifacts)
+    except MlflowException:  # all tables are there, of an older MLflow
+        _upgrade(uri)
+        _create(uri, artifacts)
 
 
-def _migrate(uri: str, backup_of: Path | None) -> None:
-    """Create the tables, or upgrade those of an older MLflow after a copy of the file."""
+def _create(uri: str, artifacts: str) -> None:
+    """Open the database once, which creates the tables and the default experiment where they are missing."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, artifacts).engine.dispose()
+
+
+def _upgrade(uri: str) -> None:
+    """Upgrade the tables of an older MLflow, those of a SQLite file after a copy of it.
+
+    MLflow itself offers this as a shell command only, and upgrades some stores unasked and without a copy.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.store.db import utils as database
 
     engine = database.create_sqlalchemy_engine_with_retry(uri)
     try:
-        if not database._all_tables_exist(engine) and backup_of is None:
-            database._initialize_tables(engine)
-        try:
-            database._verify_schema(engine)
-        except MlflowException:
-            if backup_of is not None:
-                _back_up(backup_of)
-            database._upgrade_db(engine)
-    except MlflowException as error:
-        raise StoreError(f"tracking store {without_password(uri)}: {error.message}") from error
+        database._verify_schema(engine)
+    except MlflowException:
+        if uri.startswith(SQLITE):
+            _back_up(sqlite_path(uri))
+        database._upgrade_db(engine)
     finally:
         engine.dispose()
 
@@ -235,10 +233,7 @@ def _migrate(uri: str, backup_of: Path | None) -> None:
 def _back_up(path: Path) -> None:
     copy = path.with_name(path.name + ".before-upgrade")
     log.warning("tracking store %s: upgrading its schema; a copy is in %s", path, copy)
-    with (
-        contextlib.closing(sqlite3.connect(path)) as source,
-        contextlib.closing(sqlite3.connect(copy)) as target,
-    ):
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
 
 
@@ -247,7 +242,7 @@ def _has_tables(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
             tables = {name for (name,) in rows}
     except sqlite3.DatabaseError as error:
@@ -266,7 +261,7 @@ def _set_journal(path: Path) -> None:
             path,
             kind,
         )
-    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute(f"PRAGMA journal_mode={mode}")
 
 

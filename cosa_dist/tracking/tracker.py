@@ -1,133 +1,166 @@
-"""What the training loop knows of experiment tracking: one small interface.
+"""The tracker of a run, to which the training loop logs without knowing MLflow.
 
-The loop logs to a `Tracker` and knows neither files nor MLflow. `CombinedTracker` writes to the
-local mirror first and to MLflow second, with one time stamp for both, so that a later replay of
-the mirror finds out what the server already has.
+Everything goes into the run folder first (the mirror: `metrics.jsonl`, `tags.json`, `tables/`,
+`artifacts.json`), handed to the operating system at once; what a full disk refuses waits in memory. A
+background thread uploads from there to MLflow, so training never waits for the store and an outage loses
+nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
+import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+from cosa_dist.atomic import atomic_write
+from cosa_dist.tracking.mirror import ARTIFACTS_FILE, METRICS_FILE, TAGS_FILE, read_mapping, read_metrics
+from cosa_dist.tracking.mlflow_runs import Status
+from cosa_dist.tracking.store import without_password
+from cosa_dist.tracking.upload import Upload, UploadThread
 
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Where a run's numbers go; only rank 0 holds one that writes."""
+class Tracker:
+    """Records one run; opened again after a crash, it continues.
 
-    @property
-    def run_id(self) -> str:
-        """Identity of the run in the tracking store, empty if there is none."""
+    A metric that an earlier session recorded at some step is not recorded again at that step or before:
+    these are steps that training repeats. After `close` nothing is recorded.
+    """
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None) -> None:
-        """Record numbers of one step; `time_ms` is the Unix time in ms, now by default."""
+    _open = False
 
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Record settings that stay the same for the whole run."""
+    def __init__(self, folder: Path, uri: str = "", run_id: str = "", *, patience: float = 15.0) -> None:
+        """Open the mirror and start the upload; without `uri` and `run_id` there is only the mirror.
+
+        `patience` is how long `flush` and `close` wait for the store, in seconds.
+        """
+        self.folder = Path(folder).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / METRICS_FILE
+        self._last_step: dict[str, int] = {}
+        for line in read_metrics(self.path) if self.path.exists() else ():
+            for key in line.metrics:
+                self._last_step[key] = max(line.step, self._last_step.get(key, line.step))
+        self._file = self.path.open("ab", buffering=0)
+        self._unwritten = b"\n" if _ends_inside_a_line(self.path) else b""
+        self._refused = False
+        self._open = True
+        self._write()
+        self.set_tags({"status": "RUNNING"})
+        self._patience = patience
+        self.upload = UploadThread(Upload(self.folder, uri, run_id)) if uri and run_id else None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers of one step."""
+        known = self._last_step
+        fresh = {k: _portable(value) for k, value in metrics.items() if k not in known or step > known[k]}
+        if self._open and fresh:
+            stamp = int(time.time() * 1000)
+            line = json.dumps({"time_ms": stamp, "step": int(step), "metrics": fresh}, allow_nan=False)
+            self._unwritten += line.encode() + b"\n"
+            self._write()
+
+    def _write(self) -> None:
+        """Hand over what is waiting; what a full disk refuses goes on waiting."""
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                log.warning("tracking: %s cannot be written, its lines wait: %s", self.path, error)
+            self._refused = True
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record labels of the run; a later value replaces an earlier one."""
+        self._merge_json(TAGS_FILE, tags)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file under `folder` of the run's artifacts."""
+        """Record a file under `folder` of the run's artifacts; others are copied into the run folder."""
+        source = Path(path).resolve()
+        if self._open and not source.is_relative_to(self.folder):
+            target = self.folder / "artifacts" / folder / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = Path(shutil.copy2(source, target))
+        if self._open:
+            self._merge_json(ARTIFACTS_FILE, {str(source.relative_to(self.folder)): folder})
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Record a table, one mapping per row, as `tables/<name>.json`."""
+        """Record a table as `tables/<name>.json`, a list of rows; numbers that are not finite become null."""
+        finite = [{key: _finite_or_none(value) for key, value in row.items()} for row in rows]
+        if self._open:
+            atomic_write(self.folder / "tables" / f"{name}.json", json.dumps(finite, indent=1, default=str))
+
+    def _merge_json(self, name: str, values: Mapping[str, str]) -> None:
+        if self._open:
+            merged = read_mapping(self.folder / name) | {
+                str(key): str(value) for key, value in values.items()
+            }
+            atomic_write(self.folder / name, json.dumps(merged, indent=1))
 
     def flush(self) -> None:
-        """Hand over what is buffered, without waiting long for a store that does not answer."""
+        """Force the lines to the disk and upload; returns when that is done or one attempt has failed."""
+        if self._open:
+            self._sync()
+            if self.upload:
+                self.upload.flush(self._patience)
+
+    def _sync(self) -> None:
+        self._write()
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Flush and end the run with a status; later calls do nothing."""
+        """Record the status, upload, and report what could not be delivered."""
+        if not self._open:
+            return
+        try:
+            self.set_tags({"status": status})
+        except OSError as error:
+            log.warning("tracking: the status %s cannot be written: %s", status, error)
+        self._sync()
+        error = self.upload.close(self._patience, self._unwritten) if self.upload else None
+        if self.upload and error:
+            log.warning(
+                "tracking: run %s did not reach %s completely (%s); what is missing stays in the run folder "
+                "and is sent when the run is resumed or replayed (jobs/replay.py)",
+                self.upload.run_id,
+                without_password(self.upload.uri),
+                error,
+            )
+        self._file.close()
+        self._open = False
 
 
-class NullTracker:
-    """Records nothing: ranks above 0 and plain tests."""
+class NullTracker(Tracker):
+    """Records nothing: ranks above 0."""
 
-    run_id = ""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None) -> None:
-        """Do nothing."""
-
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing."""
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self, status: Status = "FINISHED") -> None:
-        """Do nothing."""
+    def __init__(self) -> None:
+        self._last_step = {}
 
 
-class CombinedTracker:
-    """Hands everything to several trackers, the local mirror first.
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    After a crash, training repeats the steps since the last checkpoint. If the first tracker can
-    tell what an earlier session recorded (`unseen`), repeated points reach none of the trackers.
-    """
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self.trackers = list(trackers)
+def _portable(value: float) -> float | str:
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else ("Infinity" if number > 0 else "-Infinity")
 
-    @property
-    def run_id(self) -> str:
-        """Identity of the run: the first one that a tracker knows."""
-        return next((tracker.run_id for tracker in self.trackers if tracker.run_id), "")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None) -> None:
-        """Record numbers of one step everywhere, with the same time stamp."""
-        stamp = int(time.time() * 1000) if time_ms is None else time_ms
-        unseen = getattr(self.trackers[0], "unseen", None) if self.trackers else None
-        fresh = dict(metrics) if unseen is None else unseen(metrics, step)
-        if fresh:
-            for tracker in self.trackers:
-                tracker.log_metrics(fresh, step, time_ms=stamp)
-
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Record settings everywhere."""
-        for tracker in self.trackers:
-            tracker.log_params(params)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Record labels everywhere."""
-        for tracker in self.trackers:
-            tracker.set_tags(tags)
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file everywhere."""
-        for tracker in self.trackers:
-            tracker.log_artifact(path, folder)
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Record a table everywhere."""
-        for tracker in self.trackers:
-            tracker.log_table(rows, name)
-
-    def flush(self) -> None:
-        """Flush every tracker."""
-        for tracker in self.trackers:
-            tracker.flush()
-
-    def close(self, status: Status = "FINISHED") -> None:
-        """Close every tracker, also when one of them fails."""
-        for tracker in self.trackers:
-            try:
-                tracker.close(status)
-            except Exception:
-                log.exception("tracking: closing %s failed", type(tracker).__name__)
+def _ends_inside_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -30,7 +30,7 @@ from cosa_dist.data.sources.coco_outline import CocoMask
 from cosa_dist.data.sources.record import SourceRecord, id_of, unsafe_id, unsafe_name
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.model.weight_file import read_file
-from cosa_dist.tracking.local_tracker import parse_line
+from cosa_dist.tracking.mirror import parse_line
 from cosa_dist.training.checkpoint_files import CheckpointError, read_checkpoint
 from tests.bad_input.picture_cases import FORMATS, encoded, pixels
 from tests.data.coco_files import CATEGORY_IDS, annotation, write_coco

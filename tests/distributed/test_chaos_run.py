@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cosa_dist.distributed.prepare import write_note
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run, finish_run
+from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run
 from cosa_dist.tracking.store import prepare_store
 from tests.faults.chaos_run import differences
 

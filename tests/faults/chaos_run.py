@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.prepare import read_note
-from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_tracker import replay
+from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
+from cosa_dist.tracking.mlflow_runs import connect
+from cosa_dist.tracking.upload import replay
 from cosa_dist.training.checkpoint_files import checkpoints
 from tests.faults.chaos_stage import PATIENCE, Stage, StageError, wait_until
 
@@ -99,7 +99,7 @@ def disturbed_run(
         yield Struck(kill.victim, step, time.monotonic() - started)
     _wait_for_end(stage, config.name)
     stage.await_tracker()
-    replay(folder / METRICS_FILE, stage.tracking_uri, str(read_note(folder)["run_id"]))
+    replay(folder, stage.tracking_uri, str(read_note(folder)["run_id"]))
 
 
 def _wait_for_end(stage: Stage, name: str) -> None:

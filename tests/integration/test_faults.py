@@ -14,7 +14,7 @@ import torch
 
 from cosa_dist.config.loading import build_config, merge, to_yaml
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.tracking.mlflow_client import connect
+from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
 from tests.faults.chaos_run import last_step
 from tests.faults.chaos_stage import Stage, wait_until

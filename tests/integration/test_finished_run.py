@@ -15,7 +15,7 @@ from cosa_dist.distributed import worker
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import evaluator
 from cosa_dist.evaluation.report import read_reports
-from cosa_dist.tracking.local_tracker import LocalTracker
+from cosa_dist.tracking.tracker import Tracker
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 from tests.integration.test_segmenter_run import segmenter_config
 
@@ -81,7 +81,7 @@ def broken(*arguments, **named):
         (worker, "classification_control", "no CAM control (evaluation.cam_control): out of something"),
         (reporting, "save_pictures", "no pictures: out of something"),
         (reporting, "as_text", "no tables of the reports: out of something"),
-        (LocalTracker, "log_table", "no tables of the reports: out of something"),
+        (Tracker, "log_table", "no tables of the reports: out of something"),
         (evaluator, "DenseCrf", "no scores after the dense CRF (evaluation.crf): "),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 
 from cosa_dist.config.loading import build_config, merge, to_yaml
 from cosa_dist.distributed.prepare import read_note
-from cosa_dist.tracking.mlflow_client import connect
+from cosa_dist.tracking.mlflow_runs import connect
 from tests.faults.chaos_stage import wait_until
 from tests.integration.small_run import SETTINGS, curve, make_shards
 from tests.integration.test_streaming_run import PROJECT

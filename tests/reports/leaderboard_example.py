@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlflow.entities import Metric
 from PIL import Image
 
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
-from cosa_dist.tracking.delivery import Point
-from cosa_dist.tracking.mlflow_client import connect, send_points
-from cosa_dist.tracking.mlflow_runs import create_run, finish_run
+from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run, send
 from cosa_dist.tracking.store import prepare_store
 
 RUNS = (
@@ -43,11 +42,11 @@ def make_store(folder: Path) -> str:
         tags |= {"image_set": f"{dataset}-images", "evaluated_images": "3", "classes": "2", "benchmark": ""}
         params = {"seed": seed, "losses.energy": "0.05", "data.shards": f"/somewhere/{seed}"}
         run_id = create_run(uri, "pages", name, tags=tags, params=params)
-        points = [Point("train/total", 2.0 / step, 1000 + step, step) for step in range(1, 6)]
-        points += [Point("val/miou_unfiltered", miou * step / 5, 1000 + step, step) for step in (2, 4)]
-        points += [Point("final/online/miou_unfiltered", miou, 2000, 100)]
-        points += [Point("final/online/miou_true_labels", miou + 1, 2000, 100)]
-        send_points(client, run_id, points)
+        points = [Metric("train/total", 2.0 / step, 1000 + step, step) for step in range(1, 6)]
+        points += [Metric("val/miou_unfiltered", miou * step / 5, 1000 + step, step) for step in (2, 4)]
+        points += [Metric("final/online/miou_unfiltered", miou, 2000, 100)]
+        points += [Metric("final/online/miou_true_labels", miou + 1, 2000, 100)]
+        send(client, run_id, "metrics", points)
         path = folder / "report_online.json"
         path.write_text(report(miou).to_json(), encoding="utf-8")
         client.log_artifact(run_id, str(path))

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
+from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
 from tests.faults.chaos_run import last_step, tracked
 from tests.slurm.client import TWO_NODES, Cluster, JobState, wait_until
 from tests.slurm.cluster import lose_node, return_node

@@ -116,7 +116,7 @@ def test_an_upward_import_is_reported(source: str, module: str) -> None:
         ("from .separation import separation_loss", "cosa_dist.losses.energy"),
         ("from .energy import energy_loss", "cosa_dist.losses.__init__"),
         ("import torch\nfrom datasets import Dataset", "cosa_dist.config.schema"),
-        ("import mlflow", "cosa_dist.tracking.mlflow_tracker"),
+        ("import mlflow", "cosa_dist.tracking.upload"),
         ("import ray.train", "cosa_dist.distributed.launch"),
     ],
 )

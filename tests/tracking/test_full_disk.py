@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from cosa_dist.tracking.local_tracker import LocalTracker, read_metrics
+from cosa_dist.tracking.mirror import read_metrics
+from cosa_dist.tracking.tracker import Tracker
 
 
 class FullDisk:
@@ -29,7 +30,7 @@ class FullDisk:
 
 @pytest.mark.parametrize("room", [0, 17])
 def test_what_a_full_disk_refuses_is_written_later(tmp_path, caplog, room):
-    tracker = LocalTracker(tmp_path)
+    tracker = Tracker(tmp_path)
     disk = tracker._file = FullDisk(tracker._file)
     tracker.log_metrics({"loss": 1.0}, 1)
     disk.room = room

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cosa_dist.distributed.cluster import free_port
-from cosa_dist.tracking.local_tracker import LocalTracker
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run
-from cosa_dist.tracking.mlflow_tracker import MlflowTracker, replay
+from cosa_dist.tracking.mlflow_runs import connect, create_run
 from cosa_dist.tracking.store import prepare_store
-from cosa_dist.tracking.tracker import CombinedTracker
+from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.tracking.upload import replay
 from tests.faults.chaos_stage import await_mlflow_server, start_mlflow_server
 
 Start = Callable[[], subprocess.Popen]
@@ -45,55 +42,43 @@ def server(store: str, tmp_path: Path) -> Iterator[tuple[str, Start]]:
         stop(process)
 
 
-def deliver(tracker: MlflowTracker) -> None:
-    """Flush until everything has arrived."""
-    deadline = time.monotonic() + 120
-    while tracker.undelivered:
-        assert time.monotonic() < deadline, "not delivered"
-        tracker.flush()
-
-
 @pytest.mark.integration
-def test_every_metric_is_there_exactly_once_after_an_outage(server, tmp_path, monkeypatch):
+def test_every_metric_is_there_exactly_once_after_an_outage(server, tmp_path, monkeypatch, caplog):
     """One tracker lives through the outage, the other is closed during it and replayed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri, start = server
     process = start()
     assert prepare_store(uri, tmp_path) == uri
     ids = [create_run(uri, "outage", name, params={"seed": "1"}) for name in ("closed", "living")]
-    closed = MlflowTracker(uri, ids[0], batch=20, seconds=0.2, patience=1.0)
-    living = MlflowTracker(uri, ids[1], seconds=0.2, longest_pause=0.5, patience=60.0)
-    local = LocalTracker(tmp_path / "run", ids[0])
-    tracker = CombinedTracker([local, closed])
+    closed = Tracker(tmp_path / "closed", uri, ids[0], patience=1.0)
+    living = Tracker(tmp_path / "living", uri, ids[1], patience=60.0)
 
     def train(first: int, last: int) -> None:
         for step in range(first, last):
-            tracker.log_metrics({"loss": 1 / (step + 1), "lr": step * 1e-6}, step)
+            closed.log_metrics({"loss": 1 / (step + 1), "lr": step * 1e-6}, step)
             living.log_metrics({"loss": float(step)}, step)
 
-    train(0, 50)
-    deliver(closed)
-    deliver(living)
-    stop(process)
-    train(50, 1300)
-    tracker.set_tags({"split": "val"})
-    tracker.log_table([{"class": "cat", "iou": 0.5}], "classes")
-    tracker.close("FINISHED")
-    # 1250 steps of two metrics, the tags, the table and the status
-    assert closed.undelivered == 2503
-    assert living.undelivered == 1250
-
-    start()
-    deliver(living)
-    living.close("KILLED")
-    assert living.undelivered == 0
-    assert replay(local.path, uri, ids[0]) == 2500
-    assert replay(local.path, uri, ids[0]) == 0
     client = connect(uri)
 
     def points(run_id: str, key: str) -> list[tuple[int, float]]:
         return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
 
+    train(0, 50)
+    assert closed.upload.flush(120) is living.upload.flush(120) is None
+    assert len(points(ids[0], "lr")) == len(points(ids[1], "loss")) == 50
+    stop(process)
+    train(50, 1300)
+    living.flush()
+    closed.set_tags({"split": "val"})
+    closed.log_table([{"class": "cat", "iou": 0.5}], "classes")
+    closed.close("FINISHED")
+    assert f"run {ids[0]} did not reach {uri} completely" in caplog.text
+
+    start()
+    living.close("KILLED")
+    assert ids[1] not in caplog.text
+    assert replay(closed.folder, uri, ids[0]) == 2500
+    assert replay(closed.folder, uri, ids[0]) == 0
     assert points(ids[1], "loss") == [(step, float(step)) for step in range(1300)]
     assert points(ids[0], "loss") == [(step, 1 / (step + 1)) for step in range(1300)]
     assert points(ids[0], "lr") == [(step, step * 1e-6) for step in range(1300)]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cosa_dist.tracking.local_tracker import LocalTracker
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_runs import connect, create_run
+from cosa_dist.tracking.tracker import Tracker
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +41,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
 def test_a_store_that_cannot_take_it_is_one_line(store, tmp_path, note, words):
     folder = tmp_path / "runs" / "lost"
     content = {"tracking_uri": store, "run_id": create_run(store, "replay", "lost"), "finished": True}
-    mirror = LocalTracker(folder)
+    mirror = Tracker(folder)
     mirror.log_metrics({"loss": 1.0}, 1)
     mirror.close("FINISHED")
     if not note.pop("metrics", True):
@@ -56,7 +55,7 @@ def test_a_store_that_cannot_take_it_is_one_line(store, tmp_path, note, words):
 def test_what_is_missing_is_sent_once(store, tmp_path):
     folder = tmp_path / "runs" / "lonely"
     run_id = create_run(store, "replay", "lonely")
-    mirror = LocalTracker(folder)
+    mirror = Tracker(folder)
     for step in range(4):
         mirror.log_metrics({"loss": float(step)}, step)
     mirror.close("FINISHED")

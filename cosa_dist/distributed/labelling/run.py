@@ -26,8 +26,8 @@ from cosa_dist.distributed.prepare import dataset_label, mark_finished, read_not
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
 from cosa_dist.inference.trained import choose
 from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
-from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.tracker import Tracker
 
 SHARDS = "shards"
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _label(
             outcome = LabellingOutcome(shards, quality, 0.0)
         else:
             outcome = label_split(task, config, shards, resources, labelled)
-        tracker = open_tracker(folder, uri, run_id)
+        tracker = Tracker(folder, uri, run_id)
         tracker.set_tags(_evaluated(outcome.quality, config))
         tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
         with spared("pictures"):

@@ -28,7 +28,7 @@ from cosa_dist.distributed.sweep.space import tune_space
 from cosa_dist.distributed.sweep.trial import TrialTask, run_trial, trial_config, trial_options
 from cosa_dist.distributed.sweep.trials import METRIC, Trial, mark_stopped, read_trial, read_trials
 from cosa_dist.tracking.mlflow_runs import finish_run
-from cosa_dist.tracking.mlflow_tracker import replay
+from cosa_dist.tracking.upload import replay
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def complete_tracking(folder: Path) -> None:
     if not run_id:
         return
     try:
-        replay(folder / "metrics.jsonl", uri, run_id)
+        replay(folder, uri, run_id)
     except Exception as error:  # the sweep's outcome does not depend on the store
         log.warning("tracking: run %s could not be completed: %s", run_id, str(error).splitlines()[:1])
     finish_run(uri, run_id, "KILLED")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cosa_dist.atomic import atomic_write
-from cosa_dist.tracking.local_tracker import METRICS_FILE, read_metrics
+from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
 
 METRIC = "miou_unfiltered"
 STOPPED_FILE = "stopped.json"

@@ -8,16 +8,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.tracking.local_tracker import LocalTracker
-from cosa_dist.tracking.mlflow_client import connect, entity_name, is_permanent
-from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
-from cosa_dist.tracking.mlflow_tracker import MlflowTracker, open_tracker, replay
+from cosa_dist.tracking import tracker as tracker_module
+from cosa_dist.tracking.mlflow_runs import connect, create_run, entity_name, finish_run, reopen_run
 from cosa_dist.tracking.store import StoreError
+from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.tracking.upload import replay
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, int, float]]:
     found = connect(uri).get_metric_history(run_id, key)
     return sorted((metric.step, metric.timestamp, metric.value) for metric in found)
+
+
+class Clock:
+    """Stands for the module `time`; the times of the metrics are its `ms`."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.ms = 0
+        monkeypatch.setattr(tracker_module, "time", self)
+
+    def time(self) -> float:
+        return self.ms / 1000
+
+
+def log_steps(tracker: Tracker, clock: Clock, steps: range, offset: int) -> None:
+    """Losses of some steps, recorded at (offset + step) ms."""
+    for step in steps:
+        clock.ms = offset + step
+        tracker.log_metrics({"loss": float(step)}, step)
 
 
 def test_new_run_has_name_tags_params_and_parent(store):
@@ -46,26 +64,26 @@ def test_a_deleted_experiment_is_one_line(store):
     assert "\n" not in str(caught.value)
 
 
-def test_everything_logged_is_in_the_run_after_close(store, tmp_path, cold_start):
+def test_everything_logged_is_in_the_run_after_close(store, tmp_path, cold_start, caplog):
     run_id = create_run(store, "tracker", "all kinds")
     file = tmp_path / "note.txt"
     file.write_text("hello")
-    tracker = MlflowTracker(store, run_id)
+    tracker = Tracker(tmp_path / "run", store, run_id)
     for step in range(5):
-        tracker.log_metrics({"loss/total": step / 4, "bad(name)": 1.0}, step, time_ms=100 + step)
-    tracker.log_metrics({"nan": math.nan}, 5, time_ms=105)
-    tracker.log_params({"losses.w": "0.1"})
+        tracker.log_metrics({"loss/total": step / 4, "bad(name)": 1.0}, step)
+    tracker.log_metrics({"nan": math.nan}, 5)
     tracker.set_tags({"seed": "3"})
     tracker.log_artifact(file, "notes")
     tracker.log_table([{"class": "cat", "iou": 0.5}], "classes")
     tracker.close("FINISHED")
-    assert tracker.undelivered == 0
-    assert history(store, run_id, "loss/total") == [(s, 100 + s, s / 4) for s in range(5)]
+    assert caplog.text == ""
+    assert [(step, value) for step, _, value in history(store, run_id, "loss/total")] == [
+        (step, step / 4) for step in range(5)
+    ]
     assert len(history(store, run_id, "bad_name_")) == 5
     assert math.isnan(history(store, run_id, "nan")[0][2])
     run = connect(store).get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"losses.w": "0.1"}
     assert run.data.tags["seed"] == "3"
     artifacts = cold_start.folder / "artifacts" / run_id / "artifacts"
     assert (artifacts / "notes" / "note.txt").read_text() == "hello"
@@ -93,70 +111,72 @@ def test_a_store_that_is_away_does_not_undo_a_finished_run(store, caplog, monkey
     assert caplog.text.count("http://127.0.0.1:9 does not take it") == 2
 
 
-def test_a_resumed_run_has_each_point_once_and_what_the_crash_kept_back(store, tmp_path):
+def test_a_resumed_run_has_each_point_once_and_what_the_crash_kept_back(store, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
     run_id = create_run(store, "tracker", "resumed")
-    # the first process: steps 0-9 are in the mirror, but only 0-4 reached MLflow before it died
-    mirror = LocalTracker(tmp_path, run_id)
-    early = MlflowTracker(store, run_id)
-    for step in range(10):
-        mirror.log_metrics({"loss": float(step)}, step, time_ms=100 + step)
-        if step < 5:
-            early.log_metrics({"loss": float(step)}, step, time_ms=100 + step)
-    early.flush()
+    # the first process: steps 0-9 are in the run folder, but only 0-4 reached MLflow before it died
+    first = Tracker(tmp_path)
+    log_steps(first, clock, range(5), 100)
+    assert replay(tmp_path, store, run_id) == 5
+    log_steps(first, clock, range(5, 10), 100)
     finish_run(store, run_id, "FAILED")
     # the second one repeats from step 7
-    tracker = open_tracker(tmp_path, store, run_id)
-    assert tracker.run_id == run_id
+    tracker = Tracker(tmp_path, store, run_id)
     tracker.flush()
     assert connect(store).get_run(run_id).info.status == "RUNNING"
-    for step in range(7, 12):
-        tracker.log_metrics({"loss": float(step)}, step, time_ms=200 + step)
+    log_steps(tracker, clock, range(7, 12), 200)
     tracker.close("KILLED")
     expected = [(s, (100 if s < 10 else 200) + s, float(s)) for s in range(12)]
     assert history(store, run_id, "loss") == expected
     assert connect(store).get_run(run_id).info.status == "KILLED"
 
 
-def test_replay_sends_the_whole_run_folder_once(store, tmp_path):
+def test_replay_sends_the_whole_run_folder_once(store, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
     run_id = create_run(store, "tracker", "replayed")
-    mirror = LocalTracker(tmp_path / "run", run_id)
-    for step in range(3):
-        mirror.log_metrics({"loss": 0.5, "lr": 1e-5 * step}, step, time_ms=50 + step)
-    mirror.set_tags({"dataset": "VOC-mini"})
-    mirror.log_params({"seed": "4"})
-    mirror.log_table([{"a": 1}], "t")
-    mirror.close("FINISHED")
-    assert replay(mirror.path, store, run_id) == 6
-    assert replay(mirror.path, store, run_id) == 0
-    assert history(store, run_id, "loss") == [(s, 50 + s, 0.5) for s in range(3)]
+    tracker = Tracker(tmp_path / "run")
+    log_steps(tracker, clock, range(3), 50)
+    tracker.set_tags({"dataset": "VOC-mini"})
+    tracker.log_table([{"a": 1}], "t")
+    tracker.close("FINISHED")
+    assert replay(tracker.folder, store, run_id) == 3
+    assert replay(tracker.folder, store, run_id) == 0
+    assert history(store, run_id, "loss") == [(s, 50 + s, float(s)) for s in range(3)]
     client = connect(store)
     run = client.get_run(run_id)
     assert run.data.tags["dataset"] == "VOC-mini"
-    assert run.data.params == {"seed": "4"}
     assert run.info.status == "FINISHED"
     assert [item.path for item in client.list_artifacts(run_id, "tables")] == ["tables/t.json"]
 
 
-def test_replay_without_a_mirror_names_the_file(store, tmp_path):
+def test_replay_leaves_the_status_of_a_run_that_was_killed_to_the_driver(store, tmp_path):
+    run_id = create_run(store, "tracker", "killed")
+    Tracker(tmp_path).log_metrics({"loss": 1.0}, 1)
+    finish_run(store, run_id, "FAILED")
+    assert replay(tmp_path, store, run_id) == 1
+    assert connect(store).get_run(run_id).info.status == "FAILED"
+
+
+def test_replay_without_metrics_names_the_file(store, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
-        replay(tmp_path / "metrics.jsonl", store, "0" * 32)
+        replay(tmp_path, store, create_run(store, "tracker", "empty"))
 
 
-def test_a_deleted_run_neither_blocks_nor_raises(store, caplog):
+def test_a_deleted_run_neither_blocks_nor_raises(store, tmp_path, caplog):
     run_id = create_run(store, "tracker", "deleted")
     connect(store).delete_run(run_id)
-    tracker = MlflowTracker(store, run_id)
+    tracker = Tracker(tmp_path, store, run_id, patience=2.0)
     tracker.log_metrics({"loss": 1.0, "lr": 2.0}, 1)
     tracker.close()
-    assert tracker.undelivered >= 2
     assert "did not reach" in caplog.text
 
 
 def test_without_a_store_only_the_mirror_is_written(tmp_path: Path):
-    tracker = open_tracker(tmp_path)
+    tracker = Tracker(tmp_path)
     tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.flush()
     tracker.close()
-    assert len(tracker.trackers) == 1
+    assert tracker.upload is None
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
 
 
@@ -171,12 +191,3 @@ def test_every_name_becomes_one_that_mlflow_takes(name):
 def test_ordinary_names_stay():
     for name in ("loss/total", "final/online/miou_unfiltered", "losses.weight", "images per s"):
         assert entity_name(name) == name
-
-
-def test_outages_are_not_permanent():
-    from mlflow.exceptions import MlflowException, RestException
-
-    assert not is_permanent(MlflowException("connection refused"))
-    assert not is_permanent(ConnectionError())
-    assert is_permanent(RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": ""}))
-    assert is_permanent(FileNotFoundError())

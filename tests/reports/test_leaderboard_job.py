@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run
+from cosa_dist.tracking.mlflow_runs import connect, create_run
 from cosa_dist.tracking.store import StoreError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "jobs" / "leaderboard.py"

@@ -25,8 +25,7 @@ from cosa_dist.reports.leaderboard_views import (
     to_markdown,
     used_columns,
 )
-from cosa_dist.tracking.mlflow_client import connect
-from cosa_dist.tracking.mlflow_runs import create_run, finish_run, reopen_run
+from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run, reopen_run
 from cosa_dist.tracking.store import StoreError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
