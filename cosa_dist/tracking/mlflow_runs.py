@@ -43,7 +43,8 @@ def send(
 ) -> None:
     """Send entities in batches of the size that MLflow takes."""
     for start in range(0, len(items), BATCH[kind]):
-        client.log_batch(run_id, **{kind: items[start : start + BATCH[kind]]})
+        batch: dict[str, Any] = {kind: items[start : start + BATCH[kind]]}
+        client.log_batch(run_id, **batch)
 
 
 def send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

@@ -127,14 +127,14 @@ class Tracker:
         except OSError as error:
             log.warning("tracking: the status %s cannot be written: %s", status, error)
         self._sync()
-        error = self.upload.close(self._patience, self._unwritten) if self.upload else None
-        if self.upload and error:
+        failure = self.upload.close(self._patience, self._unwritten) if self.upload else ""
+        if self.upload and failure:
             log.warning(
                 "tracking: run %s did not reach %s completely (%s); what is missing stays in the run folder "
                 "and is sent when the run is resumed or replayed (jobs/replay.py)",
                 self.upload.run_id,
                 without_password(self.upload.uri),
-                error,
+                failure,
             )
         self._file.close()
         self._open = False
