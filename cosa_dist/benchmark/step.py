@@ -24,8 +24,8 @@ from cosa_dist.benchmark.workload import Workload, class_count
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import Stopwatch, part, synchroniser
 from cosa_dist.tracking.mlflow_runs import create_run
-from cosa_dist.tracking.mlflow_tracker import open_tracker
 from cosa_dist.tracking.store import prepare_store
+from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.precision import resolve_precision
 from cosa_dist.training.step import training_step
 
@@ -146,7 +146,7 @@ def line_seconds(mlflow: bool = True, lines: int = 20) -> float:
         folder = Path(name)
         uri = prepare_store(None, folder) if mlflow else ""
         run_id = create_run(uri, "benchmark", "lines of log", params={}, tags={}) if mlflow else ""
-        tracker = open_tracker(folder, uri, run_id)
+        tracker = Tracker(folder, uri, run_id)
         seconds = []
         try:
             for step in range(lines):
