@@ -26,9 +26,8 @@ from rich.console import Console
 from cosa_dist.config.paths import lasting_place, place
 from cosa_dist.data.catalog import DatasetInfo, renamed
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest.check import UNTAGGED
-from cosa_dist.data.ingest.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest.split import say
+from cosa_dist.data.ingest.ingest import IngestOptions, ingest, say
+from cosa_dist.data.ingest.shard import UNTAGGED
 from cosa_dist.data.sources.classes import read_class_names
 from cosa_dist.data.sources.coco import annotated_info, coco_annotated, coco_source
 from cosa_dist.data.sources.folder import folder_source
@@ -182,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = IngestOptions(
             shards=asked.shards,
-            max_bad_share=asked.max_bad_share,
+            max_bad_fraction=asked.max_bad_share,
             overwrite=asked.overwrite,
             processes=asked.processes,
             untagged=asked.untagged or ("leave-out" if annotated else "keep"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters written as escapes: names out of files stay on one line."""
+    """A text with its control characters as escapes: names out of files stay on one line."""
     return "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
     )
@@ -24,13 +25,28 @@ class RecordError(DataError):
     """One record that cannot be read: its image or mask is damaged or not what it should be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An entry that is left out: why, what to do, and in which file; `by_rule` means no mistake."""
+
+    id: str
+    reason: str
+    where: str = ""
+    by_rule: bool = False
+
+    @property
+    def file_note(self) -> str:
+        """The file in brackets, or nothing."""
+        return f" ({self.where})" if self.where else ""
+
+
 def nearest_name(name: str, choices: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the choice nearest to `name`, or an empty string."""
+    """` (did you mean 'x'?)` for the choice nearest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
 def quoted(names: Sequence[str], most: int = 5) -> str:
-    """Return up to `most` names in quotation marks, and how many more there are."""
+    """Up to `most` names in quotation marks, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(f"{name!r:.60}" for name in names[:most]) + more

@@ -13,9 +13,8 @@ from rich.console import Console
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo, renamed
 from cosa_dist.data.decode import decode_mask, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest.ingest import IngestOptions, ingest
+from cosa_dist.data.ingest.ingest import IngestOptions, default_shard_count, ingest
 from cosa_dist.data.ingest.report import coverage_lines
-from cosa_dist.data.ingest.split import default_shard_count
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.coco import coco_records
 from cosa_dist.data.sources.record import Entry, SourceRecord
@@ -84,7 +83,7 @@ def test_bad_records_are_left_out_with_their_reasons(voc_root: Path, tmp_path: P
     lists.write_text("\n".join([*names, names[5], "../../../outside"]))
     shown = io.StringIO()
     out = tmp_path / "out"
-    options = IngestOptions(max_bad_share=0.9)
+    options = IngestOptions(max_bad_fraction=0.9)
     (report,) = ingest({"train": voc_records(voc_root, "train")}, VOC, out, options, Console(file=shown))
     assert report.count == 1
     assert list(contents(out, "train")) == [names[5]]
@@ -114,7 +113,7 @@ def test_values_outside_the_classes_are_rejected(tmp_path: Path) -> None:
         SourceRecord("tagged", photo(), None, tags=(2, 0, 2)),
         SourceRecord("wrong tag", photo(), None, tags=(3,)),
     ]
-    ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.5))
+    ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_fraction=0.5))
     assert rejected(tmp_path / "out", "val") == {
         "high": "mask value 4 is outside 0..3 and 255; write the classes' ids into it",
         "wrong tag": "tag outside 0..2: (3,); replace it, or take the id off the list",
@@ -129,14 +128,14 @@ def test_too_many_bad_records_end_it_without_output(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"at least 3 of 10 records are bad.*20%.*\(3x\): mask value 9"
     ) as caught:
-        ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.2))
+        ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_fraction=0.2))
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="3 of 3 records are bad"):
-        ingest({"val": entries[:3]}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.99))
+        ingest({"val": entries[:3]}, ABC, tmp_path / "out", IngestOptions(max_bad_fraction=0.99))
     with pytest.raises(DataError, match="'val' has no records"):
         ingest({"val": []}, ABC, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_share=0.3))
+    ingest({"val": entries}, ABC, tmp_path / "out", IngestOptions(max_bad_fraction=0.3))
     assert open_split(tmp_path / "out", "val").size == 7
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -214,7 +213,7 @@ def test_images_without_tags_are_kept_or_left_out_by_rule(tmp_path: Path) -> Non
     ]
     (kept,) = ingest({"train": entries}, ABC, tmp_path / "kept")
     assert kept.line() == "train: 4 records in 4 shards, 3 without tags, 3 without mask"
-    options = IngestOptions(untagged="leave-out", max_bad_share=0)
+    options = IngestOptions(untagged="leave-out", max_bad_fraction=0)
     (left,) = ingest({"train": entries}, ABC, tmp_path / "left", options)
     assert left.line() == "train: 1 records in 1 shards, 3 left out for want of a tag, 1 without mask"
     assert len(rejected(tmp_path / "left", "train")) == 3
@@ -258,7 +257,7 @@ def test_number_of_shards() -> None:
     [
         ({"shards": 0}, "shards must be 1"),
         ({"processes": 0}, "processes must be 1"),
-        ({"max_bad_share": 1.0}, "share of bad"),
+        ({"max_bad_fraction": 1.0}, "fraction of bad"),
         ({"untagged": "leave_out"}, "did you mean 'leave-out'"),
     ],
 )

@@ -21,9 +21,9 @@ from cosa_dist.data.decode import ORIENTATION, encode_jpeg
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest import shard as ingest_shard
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest.pool import shard_pool
-from cosa_dist.data.shards.publish import partial_path
+from cosa_dist.data.ingest.shard import shard_pool
 from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.writer import partial_path
 from cosa_dist.data.sources.record import File, SourceRecord
 
 INFO = DatasetInfo("ab", ("a", "b"))
@@ -167,7 +167,7 @@ def test_too_many_bad_records_can_be_mended_or_allowed(files: Files, read: list[
     ):
         finish(files, out)
     read.clear()
-    assert "rejected '08'" in finish(files, out, max_bad_share=0.1)
+    assert "rejected '08'" in finish(files, out, max_bad_fraction=0.1)
     assert read == ["09.png", "10.png", "11.png"]
     assert open_split(out, "val").size == 11
 
@@ -233,6 +233,6 @@ def _end_of_the_process(task: object) -> None:
 def test_a_process_that_dies_ends_the_ingest_with_one_line(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosa_dist.data.ingest.pool.write_shard", _end_of_the_process)
+    monkeypatch.setattr("cosa_dist.data.ingest.shard.write_shard", _end_of_the_process)
     with shard_pool(2) as write, pytest.raises(DataError, match=r"a process of the ingest died.*--processes"):
         list(write([None]))  # type: ignore[list-item]

@@ -104,10 +104,10 @@ def test_the_key_knows_checkpoint_network_and_settings(trained, tmp_path):
 
 
 def test_nothing_half_written_remains_when_the_disk_refuses(trained, tmp_path, monkeypatch):
-    from cosa_dist.data.shards import writer as row_writer
+    from datasets.arrow_writer import ArrowWriter
 
     task = task_for(trained, tmp_path / "new")
-    monkeypatch.setattr(row_writer.RowWriter, "finish", lambda self: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(ArrowWriter, "finalize", lambda self: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         ShardLabeller(task).label(0)
     assert list((tmp_path / "new").iterdir()) == []

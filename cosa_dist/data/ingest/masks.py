@@ -1,7 +1,7 @@
 """What masks hold, compared with the pictures' tags: counted record by record, judged over the data set.
 
-Masks that can be no class masks (0 and 255 only, one value for all classes) are refused. Where tags and
-masks contradict each other, the counts are said, with the tags that a mask value stands for.
+Masks that can be no class masks (0 and 255 only, one value for all classes) are refused. Where tags and masks
+contradict each other, the counts are said, with the tags that a mask value stands for.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import Any
 
 from cosa_dist.data.catalog import IGNORE, UNLABELED
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.ingest.check import CheckedRecord
 
-Key = tuple[str | int, ...]
-_NAMED = 5
+_MOST_NAMED = 5
 """Most classes that a line names."""
-_ENOUGH = 2
+_SEVERAL = 2
 """So many masks that hold none of their picture's tags are no single mistake."""
 _SAME = 0.8
 """Overlap (intersection over union) of the pictures with a tag and those with a mask value from which the
@@ -26,43 +24,59 @@ value stands for the tag."""
 _IGNORED_NAMES = ("ignore", "ignored", "dontcare", *UNLABELED)
 
 
-@dataclass
-class MaskSurvey:
-    """Counts over some records; those of several parts are added.
+@dataclass(frozen=True)
+class CheckedRecord:
+    """One record as it goes into a shard; `labels` are sorted 0-based foreground indices.
 
-    Attributes:
-        counts: by key. `masks`, their `pixels` and `ignored` pixels, masks that hold a `("value", v)`,
-            and pictures with a rotation (`turned`). Of pictures with a mask and tags of their own:
-            `compared`, `tagged` (with any tag), `("tag", t)`, `("held", v)` and `("both", t, v)`; `drawn`
-            (tagged, and the mask holds a class), `against` (drawn, but none of the tags), `without`
-            (tagged, but none of the tags), `untagged` (a class that is no tag), `missing` (a tag that
-            is not in the mask).
-        first: the id, smallest in order, of a picture for each of the last four and `turned`.
+    The last four are for the counts: the mask's values and number of ignored pixels, whether the tags were
+    given (and not taken from the mask), and whether the picture has an EXIF rotation.
     """
 
-    counts: Counter[Key] = field(default_factory=Counter)
+    id: str
+    image: bytes
+    mask: bytes | None
+    labels: tuple[int, ...]
+    width: int
+    height: int
+    context: bytes | None
+    mask_values: tuple[int, ...] = ()
+    ignored: int = 0
+    own_tags: bool = False
+    rotated: bool = False
+
+
+@dataclass
+class MaskSurvey:
+    """Counts over some records; those of several parts are added by `merged`.
+
+    Keys of `counts`: `masks`, their `pixels` and `ignored` pixels, masks that hold a `value V`, pictures that
+    are `rotated`. Of pictures with a mask and tags of their own: `compared`, `tagged` (with any tag), `tag
+    T`, `held V` and `both T V`; `drawn` (tagged, and the mask holds a class), `against` (drawn, but none of
+    the tags), `without` (tagged, but none of the tags), `untagged` (a class that is no tag), `missing` (a tag
+    that is not in the mask). `first` has the smallest id of each of the last four and of the rotated.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def __getitem__(self, key: str | Key) -> int:
-        return self.counts[key if isinstance(key, tuple) else (key,)]
+    def __getitem__(self, key: str | tuple[str | int, ...]) -> int:
+        return self.counts[key if isinstance(key, str) else " ".join(map(str, key))]
 
     def add(self, record: CheckedRecord) -> None:
         """Count one record."""
-        if record.turned:
-            self._note("turned", record.id)
+        if record.rotated:
+            self.note("rotated", record.id)
         if record.mask is None:
             return
-        values = set(record.mask_values)
-        self.counts.update([("masks",), *(("value", value) for value in values)])
-        self.counts["pixels",] += record.width * record.height
-        self.counts["ignored",] += record.ignored
+        values, tags = set(record.mask_values), set(record.labels)
+        self.counts.update(["masks", *(f"value {value}" for value in values)])
+        self.counts.update(pixels=record.width * record.height, ignored=record.ignored)
         if not record.own_tags:
             return
-        tags, drawn = {*record.labels}, {value - 1 for value in values - {0, IGNORE}}
-        self.counts.update([("compared",), *(("tag", tag) for tag in tags), *(("held", v) for v in values)])
-        self.counts.update(("both", tag, value) for tag in tags for value in values)
-        self.counts["tagged",] += bool(tags)
-        self.counts["drawn",] += bool(tags and drawn)
+        drawn = {value - 1 for value in values - {0, IGNORE}}
+        self.counts.update(["compared", *(f"tag {tag}" for tag in tags), *(f"held {v}" for v in values)])
+        self.counts.update(f"both {tag} {value}" for tag in tags for value in values)
+        self.counts.update(tagged=bool(tags), drawn=bool(tags and drawn))
         for kind, found in (
             ("against", tags and drawn and not tags & drawn),
             ("without", tags and not tags & drawn),
@@ -70,54 +84,57 @@ class MaskSurvey:
             ("missing", tags - drawn),
         ):
             if found:
-                self._note(kind, record.id)
+                self.note(kind, record.id)
 
-    def as_row(self) -> dict[str, Any]:
+    def note(self, kind: str, place: str, count: int = 1) -> None:
+        """Count a picture and keep the smallest place of its kind."""
+        self.counts[kind] += count
+        self.first[kind] = min(place, self.first.get(kind, place))
+
+    def as_row(self) -> dict[str, dict[str, Any]]:
         """Plain values that `merged` reads."""
-        return {"counts": [[*key, count] for key, count in self.counts.items()], "first": self.first}
+        return {"counts": dict(self.counts), "first": self.first}
 
     def overlap(self, tag: int, value: int) -> float:
-        """Of the pictures with the tag or the value in the mask, the share that has both."""
+        """Of the pictures with the tag or the value in the mask, the fraction that has both."""
         both = self["both", tag, value]
         return both / (self["tag", tag] + self["held", value] - both) if both else 0.0
 
-    def _note(self, kind: str, place: str, count: int = 1) -> None:
-        self.counts[kind,] += count
-        self.first[kind] = min(place, self.first.get(kind, place))
+    def classes_held(self, kind: str = "value") -> list[int]:
+        """The values that stand for classes in any mask."""
+        return [value for value in range(1, IGNORE) if self[kind, value]]
 
 
-def merged(rows: Mapping[str, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -> MaskSurvey:
-    """Add up what `as_row` gave; where the rows have names (of splits), `first` begins with them."""
-    named = rows.items() if isinstance(rows, Mapping) else (("", row) for row in rows)
+def merged(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> MaskSurvey:
+    """Add up what `as_row` gave; each row comes with a prefix for the places in `first`."""
     total = MaskSurvey()
-    for name, row in named:
-        total.counts.update({tuple(key): count for *key, count in row.get("counts", ())})
+    for prefix, row in rows:
+        total.counts.update(row.get("counts", {}))
         for kind, place in row.get("first", {}).items():
-            total._note(kind, f"{name}/{place}" if name else place, 0)
+            total.note(kind, prefix + place, 0)
     return total
+
+
+def merged_splits(by_split: Mapping[str, MaskSurvey]) -> MaskSurvey:
+    """The survey of all splits, with places `split/id`."""
+    return merged((f"{name}/", survey.as_row()) for name, survey in by_split.items())
 
 
 def mask_lines(
     by_split: Mapping[str, MaskSurvey], class_names: Sequence[str], classes_given: bool
 ) -> list[str]:
-    """Return what is to be said of the masks of a data set.
+    """What is to be said of the masks of a data set, from the survey of each split.
 
-    Args:
-        by_split: what was counted.
-        class_names: the C foreground classes.
-        classes_given: whether the user gave their order; if not, a contradiction is refused.
-
-    Raises:
-        DataError: no mask holds a class, or one whose name means none, all classes have one value, or
-            masks contradict the tags.
+    Raises `DataError` if no mask holds a class, or one whose name means none, if all classes have one value,
+    or if masks contradict the tags and the order of the classes was not given by the user.
     """
-    total = merged({split: survey.as_row() for split, survey in by_split.items()})
+    total = merged_splits(by_split)
     if not total["masks"]:
         return []
-    lines = _without_class(by_split, total, class_names) + _no_classes(total, class_names)
+    lines = _without_class(by_split, total, class_names) + _named_as_no_class(total, class_names)
     _refuse_one_value(total, class_names)
-    share = 100 * total["ignored"] / total["pixels"]
-    ignored = f"{share:.1f} % of their pixels are {IGNORE}, which is ignored"
+    percent = 100 * total["ignored"] / total["pixels"]
+    ignored = f"{percent:.1f} % of their pixels are {IGNORE}, which is ignored"
     lines.append(f"masks: {ignored if total['ignored'] else f'no pixel is {IGNORE} (ignored)'}")
     if not total["value", 0]:
         lines.append("masks: none holds a 0, so there is no background to be judged")
@@ -127,9 +144,9 @@ def mask_lines(
 def _without_class(
     by_split: Mapping[str, MaskSurvey], total: MaskSurvey, class_names: Sequence[str]
 ) -> list[str]:
-    """Return a line on each split without a class in its masks; raises `DataError` if that is all of them."""
+    """A line on each split without a class in its masks; raises `DataError` if that is all of them."""
     write = f"write each class's id into them (1 for '{class_names[0]}'), 0 for background"
-    if not _classes_held(total):
+    if not total.classes_held():
         said = f"{_holding_no_class(total)}; {write}"
         if total["value", IGNORE] or total["tagged"]:
             raise DataError(said)
@@ -137,12 +154,12 @@ def _without_class(
     return [
         f"WARNING: split '{name}': {_holding_no_class(survey)}; {write}"
         for name, survey in by_split.items()
-        if survey["masks"] and not _classes_held(survey)
+        if survey["masks"] and not survey.classes_held()
     ]
 
 
-def _no_classes(total: MaskSurvey, class_names: Sequence[str]) -> list[str]:
-    """Return a line on a class `void` that masks hold; raises `DataError` for a surer name."""
+def _named_as_no_class(total: MaskSurvey, class_names: Sequence[str]) -> list[str]:
+    """A line on a class `void` that masks hold; raises `DataError` for a surer name."""
     lines = []
     for value, name in enumerate(class_names, start=1):
         word = name.strip("_ ").casefold()
@@ -160,7 +177,6 @@ def _no_classes(total: MaskSurvey, class_names: Sequence[str]) -> list[str]:
 
 
 def _holding_no_class(survey: MaskSurvey) -> str:
-    """Return in words what masks hold that hold no class."""
     if not survey["value", 0]:
         return f"every pixel of every mask is {IGNORE}, which is ignored"
     if survey["value", IGNORE]:
@@ -169,20 +185,15 @@ def _holding_no_class(survey: MaskSurvey) -> str:
     return f"every pixel of every mask is 0, which is background{tagged}"
 
 
-def _classes_held(survey: MaskSurvey, kind: str = "value") -> list[int]:
-    """Return the values that stand for classes in any mask."""
-    return [value for value in range(1, IGNORE) if survey[kind, value]]
-
-
 def _refuse_one_value(total: MaskSurvey, class_names: Sequence[str]) -> None:
     """Raise `DataError` if all masks hold the same value while their pictures' tags differ."""
-    held = _classes_held(total, "held")
+    held = total.classes_held("held")
     if len(held) != 1:
         return
     (value,) = held
     tags = [tag for tag in range(len(class_names)) if total["both", tag, value]]
     others = total["tagged"] - total["tag", value - 1]
-    if len(tags) > 1 and total["against"] >= max(_ENOUGH, others / 2):
+    if len(tags) > 1 and total["against"] >= max(_SEVERAL, others / 2):
         raise DataError(
             f"the masks tell no classes apart: all hold the value {value} ('{class_names[value - 1]}'), also "
             f"{total['against']} whose pictures have other tags only (first: {total.first['against']}); "
@@ -191,7 +202,7 @@ def _refuse_one_value(total: MaskSurvey, class_names: Sequence[str]) -> None:
 
 
 def _comparison(total: MaskSurvey, class_names: Sequence[str], classes_given: bool) -> list[str]:
-    """Return the counts of what masks and tags agree on, or raise `DataError` if hardly anything."""
+    """The counts of what masks and tags agree on; raises `DataError` if that is hardly anything."""
     if not total["compared"]:
         return []
     if not total["without"] and not total["untagged"] and not total["missing"]:
@@ -213,8 +224,8 @@ def _comparison(total: MaskSurvey, class_names: Sequence[str], classes_given: bo
 
 
 def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given: bool) -> list[str]:
-    """Return a line if masks contradict the tags; raises `DataError` if the classes' order was no user's."""
-    moved = _moved(total, len(class_names))
+    """A line if masks contradict the tags; raises `DataError` if the classes' order was not the user's."""
+    moved = _shifted(total, len(class_names))
     places = [
         f"value {value} stands on pictures tagged '{class_names[tag]}', which is id {tag + 1}"
         for tag, value in moved.items()
@@ -222,9 +233,9 @@ def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given:
     places = places or [
         f"value {tag + 1} stands on no picture tagged '{name}'"
         for tag, name in enumerate(class_names)
-        if _apart(total, tag)
+        if min(total["tag", tag], total["held", tag + 1]) >= _SEVERAL and not total["both", tag, tag + 1]
     ]
-    stand = ", ".join(places[:_NAMED])
+    stand = ", ".join(places[:_MOST_NAMED])
     cure = "give the class names in the order of the masks' ids with --classes FILE, or mend the masks"
     shifts = {value - tag - 1 for tag, value in moved.items()}
     if len(moved) > 1 and len(shifts) == 1:
@@ -241,13 +252,13 @@ def _contradiction(total: MaskSurvey, class_names: Sequence[str], classes_given:
     )
     said += f"; {stand}" * bool(stand)
     said += f"; {cure}"
-    if classes_given or against < _ENOUGH:
+    if classes_given or against < _SEVERAL:
         return [f"WARNING: {said}"]
     raise DataError(said)
 
 
-def _moved(total: MaskSurvey, num_foreground: int) -> dict[int, int]:
-    """Return the tags that another mask value than their own stands for, with that value."""
+def _shifted(total: MaskSurvey, num_foreground: int) -> dict[int, int]:
+    """The tags that another mask value than their own stands for, with that value."""
     moved = {}
     for tag in range(num_foreground):
         if not total["tag", tag] or total.overlap(tag, tag + 1) >= _SAME / 2:
@@ -259,14 +270,8 @@ def _moved(total: MaskSurvey, num_foreground: int) -> dict[int, int]:
     return moved
 
 
-def _apart(total: MaskSurvey, tag: int) -> bool:
-    """Whether a tag and its own value stand on several pictures each, and on none together."""
-    several = min(total["tag", tag], total["held", tag + 1]) >= _ENOUGH
-    return several and not total["both", tag, tag + 1]
-
-
 def _by_class(counts: Counter[str]) -> str:
-    """Return the classes with counts, most frequent first, as text that begins with a colon."""
+    """The classes with counts, most frequent first, as text that begins with a colon."""
     found = [f"{name} {count}" for name, count in counts.most_common() if count]
-    text = ", ".join(found[:_NAMED])
-    return f": {text}" + ", ..." * (len(found) > _NAMED)
+    text = ", ".join(found[:_MOST_NAMED])
+    return f": {text}" + ", ..." * (len(found) > _MOST_NAMED)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from cosa_dist.data.errors import DataError, quoted
+from cosa_dist.data.errors import DataError, Rejection, quoted
 from cosa_dist.data.ingest.masks import MaskSurvey
-from cosa_dist.data.ingest.shard import ShardSummary, Trace
-from cosa_dist.data.sources.record import Rejection
+from cosa_dist.data.shards.writer import Trace
 
 _SHOWN = 10
 _CLASSES_SHOWN = 40
@@ -53,7 +50,7 @@ class SplitReport:
         """One line for each bad entry, up to ten, and how many more there are."""
         bad = [rejection for rejection in self.rejections if not rejection.by_rule]
         lines = [
-            f"{self.name}: rejected {rejection.id!r}{_place(rejection)}: {rejection.reason}"
+            f"{self.name}: rejected {rejection.id!r}{rejection.file_note}: {rejection.reason}"
             for rejection in bad[:_SHOWN]
         ]
         if len(bad) > _SHOWN:
@@ -62,11 +59,12 @@ class SplitReport:
 
     def rotation_lines(self) -> list[str]:
         """One line if pictures are to be shown rotated or mirrored."""
-        if not self.survey["turned"]:
+        if not self.survey["rotated"]:
             return []
         return [
-            f"{self.name}: {self.survey['turned']} pictures carry an EXIF rotation (first: "
-            f"{self.survey.first['turned']}); pixels are taken as they are stored, and masks must be drawn so"
+            f"{self.name}: {self.survey['rotated']} pictures carry an EXIF rotation "
+            f"(first: {self.survey.first['rotated']}); pixels are taken as they "
+            "are stored, and masks must be drawn so"
         ]
 
 
@@ -87,10 +85,14 @@ class Repeats:
     def groups(self) -> list[list[tuple[str, str]]]:
         """The (split, id) pairs that hold the same picture, where that may be a mistake.
 
-        The same id in two training lists is none (VOC's `train` lies within its `train_aug`); two
-        ids, or one that is in a training and in another split, are.
+        The same id in two training lists is none (VOC's `train` lies within its `train_aug`); two ids, or one
+        that is in a training and in another split, are.
         """
-        return [group for group in self._groups.values() if _suspicious(group)]
+        return [
+            group
+            for group in self._groups.values()
+            if len({name for _, name in group}) > 1 or len({s.startswith("train") for s, _ in group}) > 1
+        ]
 
     def lines(self) -> list[str]:
         """One line for the terminal if there is any."""
@@ -107,13 +109,9 @@ class Repeats:
 def class_lines(
     class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]], survey: MaskSurvey
 ) -> list[str]:
-    """Return a table of the classes: mask id, name, images tagged with it in each split.
+    """A table of the classes: mask id, name, images tagged with it in each split.
 
-    Args:
-        class_names: the C foreground classes.
-        counts: images by class name, for each split.
-        survey: of all splits; where masks were compared with tags, a column counts the masks that
-            hold the id.
+    Where masks were compared with tags (`survey`, of all splits), a column counts the masks that hold the id.
     """
     compared = bool(survey["compared"])
     rows = [["id", "class", *counts, *(["masks with id"] if compared else [])]]
@@ -132,14 +130,14 @@ def class_lines(
     return lines
 
 
-def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_share: float) -> None:
-    """Raise `DataError` if more than the allowed share of a split's entries is bad, or all of them."""
-    if bad and (len(bad) == total or len(bad) > max_bad_share * total):
+def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_fraction: float) -> None:
+    """Raise `DataError` if more than the allowed fraction of a split's entries is bad, or all of them."""
+    if bad and (len(bad) == total or len(bad) > max_bad_fraction * total):
         reason, often = Counter(rejection.reason for rejection in bad).most_common(1)[0]
         raise DataError(
             f"split '{split}': at least {len(bad)} of {total} records are bad, more than the allowed "
-            f"{max_bad_share:.0%}; most often ({often}x): {reason} (first: {bad[0].id}{_place(bad[0])}); "
-            "mend them or allow more with --max-bad-share"
+            f"{max_bad_fraction:.0%}; most often ({often}x): {reason} "
+            f"(first: {bad[0].id}{bad[0].file_note}); mend them or allow more with --max-bad-share"
         )
 
 
@@ -148,19 +146,16 @@ def coverage_lines(
     counts_by_split: Mapping[str, Mapping[str, int]],
     sizes_by_split: Mapping[str, int],
 ) -> list[str]:
-    """Return lines on classes that cannot be learned or localised, and on splits that training needs.
+    """Lines on classes that cannot be learned or localised, and on splits that training needs.
 
-    Args:
-        class_names: the C foreground classes.
-        counts_by_split: records with each class, by split and class name.
-        sizes_by_split: records by split; splits whose names begin with `train` are for training.
+    Splits whose names begin with `train` are for training.
     """
     trained = [split for split in sizes_by_split if split.startswith("train")]
     others = [split for split in sizes_by_split if split not in trained]
     lines = []
     for split in trained:
-        counts, size = counts_by_split[split], sizes_by_split[split]
-        everywhere = [name for name in class_names if counts[name] == size]
+        counts = counts_by_split[split]
+        everywhere = [name for name in class_names if counts[name] == sizes_by_split[split]]
         absent = [name for name in class_names if not counts[name]]
         elsewhere = [name for name in absent if any(counts_by_split[other][name] for other in others)]
         nowhere = [name for name in absent if name not in elsewhere]
@@ -189,47 +184,3 @@ def coverage_lines(
             "for such a share of train"
         )
     return lines
-
-
-def split_description(
-    class_names: Sequence[str], summaries: Sequence[ShardSummary], traces: Iterable[Trace]
-) -> dict[str, Any]:
-    """Return a split's part of `dataset.json`.
-
-    Args:
-        class_names: the C foreground classes.
-        summaries: the split's shards in order; those without records are not listed.
-        traces: those of all records in order; the fingerprint is the SHA-256 of their hashes, so that
-            it depends neither on the number of shards nor on who wrote them.
-    """
-    fingerprint = hashlib.sha256()
-    for trace in traces:
-        fingerprint.update(bytes.fromhex(trace.content))
-    written = [summary for summary in summaries if summary.count]
-    counts = zip(*(summary.class_counts for summary in summaries), strict=True)
-    return {
-        "count": sum(summary.count for summary in written),
-        "fingerprint": f"sha256:{fingerprint.hexdigest()}",
-        "class_counts": dict(zip(class_names, map(sum, counts), strict=True)),
-        "shards": [
-            {
-                "file": f"shard-{number:05d}-of-{len(written):05d}.arrow",
-                "count": summary.count,
-                "bytes": summary.size,
-                "part": f"{summary.number:05d}.arrow",
-            }
-            for number, summary in enumerate(written)
-        ],
-    }
-
-
-def _suspicious(group: Sequence[tuple[str, str]]) -> bool:
-    """Whether the places of one picture look like a mistake."""
-    ids = {record_id for _, record_id in group}
-    kinds = {split.startswith("train") for split, _ in group}
-    return len(ids) > 1 or len(kinds) > 1
-
-
-def _place(rejection: Rejection) -> str:
-    """Return where a rejected entry's file is, in brackets, or nothing."""
-    return f" ({rejection.where})" if rejection.where else ""

@@ -1,30 +1,45 @@
-"""One shard of an ingest: a part of a split's entries, checked and written by whichever process is free.
+"""One shard of an ingest: its entries are read, decoded and checked one by one, and the good ones written.
 
-A shard is written under a temporary name; then comes its record `<number>.json`, last. That file
-holds the shard's key, a hash of everything that the shard was made of and how. A later attempt
-takes the shard over if its key is still the same, and writes it anew if not.
+Pictures keep the bytes of their file; masks become (or stay) 8-bit grey-level PNGs. A shard is a whole job
+for whichever process is free: only descriptions travel to the processes and only counts come back.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from cosa_dist.atomic import atomic_write
-from cosa_dist.data.ingest.check import CheckedRecord, check_entry
-from cosa_dist.data.ingest.masks import MaskSurvey
-from cosa_dist.data.shards.split import FORMAT_VERSION, record_features
-from cosa_dist.data.shards.writer import RowWriter, stored
-from cosa_dist.data.sources.record import Entry, Rejection, entry_identity
+import numpy as np
 
-_RULES = 2
+from cosa_dist.data.catalog import IGNORE
+from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask, orientation_of
+from cosa_dist.data.errors import DataError, RecordError, Rejection
+from cosa_dist.data.ingest.masks import CheckedRecord, MaskSurvey
+from cosa_dist.data.shards.description import FORMAT_VERSION
+from cosa_dist.data.shards.split import record_features
+from cosa_dist.data.shards.writer import (
+    ShardSummary,
+    record_trace,
+    shard_writer,
+    stored,
+    write_shard_record,
+)
+from cosa_dist.data.sources.record import Content, Entry, SourceRecord, entry_identity
+
+_RULES = 3
 """Raised when records are made in another way, so that no older shard is taken over."""
+UNTAGGED = ("keep", "leave-out")
+"""What may become of images without any tag."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +55,8 @@ class ShardTask:
 
     @property
     def shard(self) -> Path:
-        """The Arrow file; not there if all entries were left out."""
+        """The Arrow file; its record lies beside it."""
         return self.folder / f"{self.number:05d}.arrow"
-
-    @property
-    def record(self) -> Path:
-        """The shard's record, there only when the shard is whole."""
-        return self.folder / f"{self.number:05d}.json"
 
     def key(self) -> str:
         """Hash of entries, contents, classes, options and rules."""
@@ -57,119 +67,166 @@ class ShardTask:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class ShardSummary:
-    """A finished shard: records, size in bytes, counts by class, records that lack something, rejections.
-
-    `survey` is the row of a `MaskSurvey`.
-    """
-
-    number: int
-    count: int
-    size: int
-    class_counts: tuple[int, ...]
-    without_tags: int
-    without_mask: int
-    rejections: tuple[Rejection, ...]
-    survey: dict[str, Any] = field(default_factory=dict)
-
-
-class Trace(NamedTuple):
-    """What is remembered of each record: its id, a hash of all of it, and a hash of its picture."""
-
-    id: str
-    content: str
-    picture: str
-
-
 def write_shard(task: ShardTask) -> ShardSummary:
-    """Check the entries and write those that are good; returns what became of them.
-
-    Raises:
-        OSError: the disk is full or cannot be written to.
-    """
+    """Check the entries and write those that are good; an `OSError` says that the disk refused."""
     key = task.key()
-    part = task.shard.with_suffix(f".part-{os.getpid()}")
-    writer = RowWriter(part, record_features(task.class_names, task.with_context))
     rejections, traces, classes, survey = [], [], Counter[int](), MaskSurvey()
     without_tags, without_mask = 0, 0
-    try:
+    with shard_writer(task.shard, record_features(task.class_names, task.with_context)) as write:
         for entry in task.entries:
-            result = check_entry(entry, len(task.class_names), task.untagged)
-            if isinstance(result, Rejection):
-                rejections.append(result)
+            record = check_entry(entry, len(task.class_names), task.untagged)
+            if isinstance(record, Rejection):
+                rejections.append(record)
                 continue
-            writer.add(_row_of(result))
-            traces.append(record_trace(result.id, result.image, result.mask, result.labels))
-            classes.update(result.labels)
-            survey.add(result)
-            without_tags += not result.labels
-            without_mask += result.mask is None
-        size = writer.finish()
-        if traces:
-            part.replace(task.shard)
-    finally:
-        part.unlink(missing_ok=True)
-    class_counts = tuple(classes[index] for index in range(len(task.class_names)))
+            write(
+                {
+                    "id": record.id,
+                    "image": stored(record.image),
+                    "mask": stored(record.mask),
+                    "labels": list(record.labels),
+                    "width": record.width,
+                    "height": record.height,
+                    "context": stored(record.context),
+                }
+            )
+            traces.append(record_trace(record.id, record.image, record.mask, record.labels))
+            classes.update(record.labels)
+            survey.add(record)
+            without_tags += not record.labels
+            without_mask += record.mask is None
     summary = ShardSummary(
-        task.number, len(traces), size, class_counts, without_tags, without_mask, tuple(rejections),
+        task.number,
+        len(traces),
+        task.shard.stat().st_size,
+        tuple(classes[index] for index in range(len(task.class_names))),
+        without_tags,
+        without_mask,
+        tuple(rejections),
         survey.as_row(),
-    )  # fmt: skip
-    atomic_write(task.record, json.dumps(shard_record(key, summary, traces)))
+    )
+    write_shard_record(task.shard, key, summary, traces)
     return summary
 
 
-def finished_shard(task: ShardTask) -> ShardSummary | None:
-    """Return the summary of a shard that is there already and still right, otherwise None."""
-    try:
-        content = json.loads(task.record.read_text(encoding="utf-8"))
-        found = summary_of(content)
-        whole = not found.count or task.shard.stat().st_size == found.size
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if whole and content["key"] == task.key() else None
+def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> CheckedRecord | Rejection:
+    """Read and decode one record; damaged or inconsistent ones come back as a `Rejection`.
 
-
-def shard_record(key: str, summary: ShardSummary, traces: Sequence[Trace]) -> dict[str, Any]:
-    """What a finished shard's record holds, as plain values."""
-    return {"key": key, "summary": asdict(summary), "traces": traces}
-
-
-def summary_of(content: Mapping[str, Any]) -> ShardSummary:
-    """The summary in a shard's record.
-
-    Raises:
-        KeyError, TypeError, ValueError: the record is damaged.
+    Masks may hold 0..C and 255, tags 0..C-1. Images without tags are kept, or rejections by rule
+    (`leave-out`).
     """
-    summary = dict(content["summary"])
-    summary["class_counts"] = tuple(summary["class_counts"])
-    summary["rejections"] = tuple(Rejection(**rejection) for rejection in summary["rejections"])
-    return ShardSummary(**summary)
+    if isinstance(entry, Rejection):
+        return entry
+    if entry.tags == () and untagged == "leave-out":
+        return _without_tags(entry)
+    content: bytes | Content | None = entry.image
+    try:
+        image = _read(entry.image, "image")
+        picture = decode_image(image)
+        mask, labels, values, ignored = None, entry.tags or (), (), 0
+        if entry.mask is not None:
+            content = entry.mask
+            mask, values, ignored = _checked_mask(entry.mask, picture.size, num_foreground)
+            if entry.tags is None:
+                labels = tuple(value - 1 for value in values if value not in (0, IGNORE))
+        if any(not 0 <= label < num_foreground for label in labels):
+            raise RecordError(f"tag outside 0..{num_foreground - 1}: {labels}")
+        content = entry.context
+        context = None if entry.context is None else _read(entry.context, "context mask")
+    except RecordError as error:
+        cure = "" if ";" in str(error) else "; replace it, or take the id off the list"
+        where = "" if content is None or isinstance(content, bytes) else content.where
+        return Rejection(entry.id, f"{error}{cure}", where)
+    if not labels and untagged == "leave-out":
+        return _without_tags(entry, values)
+    return CheckedRecord(
+        entry.id,
+        image,
+        mask,
+        tuple(sorted(set(labels))),
+        *picture.size,
+        context,
+        mask_values=values,
+        ignored=ignored,
+        own_tags=entry.tags is not None,
+        rotated=orientation_of(picture) != 1,
+    )
 
 
-def shard_traces(record: Path) -> list[Trace]:
-    """Return the traces of a finished shard's records, in their order."""
-    content = json.loads(record.read_text(encoding="utf-8"))
-    return [Trace(*row) for row in content["traces"]]
+def _checked_mask(
+    content: bytes | Content, size: tuple[int, int], num_foreground: int
+) -> tuple[bytes, tuple[int, ...], int]:
+    """A mask as a grey PNG, the values in it, and how many pixels are ignored; raises `RecordError`."""
+    data = _read(content, "mask")
+    ids = decode_mask(data)
+    width, height = size
+    if ids.shape != (height, width):
+        raise RecordError(
+            f"mask is {ids.shape[1]}x{ids.shape[0]} pixels, the image {width}x{height}; make them equal"
+        )
+    pixels = np.bincount(ids.ravel(), minlength=IGNORE + 1)
+    values = tuple(np.flatnonzero(pixels).tolist())
+    if unknown := [value for value in values if num_foreground < value != IGNORE]:
+        raise RecordError(
+            f"mask value {unknown[0]} is outside 0..{num_foreground} and {IGNORE}; "
+            "write the classes' ids into it"
+        )
+    return as_grey_png(data, ids), values, int(pixels[IGNORE])
 
 
-def record_trace(record_id: str, image: bytes, mask: bytes | None, labels: Sequence[int]) -> Trace:
-    """Hash id, picture, mask and tags, each on its own, so that no two contents look alike."""
-    picture = hashlib.sha256(image).digest()
-    hashed = bytes(32) if mask is None else hashlib.sha256(mask).digest()
-    tags = ",".join(map(str, labels)).encode()
-    whole = hashlib.sha256(picture + hashed + tags + b"|" + record_id.encode()).hexdigest()
-    return Trace(record_id, whole, picture[:16].hex())
+def _read(content: bytes | Content, what: str) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.read()
+    except FileNotFoundError as error:
+        raise RecordError(f"no {what} file; get it, or take the id off the list") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecordError(
+            f"{what} file cannot be read: {reason}; look at its permissions and the disk"
+        ) from error
 
 
-def _row_of(record: CheckedRecord) -> dict[str, Any]:
-    """A checked record as a row of a shard."""
-    return {
-        "id": record.id,
-        "image": stored(record.image),
-        "mask": stored(record.mask),
-        "labels": list(record.labels),
-        "width": record.width,
-        "height": record.height,
-        "context": stored(record.context),
-    }
+def _without_tags(record: SourceRecord, mask_values: tuple[int, ...] = ()) -> Rejection:
+    reason = "image has no tag and such images are left out (--untagged keep takes them)"
+    if record.tags is None and mask_values:
+        reason = f"mask holds no class (only {' and '.join(map(str, mask_values))}): {reason}"
+    return Rejection(record.id, reason, by_rule=True)
+
+
+@contextmanager
+def shard_pool(processes: int) -> Iterator[Callable[[Iterable[ShardTask]], Iterator[ShardSummary]]]:
+    """Give a function that writes shards in so many processes and yields the summary of each."""
+    if processes == 1:
+        yield lambda tasks: map(write_shard, tasks)
+        return
+    # Fresh processes: forking one that already runs Arrow's threads may hang.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start)
+
+    def write_all(tasks: Iterable[ShardTask]) -> Iterator[ShardSummary]:
+        try:
+            for future in as_completed([pool.submit(write_shard, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process of the ingest died, perhaps for want of memory; the same command with fewer "
+                "--processes continues where it stopped"
+            ) from error
+
+    try:
+        yield write_all
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the job, and end with it, so that nothing is written into what a new job took over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from cosa_dist.data.errors import RecordError
+from cosa_dist.data.errors import RecordError, Rejection
 
 MAX_ID_BYTES = 200
 MAX_FILE_BYTES = 2**28
@@ -97,16 +97,6 @@ class SourceRecord:
     mask: bytes | Content | None = None
     tags: tuple[int, ...] | None = None
     context: bytes | Content | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """An entry that is left out: why, what to do, and in which file; `by_rule` means no mistake."""
-
-    id: str
-    reason: str
-    where: str = ""
-    by_rule: bool = False
 
 
 Entry = SourceRecord | Rejection

@@ -24,24 +24,20 @@ from ray.util import ActorPool
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
-from cosa_dist.data.ingest.report import split_description
-from cosa_dist.data.ingest.shard import shard_traces
 from cosa_dist.data.shards.description import (
-    DESCRIPTION,
-    FORMAT,
     FORMAT_VERSION,
     SplitDescription,
     describe_split,
     read_description,
 )
-from cosa_dist.data.shards.publish import partial_folder, publish
 from cosa_dist.data.shards.remote import fetch, is_remote, local_path
+from cosa_dist.data.shards.writer import partial_folder, publish, shard_traces, split_description
 from cosa_dist.distributed.labelling.worker import (
     LabelledShard,
     LabellingTask,
     ShardLabeller,
     finished_labels,
-    shard_paths,
+    shard_path,
 )
 from cosa_dist.distributed.plan import node_resources
 from cosa_dist.evaluation.image_set import image_key, image_set
@@ -170,7 +166,7 @@ def _publish(
     counts = sum((shard.counts for shard in shards), MaskCounts.empty(train.info.num_foreground + 1))
     quality = counts.quality(train.info.class_names)
     numbers = [shard.summary.number for shard in shards]
-    traces = [trace for number in numbers for trace in shard_traces(shard_paths(task, number)[1])]
+    traces = [trace for number in numbers for trace in shard_traces(shard_path(task, number))]
     keys = [image_key(trace.id) for trace in traces]
     quality["image_set"] = image_set(train.info.class_names, keys, counts.true_pixels().tolist())
     described = split_description(train.info.class_names, [s.summary for s in shards], traces)
@@ -179,14 +175,8 @@ def _publish(
     splits = {train.name: described}
     if data.val_split != train.name:
         splits[data.val_split] = _take_over(describe_split(data.shards, data.val_split), partial, source)
-    description = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": source["name"],
-        "class_names": source["class_names"],
-        "splits": splits,
-    }
-    publish(partial, out, False, {DESCRIPTION: description, QUALITY: quality})
+    content = {"name": source["name"], "class_names": source["class_names"], "splits": splits}
+    publish(partial, out, False, content, {QUALITY: quality})
     return quality
 
 

@@ -7,8 +7,6 @@ an interrupted labelling takes over what is finished and makes the rest.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,16 +19,21 @@ import torch
 from datasets import Dataset, Features, Image
 from torch import Tensor, nn
 
-from cosa_dist.atomic import atomic_write
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
-from cosa_dist.data.ingest.shard import ShardSummary, record_trace, shard_record, summary_of
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
 from cosa_dist.data.shards.description import describe_split
 from cosa_dist.data.shards.files import ShardFiles
 from cosa_dist.data.shards.split import record_of
-from cosa_dist.data.shards.writer import RowWriter, stored
+from cosa_dist.data.shards.writer import (
+    ShardSummary,
+    finished_shard,
+    record_trace,
+    shard_writer,
+    stored,
+    write_shard_record,
+)
 from cosa_dist.evaluation.evaluator import see, square_image
 from cosa_dist.evaluation.mask_quality import MaskCounts
 from cosa_dist.evaluation.protocols import EvaluationSettings
@@ -71,19 +74,19 @@ class LabelledShard:
 
 def finished_labels(task: LabellingTask, number: int) -> LabelledShard | None:
     """The shard of that number if it is there, whole, and made of the same; otherwise None."""
-    shard, record = shard_paths(task, number)
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        found = LabelledShard(summary_of(content), MaskCounts.from_row(content["counts"]))
-        whole = shard.stat().st_size == found.summary.size
-    except (OSError, ValueError, KeyError, TypeError):
+    finished = finished_shard(shard_path(task, number), task.key)
+    if finished is None:
         return None
-    return found if whole and content["key"] == task.key else None
+    summary, record = finished
+    try:
+        return LabelledShard(summary, MaskCounts.from_row(record["counts"]))
+    except (KeyError, TypeError, ValueError):  # counts of an earlier version
+        return None
 
 
-def shard_paths(task: LabellingTask, number: int) -> tuple[Path, Path]:
-    """The Arrow file of a shard and its record."""
-    return Path(task.folder) / f"{number:05d}.arrow", Path(task.folder) / f"{number:05d}.json"
+def shard_path(task: LabellingTask, number: int) -> Path:
+    """The Arrow file of a shard; its record lies beside it."""
+    return Path(task.folder) / f"{number:05d}.arrow"
 
 
 class ShardLabeller:
@@ -117,28 +120,22 @@ class ShardLabeller:
             return found
         started = time.perf_counter()
         source = self.files.open(number)
-        shard, record = shard_paths(self.task, number)
-        part = shard.with_suffix(f".part-{os.getpid()}")
-        writer = RowWriter(part, labelled_features(source.features, self.masks.reliability))
+        shard = shard_path(self.task, number)
+        features = labelled_features(source.features, self.masks.reliability)
         classes = self.files.description.info.num_foreground
         counts, traces, tags = MaskCounts.empty(classes + 1), [], Counter[int]()
-        try:
+        with shard_writer(shard, features) as write:
             for row, sample, labelled in self._labelled(source, classes):
                 mask = encode_mask(labelled.classes.cpu().numpy())
                 reliability = (labelled.reliability * 255).round().to(torch.uint8).cpu().numpy()
                 new = {**row, "mask": stored(mask), "reliability": stored(encode_mask(reliability))}
-                writer.add(new)
+                write(new)
                 counts.add(labelled.classes.cpu(), sample.mask)
                 traces.append(record_trace(row["id"], row["image"]["bytes"], mask, row["labels"]))
                 tags.update(row["labels"])
-            size = writer.finish()
-            part.replace(shard)
-        finally:
-            part.unlink(missing_ok=True)
         per_class = tuple(tags[index] for index in range(classes))
-        summary = ShardSummary(number, len(traces), size, per_class, 0, 0, ())
-        content = shard_record(self.task.key, summary, traces) | {"counts": counts.as_row()}
-        atomic_write(record, json.dumps(content))
+        summary = ShardSummary(number, len(traces), shard.stat().st_size, per_class)
+        write_shard_record(shard, self.task.key, summary, traces, counts=counts.as_row())
         return LabelledShard(summary, counts, time.perf_counter() - started)
 
     def _labelled(
