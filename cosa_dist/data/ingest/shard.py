@@ -122,7 +122,8 @@ def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> Ch
     try:
         image = _read(entry.image, "image")
         picture = decode_image(image)
-        mask, labels, values, ignored = None, entry.tags or (), (), 0
+        mask, labels, ignored = None, entry.tags or (), 0
+        values: tuple[int, ...] = ()
         if entry.mask is not None:
             content = entry.mask
             mask, values, ignored = _checked_mask(entry.mask, picture.size, num_foreground)
