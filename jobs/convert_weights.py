@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{source} is a file: --checkpoint and --network choose from a run folder")
     if target.exists() and not arguments.overwrite:
         raise ValueError(f"{target} exists already; choose another name or give --overwrite")
-    from cosa_dist.model.released_weights import read_network, write_ours, write_released
+    from cosa_dist.model.weights import read_network, write_ours, write_released
 
     if source.is_dir():
         from cosa_dist.inference.trained import choose

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.model.network import build_network
+from cosa_dist.model.build import build_network
 
 BYTES = 4
 """of a float32 number"""

@@ -33,10 +33,12 @@ from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import NullTracker, Tracker
-from cosa_dist.training.checkpoint import BrokenCheckpointError, checkpoint_name, restore, restore_newest
-from cosa_dist.training.loop import NonFiniteLossError, Surroundings, TrainingStoppedError, run_training
+from cosa_dist.training.checkpoint import restore, restore_newest
+from cosa_dist.training.checkpoint_files import BrokenCheckpointError, checkpoint_name
+from cosa_dist.training.loop import OnStep, TrainingContext, TrainingStoppedError, run_training
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
+from cosa_dist.training.window import NonFiniteLossError
 
 LASTING = (
     *(ValueError, TypeError, LookupError, FileNotFoundError),
@@ -188,16 +190,18 @@ def prepare_state(
 
 
 def run_worker(
-    task: WorkerTask, report: Callable[[dict[str, float]], None] = lambda metrics: None
+    task: WorkerTask,
+    report: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_step: OnStep = lambda state, batches: None,
 ) -> dict[str, EvalReport]:
     """Train this worker's part of the run, from the newest checkpoint of its folder if there is one.
+
+    Returns the last evaluation's reports, the same on every rank.
 
     Args:
         task: configuration, run folder, tracking run.
         report: called by every rank with the metrics of each evaluation.
-
-    Returns:
-        The last evaluation's reports, the same on every rank.
+        on_step: called by every rank after each step, before anything of it is logged or saved.
     """
     config = build_config(task.config, "run")
     folder = Path(task.folder)
@@ -211,10 +215,12 @@ def run_worker(
     if (folder / "config.yaml").is_file():
         tracker.log_artifact(folder / "config.yaml")
     evaluation = Evaluation(config, val, accelerator)
-    around = Surroundings(accelerator, tracker, folder, evaluation, report, (folder / STOP).exists)
+    context = TrainingContext(
+        accelerator, tracker, folder, evaluation, report, (folder / STOP).exists, on_step
+    )
     try:
         loader = training_loader(config, train, state.step, task)
-        reports = run_training(state, network, loader, around)
+        reports = run_training(state, network, loader, context)
         if rank() == 0:
             write_reports(reports, folder, tracker)
         # The scores are safe; what follows is additional, and no failure of it is the run's.

@@ -21,9 +21,9 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards.description import describe_split
 from cosa_dist.evaluation.report import better_report, read_reports
-from cosa_dist.training.checkpoint import find_checkpoint, load_networks
-from cosa_dist.training.checkpoint_files import best_checkpoint, best_score
-from cosa_dist.training.networks import build_trained_network, classes_of
+from cosa_dist.training.checkpoint import load_networks
+from cosa_dist.training.checkpoint_files import best_checkpoint, best_score, find_checkpoint
+from cosa_dist.training.state import build_trained_network, classes_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"

@@ -10,18 +10,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged, four_channels
+from cosa_dist.model.backbone import Backbone, auxiliary_index, enlarged, four_channels
 
 
 class ConvolutionalBackbone(Backbone):
     """A timm model of `features_only=True`: its last stage and an earlier one (source: ours)."""
 
     def __init__(self, model: nn.Module, aux_layer: int) -> None:
-        """Wrap a feature extractor.
-
-        Raises:
-            ValueError: stages in another layout than [B, D, h, w], or `aux_layer` is not there.
-        """
         super().__init__()
         if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):
             raise ValueError("model.backbone is neither a plain ViT, nor a Swin, nor a CNN")
@@ -34,10 +29,7 @@ class ConvolutionalBackbone(Backbone):
         self.pyramid_channels = four_channels(channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w].
-
-        h and w are H and W over the stride, rounded up; between two sizes the input is enlarged.
-        """
+        """Map images to both maps; h and w are H and W over the stride, rounded up."""
         stages = self.model(enlarged(images, self.stride))
         main = stages[-1]
         return main, F.adaptive_avg_pool2d(stages[self.aux_index], main.shape[-2:])

@@ -6,36 +6,43 @@ of dense prediction: `ms_in22k` (and, tuned on ImageNet-1k after that, `ms_in22k
 `swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`, `swin_base_patch4_window7_224`,
 `swin_base_patch4_window12_384`, `swin_large_patch4_window7_224` and `swin_large_patch4_window12_384`.
 timm's stochastic depth of 0.1 stays on in training; `model.backbone_options: {drop_path_rate: 0}` ends it.
+
+A grid that the window does not divide is padded first and shifted then, and a mask keeps padding, and tokens
+that only the shift brought together, from being seen. (timm shifts first: with padding its mask is then off,
+and tokens of opposite borders see each other.)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import (
     SwinTransformer,
     SwinTransformerBlock,
     SwinTransformerStage,
     checkpoint_filter_fn,
+    window_partition,
+    window_reverse,
 )
 from torch import Tensor
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index, enlarged, four_channels
-from cosa_dist.model.windows import Pair, Windows, lay_windows
+from cosa_dist.model.backbone import Backbone, auxiliary_index, enlarged, four_channels
+
+Pair = tuple[int, int]
 
 
 class SwinBackbone(Backbone):
-    """A timm Swin transformer as a pair of feature maps (source: ours)."""
+    """A timm Swin transformer as a pair of feature maps (source: ours).
+
+    The model is made with `num_classes=0`, `strict_img_size=False` and `always_partition=True`.
+    """
 
     model: SwinTransformer
 
     def __init__(self, model: SwinTransformer, aux_layer: int) -> None:
-        """Wrap a model made with `num_classes=0`, `strict_img_size=False` and `always_partition=True`.
-
-        Raises:
-            ValueError: `aux_layer` is not there.
-        """
         super().__init__()
         self.aux_index = auxiliary_index(aux_layer, len(model.layers), "stages")
         self.model = model
@@ -45,10 +52,7 @@ class SwinBackbone(Backbone):
         self.pyramid_channels = four_channels([info["num_chs"] for info in model.feature_info])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [B, 3, H, W] to the main [B, D, h, w] and auxiliary map [B, D', h, w].
-
-        h and w are H and W over the stride, rounded up; between two sizes the input is enlarged.
-        """
+        """Map images to both maps; h and w are H and W over the stride, rounded up."""
         stages = self.pyramid(images)
         main = stages[-1]
         return main, F.adaptive_avg_pool2d(stages[self.aux_index], (main.shape[-2], main.shape[-1]))
@@ -58,7 +62,7 @@ class SwinBackbone(Backbone):
         tokens = self.model.patch_embed(enlarged(images, self.stride))
         stages = []
         for stage in self.model.layers:
-            tokens = run_stage(cast(SwinTransformerStage, stage), tokens)
+            tokens = _run_stage(cast(SwinTransformerStage, stage), tokens)
             stages.append(tokens)
         stages[-1] = self.model.norm(tokens)
         return [stage.permute(0, 3, 1, 2).contiguous() for stage in stages]
@@ -68,13 +72,13 @@ class SwinBackbone(Backbone):
         return checkpoint_filter_fn(state, self.model)
 
 
-def run_stage(stage: SwinTransformerStage, tokens: Tensor) -> Tensor:
+def _run_stage(stage: SwinTransformerStage, tokens: Tensor) -> Tensor:
     """Run a stage on tokens [B, h, w, D]; the windows of its blocks are planned once."""
     tokens = stage.downsample(tokens)
     grid: Pair = (tokens.shape[1], tokens.shape[2])
     blocks = [cast(SwinTransformerBlock, block) for block in stage.blocks]
     window = blocks[0].window_size
-    plain, shifted = (lay_windows(grid, window, choice, tokens.device) for choice in (False, True))
+    plain, shifted = (plan_windows(grid, window, choice, tokens.device) for choice in (False, True))
     for index, block in enumerate(blocks):
         tokens = run_block(block, tokens, shifted if index % 2 else plain)
     return tokens
@@ -85,3 +89,57 @@ def run_block(block: SwinTransformerBlock, tokens: Tensor, windows: Windows) -> 
     seen = windows.join(block.attn(windows.split(block.norm1(tokens)), windows.mask))
     tokens = tokens + block.drop_path1(seen)
     return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How one grid of tokens is cut into windows of N tokens."""
+
+    grid: Pair  # h, w in tokens
+    window: Pair  # size of a window in tokens
+    shift: Pair  # how far the windows are shifted, in tokens
+    padded: Pair  # the grid with padding at its bottom and right
+    mask: Tensor | None  # [windows, N, N] additive: 0 where a token may see another one, -inf else
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Cut tokens [B, h, w, D] into windows [B * windows, N, D]."""
+        extra = (self.padded[0] - self.grid[0], self.padded[1] - self.grid[1])
+        tokens = F.pad(tokens, (0, 0, 0, extra[1], 0, extra[0])) if any(extra) else tokens
+        if any(self.shift):
+            tokens = torch.roll(tokens, (-self.shift[0], -self.shift[1]), dims=(1, 2))
+        return window_partition(tokens.contiguous(), self.window).flatten(1, 2)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Put windows [B * windows, N, D] back together: [B, h, w, D]."""
+        windows = windows.unflatten(1, self.window)
+        tokens = window_reverse(windows, self.window, *self.padded)
+        if any(self.shift):
+            tokens = torch.roll(tokens, self.shift, dims=(1, 2))
+        return tokens[:, : self.grid[0], : self.grid[1]]
+
+
+def plan_windows(grid: Pair, window: Pair, shifted: bool, device: torch.device) -> Windows:
+    """Plan the windows of a grid, shifted by half a window as in every other block, the mask on `device`.
+
+    A side that fits into one window is not shifted (Swin paper).
+    """
+    height, width = (-(-side // size) * size for side, size in zip(grid, window, strict=True))
+    down, right = (
+        size // 2 if shifted and side > size else 0 for side, size in zip(grid, window, strict=True)
+    )
+    mask = None
+    if down or right or (height, width) != grid:
+        rows = _regions(grid[0], height, down, device)
+        columns = _regions(grid[1], width, right, device)
+        regions = (3 * rows[:, None] + columns)[None, :, :, None]
+        of_window = window_partition(regions, window).flatten(1)
+        apart = of_window[:, None, :] != of_window[:, :, None]
+        mask = torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))
+    return Windows(grid, window, (down, right), (height, width), mask)
+
+
+def _regions(side: int, padded: int, shift: int, device: torch.device) -> Tensor:
+    """Region [padded] of each shifted row: 0 in its place, 1 brought round by the shift, 2 padding."""
+    position = torch.arange(padded, device=device)
+    region = (position >= padded - shift).long() if shift else torch.zeros_like(position)
+    return region.masked_fill((position + shift) % padded >= side, 2)

@@ -2,7 +2,7 @@
 
 Main: the patch tokens of the last block after the final norm. Auxiliary: those after block `aux_layer`,
 without norm. Class, register and distillation tokens take part and are left out of the maps. Every input
-size that the patch divides works.
+size that the patch divides works. Attention runs through PyTorch's fused kernel (timm's default).
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from cosa_dist.model.backbone_base import Backbone, auxiliary_index, four_channels
-from cosa_dist.model.position_embedding import resize_position_embedding
+from cosa_dist.model.backbone import Backbone, auxiliary_index, four_channels
+
+Grid = tuple[int, int]
 
 
 class TransformerBackbone(Backbone):
-    """A timm vision transformer as a pair of feature maps (source: released code)."""
+    """A timm vision transformer of `num_classes=0` as a pair of feature maps (source: released code)."""
 
     any_size = False
     model: VisionTransformer
 
     def __init__(self, model: VisionTransformer, aux_layer: int) -> None:
-        """Wrap a model made with `num_classes=0`.
-
-        Raises:
-            ValueError: `aux_layer` is not there, or an option of the model that leaves no map.
-        """
         super().__init__()
         patch = model.patch_embed.patch_size
         if patch[0] != patch[1]:
@@ -42,37 +38,24 @@ class TransformerBackbone(Backbone):
         self.channels = self.aux_channels = model.embed_dim
         self.pyramid_channels = four_channels([model.embed_dim] * 4)
         self.stride = patch[0]
-
-    @property
-    def position_prefix(self) -> int:
-        """Entries of the position embedding that belong to no patch."""
-        return 0 if self.model.no_embed_class else self.model.num_prefix_tokens
+        # Entries of the position embedding that belong to no patch.
+        self.position_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [B, 3, H, W] to the main and the auxiliary map, each [B, D, H/p, W/p].
-
-        Raises:
-            ValueError: the patch does not divide the image's size.
-        """
-        tokens, grid = self._after_blocks(images, [self.aux_index, len(self.model.blocks) - 1])
-        return self._as_map(self.model.norm(tokens[1]), grid), self._as_map(tokens[0], grid)
+        """Map images [B, 3, H, W] to both maps [B, D, H/p, W/p]; the patch must divide the image's size."""
+        auxiliary, main = self._after_blocks(images, [self.aux_index, len(self.model.blocks) - 1])
+        return main, auxiliary
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The maps after each quarter of the blocks, enlarged and shrunk to the four strides (BEiT's way).
-
-        Raises:
-            ValueError: the patch does not divide the image's size.
-        """
+        """The maps after each quarter of the blocks, enlarged and shrunk to the four strides (BEiT's way)."""
         blocks = len(self.model.blocks)
-        tokens, grid = self._after_blocks(images, [-(-blocks * part // 4) - 1 for part in (1, 2, 3, 4)])
-        tokens[-1] = self.model.norm(tokens[-1])
+        maps = self._after_blocks(images, [-(-blocks * part // 4) - 1 for part in (1, 2, 3, 4)])
         height, width = images.shape[-2:]
         sizes = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]
-        maps = [self._as_map(each, grid) for each in tokens]
         return [_resized(each, size) for each, size in zip(maps, sizes, strict=True)]
 
-    def _after_blocks(self, images: Tensor, wanted: Sequence[int]) -> tuple[list[Tensor], tuple[int, int]]:
-        """Tokens after the wanted blocks (indices from the start), and the grid (h, w) of the patches."""
+    def _after_blocks(self, images: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """Maps [B, D, h, w] after the wanted blocks (indices from the start), the last one normed."""
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
@@ -86,7 +69,10 @@ class TransformerBackbone(Backbone):
             tokens = block(tokens)
             if index in wanted:
                 kept[index] = tokens
-        return [kept[index] for index in wanted], grid
+        found = [kept[index] for index in wanted]
+        found[-1] = self.model.norm(found[-1])
+        patches = [each[:, self.model.num_prefix_tokens :].transpose(1, 2) for each in found]
+        return [each.reshape(len(images), -1, *grid) for each in patches]
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resize a position embedding of another (square) grid to the model's own."""
@@ -100,31 +86,37 @@ class TransformerBackbone(Backbone):
         resized = resize_position_embedding(stored, self.position_prefix, (side, side), grid)
         return {**state, "pos_embed": resized}
 
-    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         model = self.model
         patches = model.patch_embed.norm(model.patch_embed.proj(images).flatten(2).transpose(1, 2))
         # DeiT's distillation token is no attribute of the plain model; timm puts it after the class token.
         extra = (model.cls_token, getattr(model, "dist_token", None), model.reg_token)
         prefix = [token.expand(len(images), -1, -1) for token in extra if token is not None]
-        position = self._position(grid)
+        position: Tensor | None = model.pos_embed
+        if position is not None:
+            old = tuple(model.patch_embed.grid_size)
+            position = resize_position_embedding(position, self.position_prefix, old, grid)
         if position is not None and model.no_embed_class:
             patches, position = patches + position, None
         tokens = torch.cat([*prefix, patches], dim=1)
         return model.norm_pre(model.pos_drop(tokens if position is None else tokens + position))
 
-    def _position(self, grid: tuple[int, int]) -> Tensor | None:
-        embedding = self.model.pos_embed
-        if embedding is None:
-            return None
-        old = tuple(self.model.patch_embed.grid_size)
-        return resize_position_embedding(embedding, self.position_prefix, old, grid)
 
-    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        patches = tokens[:, self.model.num_prefix_tokens :]
-        return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+def resize_position_embedding(embedding: Tensor, prefix_tokens: int, old: Grid, new: Grid) -> Tensor:
+    """Resize position embeddings [1, prefix_tokens + h * w, D] from the grid `old` (h, w) to `new`.
+
+    Bicubic, without antialiasing and without aligned corners (released code): antialiasing, timm's default,
+    moves features by up to 1e-2, and masks with them.
+    """
+    if old == new:
+        return embedding
+    prefix, patches = embedding[:, :prefix_tokens], embedding[:, prefix_tokens:]
+    table = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(table.float(), new, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(maps: Tensor, size: Grid) -> Tensor:
     """Average [B, D, h, w] onto a coarser grid, or enlarge it bilinearly to a finer one."""
     if size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
         return F.adaptive_avg_pool2d(maps, size)

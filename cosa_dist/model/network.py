@@ -1,49 +1,83 @@
-"""The CoSA network: one backbone, two CAM classifiers and a segmentation decoder.
+"""The CoSA network (one backbone, two CAM classifiers, a segmentation decoder) and its moving average.
 
-Online and assignment network are two instances of it. `build_network` is a pure function of its arguments
-and the seed, so every rank starts from the same weights.
+The assignment network starts as a copy of the online network (ours; the released code starts its heads from
+other random numbers), is never trained by gradient, always runs in evaluation mode, and follows as an EMA.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.backbone import build_backbone
-from cosa_dist.model.backbone_base import Backbone
-from cosa_dist.model.heads import CamClassifier, LargeFovDecoder
-from cosa_dist.model.weights import load_weight_file, parse_weight_source
+from cosa_dist.model.backbone import Backbone
+from cosa_dist.stopwatch import part
 
 
 class NetworkOutput(NamedTuple):
     """What one pass gives; C foreground classes, grid h x w of the backbone."""
 
-    logits: Tensor
-    """[B, C] image logits of the main classifier"""
-    aux_logits: Tensor
-    """[B, C] image logits of the auxiliary classifier"""
-    cam: Tensor
-    """[B, C, h, w] raw class activation maps"""
-    aux_cam: Tensor
-    """[B, C, h, w] raw auxiliary class activation maps"""
-    segmentation: Tensor
-    """[B, C + 1, h, w] segmentation logits, background first"""
-    features: Tensor
-    """[B, D, h, w] main feature map"""
+    logits: Tensor  # [B, C] image logits of the main classifier
+    aux_logits: Tensor  # [B, C] image logits of the auxiliary classifier
+    cam: Tensor  # [B, C, h, w] raw class activation maps
+    aux_cam: Tensor  # [B, C, h, w] raw auxiliary class activation maps
+    segmentation: Tensor  # [B, C + 1, h, w] segmentation logits, background first
+    features: Tensor  # [B, D, h, w] main feature map
+
+
+def _project(features: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution in float32, also under autocast: [B, D, h, w] by [C, D, 1, 1] to [B, C, h, w].
+
+    CAMs are compared with thresholds, for which the eight bits of bfloat16 are coarse, and these layers are
+    too small to gain from it (ours).
+    """
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return F.conv2d(features, weight)
+    with torch.autocast(device, enabled=False):
+        return F.conv2d(features.float(), weight.float())
+
+
+class CamClassifier(nn.Module):
+    """Multi-label classifier whose weights, applied at every position, give the CAM (released code)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Conv2d(channels, classes, 1, bias=False).weight.detach())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return image logits [B, C] and the raw CAM [B, C, h, w] of features [B, D, h, w].
+
+        The logits come from the global maximum of each channel, not from the maximum of the CAM.
+        """
+        pooled = F.adaptive_max_pool2d(features, 1)
+        return _project(pooled, self.weight).flatten(1), _project(features, self.weight)
+
+
+class LargeFovDecoder(nn.Module):
+    """Two dilated 3x3 convolutions and a 1x1, without bias and norm (released code, with dilation 5)."""
+
+    def __init__(self, in_channels: int, outputs: int, channels: int, dilation: int) -> None:
+        super().__init__()
+        spread = {"padding": dilation, "dilation": dilation, "bias": False}
+        self.conv6 = nn.Conv2d(in_channels, channels, 3, **spread)  # type: ignore[arg-type]
+        self.conv7 = nn.Conv2d(channels, channels, 3, **spread)  # type: ignore[arg-type]
+        self.conv8 = nn.Conv2d(channels, outputs, 1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return segmentation logits [B, C + 1, h, w] of features [B, D, h, w]."""
+        hidden = F.relu(self.conv6(features))
+        return _project(F.relu(self.conv7(hidden)), self.conv8.weight)
 
 
 class CosaNetwork(nn.Module):
     """Backbone, classifier, auxiliary classifier and decoder (source: released code)."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        classes: int,
-        decoder_channels: int = 512,
-        decoder_dilation: int = 5,
+        self, backbone: Backbone, classes: int, decoder_channels: int = 512, decoder_dilation: int = 5
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -67,32 +101,20 @@ class CosaNetwork(nn.Module):
         return NetworkOutput(logits, aux_logits, cam, aux_cam, segmentation, features)
 
 
-def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
-    """Create the online network for `classes` foreground classes.
+def copy_network(online: nn.Module) -> nn.Module:
+    """Return the assignment network: a deep copy without gradients, in evaluation mode."""
+    return copy.deepcopy(online).requires_grad_(False).eval()
 
-    Random parts are drawn from `seed` alone; the caller's random state is left as it was. `model.weights` is
-    `none`, a timm tag, or a file of a backbone or of a whole network (the authors' or ours).
 
-    Raises:
-        ValueError: an architecture or weights that do not fit.
-        FileNotFoundError: a weight file that is not there.
+@torch.no_grad()
+@part("EMA")
+def update_ema(assignment: nn.Module, online: nn.Module, decay: float) -> None:
+    """Update `a = decay a + (1 - decay) o` for every parameter; buffers are copied.
+
+    Source: paper and released code (constant EMA decay, after every optimiser step).
     """
-    source = parse_weight_source(config.weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = build_backbone(
-            config.backbone, source.tag, config.aux_layer, dict(config.backbone_options)
-        )
-        network = CosaNetwork(backbone, classes, config.decoder_channels, config.decoder_dilation)
-    if source.file is not None:
-        load_weight_file(network, source.file, config.aux_layer)
-    if config.freeze_position_embedding:
-        freeze_position_embedding(backbone)
-    return network
-
-
-def freeze_position_embedding(backbone: Backbone) -> None:
-    """Keep a backbone's position embedding, if it has one, as it is."""
-    position = getattr(backbone.model, "pos_embed", None)
-    if isinstance(position, nn.Parameter):
-        position.requires_grad_(False)
+    own = [parameter.data for parameter in assignment.parameters()]
+    other = [parameter.data for parameter in online.parameters()]
+    torch._foreach_lerp_(own, other, 1.0 - decay)
+    for buffer, source in zip(assignment.buffers(), online.buffers(), strict=True):
+        buffer.copy_(source)

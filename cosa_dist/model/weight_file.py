@@ -22,13 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+# Names under which training scripts keep a network; the first that is there is taken.
 WRAPPERS = (
     *("model", "state_dict", "teacher", "model_ema", "state_dict_ema", "ema", "student"),
     *("module", "net", "network", "backbone", "encoder"),
 )
-"""names under which training scripts keep a network; the first that is there is taken"""
-WRAPPING_PREFIXES = ("module.", "_orig_mod.")
-"""of DistributedDataParallel and torch.compile"""
+WRAPPING_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 NO_WEIGHTS = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the file itself: `git lfs pull` gets that",
     b"<": "it is a web page: download the file itself",
@@ -65,10 +64,9 @@ STAND_INS = [
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the access rights of any other new file; safetensors leaves others none.
+    """Write a safetensors file; OSError if the disk refuses.
 
-    Raises:
-        OSError: the disk refused.
+    It gets the access rights of any other new file, where safetensors itself leaves others none.
     """
     path.touch()
     mode = path.stat().st_mode
@@ -80,11 +78,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def save_pickle(content: Any, path: Path) -> None:
-    """Write what `torch.save` writes.
-
-    Raises:
-        OSError: the disk refused.
-    """
+    """Write what `torch.save` writes; OSError if the disk refuses."""
     try:
         torch.save(content, path)
     except RuntimeError as error:  # how torch says that a disk is full
@@ -94,8 +88,7 @@ def save_pickle(content: Any, path: Path) -> None:
 def read_file(path: Path) -> Any:
     """Read a file's content, tensors on the CPU.
 
-    Raises:
-        ValueError: damaged, or with something in it that is neither tensor nor plain value.
+    Raises ValueError if it is damaged, or holds anything that is neither tensor nor plain value.
     """
     try:
         if is_safetensors(path):
@@ -107,7 +100,7 @@ def read_file(path: Path) -> Any:
         reason = _refused(str(error))
     except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-    raise ValueError(f"{path} cannot be read as tensors: {_told_by_its_beginning(path) or reason}")
+    raise ValueError(f"{path} cannot be read as tensors: {_reason_by_content(path) or reason}")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -120,7 +113,7 @@ def _head(path: Path) -> bytes:
         return file.read(64)
 
 
-def _told_by_its_beginning(path: Path) -> str:
+def _reason_by_content(path: Path) -> str:
     """Why a file cannot be read, if its first bytes tell."""
     try:
         head = _head(path)
@@ -137,10 +130,9 @@ def _told_by_its_beginning(path: Path) -> str:
 
 def _refused(message: str) -> str:
     """What PyTorch's long message is about, in a few words."""
-    named = re.search(r"GLOBAL (\S+)", message)
-    if named:
+    if named := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"it holds {named.group(1)}, which is neither a tensor nor a plain value; nothing in it was run "
+            f"it holds {named[1]}, which is neither a tensor nor a plain value; nothing in it was run "
             "(of a whole network, save its state_dict())"
         )
     reason = message.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0]
@@ -150,10 +142,7 @@ def _refused(message: str) -> str:
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
     """Open the wrappers around a state dict: `{"model": ...}`, `{"student": ..., "teacher": ...}`, `module.`.
 
-    What is chosen or left out is logged.
-
-    Raises:
-        ValueError: there is no dictionary of tensors.
+    What is chosen or left out is logged; ValueError if there is no dictionary of tensors.
     """
     state = content
     while found := [key for key in WRAPPERS if isinstance(state, dict) and _holds_tensors(state.get(key))]:
@@ -173,12 +162,3 @@ def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, Tensor) or _holds_tensors(v) for v in value.values())
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors by name.
-
-    Raises:
-        ValueError: see `read_file` and `state_dict_of`.
-    """
-    return state_dict_of(read_file(path), path)

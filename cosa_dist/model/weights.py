@@ -1,33 +1,59 @@
-"""Where a network's weights come from: a timm tag, a local file, or nowhere (random).
+"""Weights of networks in files: what `model.weights` names, and whole networks, the authors' and ours.
 
-A local file holds either a backbone (timm's names, or Swin's original ones) or a whole network (the authors'
-checkpoint or ours: backbone and heads). It is read without executing code, and every tensor must find its
-place.
+A local file holds either a backbone (timm's names, or Swin's original ones) or a whole network: the authors'
+checkpoint (`best_seg.pth`, `best_cam.pth`: a pickle of `{s_or_t, model, epoch, args, result}` whose encoder
+carries an ImageNet head of 1000 classes that is never used and never trained) or ours (safetensors with the
+network's own names and the other facts as metadata). Of the names only the encoder's prefix differs:
+`encoder.` there, `backbone.model.` here. Files are read without executing code.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
 
+from cosa_dist.atomic import atomic_file
 from cosa_dist.config.method import names_a_file
-from cosa_dist.model.released_weights import OURS, SavedNetwork, is_whole_network, network_of
-from cosa_dist.model.weight_file import read_file, state_dict_of
+from cosa_dist.model.backbone import Backbone
+from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.weight_file import is_safetensors, read_file, save_pickle, save_tensors, state_dict_of
 
-if TYPE_CHECKING:
-    from cosa_dist.model.backbone_base import Backbone
-    from cosa_dist.model.network import CosaNetwork
-
+OURS, THEIRS = "backbone.model.", "encoder."
+UNUSED_HEAD = ("encoder.head.weight", "encoder.head.bias")
+HEAD_CLASSES = 1000
+LETTERS = {"online": "s", "assignment": "t"}
+METADATA = "cosa_dist"
+RELEASED_NAMES = re.compile(
+    r"encoder\.(cls_token|pos_embed"
+    r"|(patch_embed\.proj|norm|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias))"
+    r"|decoder\.conv[678]\.weight|(aux_)?classifier\.weight"
+)
+# Prefixes of classification heads, and of what only a pretraining by masks uses.
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.", "mask_token", "decoder_")
-"""of classification, and what only a pretraining by masks uses"""
+# Prefixes under which a training script's network keeps its backbone.
 PARTS = ("teacher.", "backbone.", "model.", "encoder.", "base_encoder.", "student.")
-"""prefixes under which a training script's network keeps its backbone"""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A whole network as a file holds it."""
+
+    state: dict[str, Tensor]  # by our names, without the unused head
+    unused_head: dict[str, Tensor] = field(default_factory=dict)  # the authors' `encoder.head.*`
+    network: str = "online"  # `online` (their `s`) or `assignment` (their `t`)
+    step: int = 0  # finished steps (their `epoch`)
+    aux_layer: int | None = None  # block of the auxiliary map, if the file says so
+    score: float | None = None  # their `result`: the best mIoU (true_labels, or of the CAM)
 
 
 @dataclass(frozen=True)
@@ -39,86 +65,44 @@ class WeightSource:
 
 
 def parse_weight_source(text: str) -> WeightSource:
-    """Read the option `model.weights`: `none`, a path (with a slash or a suffix), or a timm tag.
-
-    Raises:
-        FileNotFoundError: a path that is no file.
-    """
+    """Read the option `model.weights`: `none`, a path (with a slash or a suffix), or a timm tag."""
     if text in ("", "none"):
         return WeightSource()
+    if not names_a_file(text):
+        return WeightSource(tag=text)
     path = Path(text).expanduser()
-    if names_a_file(text):
-        if not path.is_file():
-            if path.is_dir():
-                raise FileNotFoundError(f"model.weights: {path} is a folder; give the file in it")
-            raise FileNotFoundError(
-                f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
-            )
-        return WeightSource(file=path)
-    return WeightSource(tag=text)
+    if path.is_dir():
+        raise FileNotFoundError(f"model.weights: {path} is a folder; give the file in it")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model.weights: no file at {path}; give a path that exists, a timm tag, or none"
+        )
+    return WeightSource(file=path)
 
 
-def load_backbone_file(backbone: Backbone, path: Path) -> None:
-    """Load a local file into a backbone; of a whole network's file, only the backbone's part.
+def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> dict[str, Tensor]:
+    """The tensors that a local file has for a network, under the network's names.
 
-    Args:
-        backbone: changed in place; untouched if the file does not fit.
-        path: the file.
-
-    Raises:
-        ValueError: unreadable, or tensors are missing, unknown or of another shape.
-    """
-    backbone.model.load_state_dict(backbone_tensors(backbone, path))
-
-
-def backbone_tensors(backbone: Backbone, path: Path) -> dict[str, Tensor]:
-    """The tensors of a backbone from a local file, under the names of its model's `state_dict`.
-
-    Raises:
-        ValueError: see `load_backbone_file`.
+    They are the whole CoSA network's, or those of its backbone alone; for a network of another kind always
+    those of the backbone. A file that was trained with another `aux_layer` is warned of. Raises ValueError
+    for a file that is unreadable, or whose tensors are missing, unknown or of another shape.
     """
     try:
         content = read_file(path)
         state = state_dict_of(content, path)
-        if is_whole_network(state):
-            state = network_of(content, path).state
-        return _fitting_backbone(backbone, state, path)
+        saved = network_of(content, path) if is_whole_network(state) else None
+        if saved and isinstance(network, CosaNetwork):
+            return _tensors_for_whole(network, saved, path, aux_layer)
+        backbone = network.backbone
+        assert isinstance(backbone, Backbone)
+        found = _tensors_for_backbone(backbone, saved.state if saved else state, path)
+        return {OURS + key: value for key, value in found.items()}
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
 
 
-def load_weight_file(network: CosaNetwork, path: Path, aux_layer: int) -> None:
-    """Load a local file into the network: the backbone alone or, from a whole network's file, the heads too.
-
-    Args:
-        network: changed in place; untouched if the file does not fit.
-        path: the file.
-        aux_layer: the configured `model.aux_layer`; a file that was trained with another is warned of.
-
-    Raises:
-        ValueError: unreadable, or tensors are missing, unknown or of another shape.
-    """
-    network.load_state_dict(network_tensors(network, path, aux_layer), strict=False)
-
-
-def network_tensors(network: CosaNetwork, path: Path, aux_layer: int) -> dict[str, Tensor]:
-    """The tensors that a local file has for a network: all of them, or those of the backbone.
-
-    Raises:
-        ValueError: see `load_weight_file`.
-    """
-    try:
-        content = read_file(path)
-        state = state_dict_of(content, path)
-        if is_whole_network(state):
-            return _fitting_whole(network, network_of(content, path), path, aux_layer)
-        own = _fitting_backbone(network.backbone, state, path)
-        return {OURS + key: value for key, value in own.items()}
-    except ValueError as error:
-        raise ValueError(f"model.weights: {error}") from None
-
-
-def _fitting_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _tensors_for_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """A file's tensors by the names of the backbone's model, found under up to several prefixes."""
     own, inside = backbone.model.state_dict(), ""
     found = _adapted(backbone, state)
     while not own.keys() & found.keys():
@@ -146,42 +130,37 @@ def _adapted(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return bare
 
 
-def _fitting_whole(
+def _tensors_for_whole(
     network: CosaNetwork, saved: SavedNetwork, path: Path, aux_layer: int
 ) -> dict[str, Tensor]:
     if saved.aux_layer not in (None, aux_layer):
         log.warning(
-            "model.weights: %s was trained with model.aux_layer %d, this run has %d: its auxiliary "
-            "classifier sees other features here",
-            path,
-            saved.aux_layer,
-            aux_layer,
+            f"model.weights: {path} was trained with model.aux_layer {saved.aux_layer}, this run has "
+            f"{aux_layer}: its auxiliary classifier sees other features here"
         )
     inner = {key.removeprefix(OURS): value for key, value in saved.state.items() if key.startswith(OURS)}
     heads = {key: value for key, value in saved.state.items() if not key.startswith(OURS)}
     whole = heads | {OURS + key: value for key, value in _adapted(network.backbone, inner).items()}
     own = network.state_dict()
-    _check_classes(own, whole, path)
-    _check_fit(own, whole, path)
-    return whole
-
-
-def _check_classes(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
-    trained, wanted = len(state["classifier.weight"]), len(own["classifier.weight"])
+    trained, wanted = len(whole["classifier.weight"]), len(own["classifier.weight"])
     if trained != wanted:
         raise ValueError(
             f"{path} was trained for {trained} classes, this data set has {wanted}; "
             "give a file of this data set, or weights of the backbone alone"
         )
+    _check_fit(own, whole, path)
+    return whole
 
 
 def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not exactly those of `own`, naming the depth or the first that are wrong."""
-    depth, wanted = _blocks(state), _blocks(own)
+    depth, wanted = (
+        len({found[1] for key in tensors if (found := re.match(r"(.*?blocks\.\d+)\.", key))})
+        for tensors in (state, own)
+    )
     if depth != wanted and depth and wanted:
         raise ValueError(f"{path} holds a backbone of {depth} blocks, model.backbone has {wanted}")
-    missing = sorted(own.keys() - state.keys())
-    unknown = sorted(state.keys() - own.keys())
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(
         f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
         for key in own.keys() & state.keys()
@@ -197,7 +176,83 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> 
         raise ValueError(f"{path} holds numbers that are not finite, in {broken}: take an earlier checkpoint")
 
 
-def _blocks(state: dict[str, Tensor]) -> int:
-    """How many transformer blocks these tensors belong to."""
-    found = (re.match(r"(.*?blocks\.\d+)\.", key) for key in state)
-    return len({match.group(1) for match in found if match})
+def is_whole_network(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict holds backbone and heads, by our names or the authors'."""
+    return "classifier.weight" in state and any(name.startswith((OURS, THEIRS)) for name in state)
+
+
+def read_network(path: Path) -> SavedNetwork:
+    """Read a whole network from an authors' .pth or one of our .safetensors; ValueError if it holds none."""
+    return network_of(read_file(path), path)
+
+
+def network_of(content: Any, path: Path) -> SavedNetwork:
+    """Take what `read_file` gave as a whole network; ValueError if it is none."""
+    state = state_dict_of(content, path)
+    if not is_whole_network(state):
+        raise ValueError(f"{path} holds no whole network (backbone, classifiers and decoder)")
+    facts = _our_facts(path) if is_safetensors(path) else _their_facts(content)
+    ours = {_renamed(key, THEIRS, OURS): state[key] for key in state if key not in UNUSED_HEAD}
+    return SavedNetwork(ours, {key: state[key] for key in UNUSED_HEAD if key in state}, **facts)
+
+
+def write_ours(saved: SavedNetwork, path: Path, *, keep_head: bool = False) -> None:
+    """Write a safetensors file that `model.weights` takes, whole or not at all.
+
+    With `keep_head` it also keeps the authors' unused head, so that their file can be made again bit for bit.
+    """
+    tensors = saved.state | (saved.unused_head if keep_head else {})
+    facts = {"network": saved.network, "step": saved.step, "aux_layer": saved.aux_layer, "score": saved.score}
+    with atomic_file(path) as working:
+        save_tensors(tensors, working, {METADATA: json.dumps(facts)})
+
+
+def write_released(saved: SavedNetwork, path: Path) -> None:
+    """Write a file that the authors' code loads, whole or not at all.
+
+    An unused head that is not there becomes zeros; of their command line only `aux_layer` is kept. Raises
+    ValueError if the network is none of theirs (a plain ViT with class token, LargeFOV).
+    """
+    state = {_renamed(key, OURS, THEIRS): value.detach().cpu() for key, value in saved.state.items()}
+    strange = sorted(key for key in state if not RELEASED_NAMES.fullmatch(key))
+    if strange or "encoder.cls_token" not in state:
+        raise ValueError(
+            "the released code holds a plain ViT with a class token only; this network "
+            + (f"has {', '.join(strange[:3])}" if strange else "has no class token")
+        )
+    width = state["encoder.cls_token"].shape[-1]
+    zeros = (torch.zeros(HEAD_CLASSES, width), torch.zeros(HEAD_CLASSES))
+    content = {
+        "s_or_t": LETTERS[saved.network],
+        "model": state | (saved.unused_head or dict(zip(UNUSED_HEAD, zeros, strict=True))),
+        "epoch": saved.step,
+        "args": argparse.Namespace(**({} if saved.aux_layer is None else {"aux_layer": saved.aux_layer})),
+        "result": saved.score,
+    }
+    with atomic_file(path) as working:
+        save_pickle(content, working)
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old) if key.startswith(old) else key
+
+
+def _their_facts(content: Any) -> dict[str, Any]:
+    """The facts beside the weights of an authors' file, as far as they are there."""
+    result, step = content.get("result"), content.get("epoch")
+    aux_layer = getattr(content.get("args"), "aux_layer", None)
+    return {
+        "network": "assignment" if content.get("s_or_t") == LETTERS["assignment"] else "online",
+        "step": step if isinstance(step, int) else 0,
+        "aux_layer": aux_layer if isinstance(aux_layer, int) else None,
+        "score": float(result) if isinstance(result, int | float) else None,
+    }
+
+
+def _our_facts(path: Path) -> dict[str, Any]:
+    """The facts in our file's metadata; a run's checkpoint has none and tells by its name."""
+    with safe_open(path, framework="pt") as file:
+        stored = (file.metadata() or {}).get(METADATA)
+    if stored is None:
+        return {"network": path.stem if path.stem in LETTERS else "online"}
+    return {key: value for key, value in json.loads(stored).items() if key in SavedNetwork.__annotations__}

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from cosa_dist.config.method import ModelConfig
 from cosa_dist.config.stages import SegmenterConfig
-from cosa_dist.model.backbone import build_backbone
-from cosa_dist.model.backbone_base import Backbone
-from cosa_dist.model.network import NetworkOutput, freeze_position_embedding
-from cosa_dist.model.weights import load_backbone_file, parse_weight_source
+from cosa_dist.model.backbone import Backbone
+from cosa_dist.model.build import build_on_backbone
+from cosa_dist.model.network import NetworkOutput
 
 CHANNELS_OF_A_GROUP = 16
 
@@ -95,13 +94,5 @@ def build_segmenter(model: ModelConfig, config: SegmenterConfig, classes: int, s
         ValueError: an architecture or weights that do not fit.
         FileNotFoundError: a weight file that is not there.
     """
-    source = parse_weight_source(model.weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = build_backbone(model.backbone, source.tag, model.aux_layer, dict(model.backbone_options))
-        network = Segmenter(backbone, classes, config.decoder_channels, config.decoder_norm)
-    if source.file is not None:
-        load_backbone_file(backbone, source.file)
-    if model.freeze_position_embedding:
-        freeze_position_embedding(backbone)
-    return network
+    channels, norm = config.decoder_channels, config.decoder_norm
+    return build_on_backbone(model, seed, lambda backbone: Segmenter(backbone, classes, channels, norm))

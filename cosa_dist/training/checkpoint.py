@@ -8,6 +8,7 @@ warning in favour of the one before; one of another format or another configurat
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,62 +17,81 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cosa_dist.collective import world_size
+from cosa_dist.collective import barrier, rank, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.model.assignment_network import copy_network
+from cosa_dist.model.network import copy_network
 from cosa_dist.model.weight_file import save_pickle, save_tensors
 from cosa_dist.training.checkpoint_files import (
+    PREFIX,
     BrokenCheckpointError,
     CheckpointError,
     Score,
-    best_checkpoint,
     checkpoint_name,
     checkpoints,
-    clear_leftovers,
     find_checkpoint,
     is_whole,
     new_checkpoint,
     note_best,
     prune,
     read_checkpoint,
-    seal,
 )
-from cosa_dist.training.networks import build_trained_network, classes_of, network_names
-from cosa_dist.training.state import TrainState
+from cosa_dist.training.state import TrainState, load_network, network_names
+from cosa_dist.training.window import check_weights
 
-__all__ = [
-    "BrokenCheckpointError",
-    "CheckpointError",
-    "Score",
-    "best_checkpoint",
-    "checkpoint_name",
-    "checkpoints",
-    "find_checkpoint",
-    "load_networks",
-    "read_checkpoint",
-    "restore",
-    "restore_newest",
-    "save_checkpoint",
-]
-
-THRESHOLDS = "thresholds.safetensors"
-"""only there if the thresholds have a state"""
+FAILURES_IN_A_ROW = 3  # so many checkpoints may fail one after the other before the run stops
+THRESHOLDS = "thresholds.safetensors"  # only there if the thresholds have a state
 log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints: rank 0 writes, the others wait; every rank calls it at the same steps.
+
+    A checkpoint that cannot be written is a warning: those before it are whole, training goes on, and the
+    next one is due soon. Only where it happens again and again, or at the end of the run, is it an error.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.failures = 0
+
+    def save(self, state: TrainState, *, required: bool, score: Score | None = None) -> None:
+        """Write a checkpoint; a better `score`, of an evaluation at this step, makes it the best.
+
+        Raises OSError if the disk refused for the third time in a row, or if the checkpoint is `required`,
+        and NonFiniteLossError for weights that are not finite.
+        """
+        check_weights(state.online, state.step)
+        before = state.best_score
+        best = score if score is not None and score.miou > before else None
+        if best is not None:
+            state.best_score = best.miou
+        if rank() == 0:
+            try:
+                save_checkpoint(state, self.folder, self.keep, best)
+                self.failures = 0
+            except OSError as error:
+                # No checkpoint holds the better score, so the next one of that score is the best.
+                state.best_score = before
+                self._handle_write_error(error, state.step, required)
+        barrier()
+
+    def _handle_write_error(self, error: OSError, step: int, required: bool) -> None:
+        self.failures += 1
+        log.warning("the checkpoint of step %d cannot be written, those before it stay: %s", step, error)
+        if required or self.failures >= FAILURES_IN_A_ROW:
+            raise error
 
 
 def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | None = None) -> Path:
     """Write the state below `folder` and return the checkpoint's path.
 
     Keeps the newest `keep` checkpoints; with `best`, the score that makes it so, this one is also noted in
-    `best.json` and kept.
-
-    Raises:
-        OSError: the disk refused; no half-written checkpoint remains, and none is deleted.
+    `best.json` and kept. An OSError leaves no half-written checkpoint, and none is deleted.
     """
     target = folder / checkpoint_name(state.step)
-    # The last step is saved before its evaluation too.
-    if not is_whole(target):
+    if not is_whole(target):  # the last step is saved before its evaluation too
         _write_checkpoint(state, folder, best)
     if best:
         note_best(folder, target.name, best)
@@ -80,23 +100,27 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | No
 
 
 def _write_checkpoint(state: TrainState, folder: Path, best: Score | None) -> None:
-    with new_checkpoint(folder, state.step) as working:
+    content = {
+        "step": state.step,
+        "best_score": state.best_score,
+        "seconds": state.seconds,
+        "config": state.config.model_dump(mode="json"),
+        "workers": world_size(),
+        "best": asdict(best) if best else False,
+    }
+    with new_checkpoint(folder, state.step, content) as working:
         save_tensors(state.online.state_dict(), working / "online.safetensors")
         save_tensors(state.assignment.state_dict(), working / "assignment.safetensors")
         save_pickle(state.optimizer.state_dict(), working / "optimizer.pt")
-        thresholds = state.thresholds.state_dict()
-        if thresholds:
+        if thresholds := state.thresholds.state_dict():
             save_tensors(thresholds, working / THRESHOLDS)
-        content = {"config": state.config.model_dump(mode="json"), "workers": world_size()}
-        seal(working, {**state.position(), **content, "best": asdict(best) if best else False})
 
 
 def restore(state: TrainState, path: Path) -> None:
     """Put a verified checkpoint into `state` (in place).
 
-    Raises:
-        BrokenCheckpointError: damaged.
-        CheckpointError: made by a run with another network or other thresholds.
+    Raises BrokenCheckpointError if it is damaged, CheckpointError if it was made by a run with another
+    network or other thresholds.
     """
     _restore(state, path, read_checkpoint(path))
 
@@ -119,25 +143,21 @@ def _restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
     workers = content.get("workers", world_size())
     if state.config.data.reading == "streaming" and workers != world_size():
         log.warning(
-            "%s was written with %d workers, there are %d now: streaming deals the samples of this epoch "
-            "out anew (data.reading mapped would not)",
-            path.name,
-            workers,
-            world_size(),
+            f"{path.name} was written with {workers} workers, there are {world_size()} now: streaming deals "
+            "the samples of this epoch out anew (data.reading mapped would not)"
         )
 
 
 def restore_newest(state: TrainState, folder: Path) -> Path | None:
     """Restore the newest whole checkpoint below `folder`; None if there is none.
 
-    To be called by one process only: it clears away what killed ones left, and notes the restored
-    checkpoint as the best again if a kill came between its writing and that note.
-
-    Raises:
-        CheckpointError: checkpoints are there, but none can be used; or the newest whole one is of another
-            format or configuration.
+    To be called by one process only: it clears away what killed ones left half-written, and notes the
+    restored checkpoint as the best again if a kill came between its writing and that note. Raises
+    CheckpointError if none of those there can be used, or the newest whole one is of another format or
+    configuration.
     """
-    clear_leftovers(folder)
+    for leftover in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     found = checkpoints(folder)
     for path in reversed(found):
         try:
@@ -155,24 +175,13 @@ def restore_newest(state: TrainState, folder: Path) -> Path | None:
 
 
 def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfig, dict[str, nn.Module]]:
-    """Load both networks of a run's checkpoint for evaluation or prediction.
+    """Load a run's configuration and both networks of a checkpoint, by name and in evaluation mode.
 
-    Returns:
-        The run's configuration, and the networks `online` and `assignment` (of a segmenter: `average`) in
-        evaluation mode.
-
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
+    Raises CheckpointError if there is no such checkpoint, or it is damaged.
     """
     path = find_checkpoint(run, which)
-    content = read_checkpoint(path)
-    config = build_config(content["config"], str(path))
-    online = load_file(path / "online.safetensors", device=str(device))
-    # The checkpoint holds all weights: those that training started from need not be there any more.
-    bare = config.model.model_copy(update={"weights": "none"})
-    built = build_trained_network(config.model_copy(update={"model": bare}), classes_of(online))
-    network = built.to(device).eval()
-    network.load_state_dict(online)
-    assignment = copy_network(network)
-    assignment.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
-    return config, dict(zip(network_names(config), (network, assignment), strict=True))
+    config = build_config(read_checkpoint(path)["config"], str(path))
+    network = load_network(config, load_file(path / "online.safetensors", device=str(device)), device)
+    average = copy_network(network)
+    average.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
+    return config, dict(zip(network_names(config), (network, average), strict=True))

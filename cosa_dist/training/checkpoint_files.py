@@ -1,15 +1,14 @@
 """The folder of checkpoints: names, sealing, verification, which one is best, which ones are kept.
 
-A checkpoint is a folder of its own, made under a hidden name, sealed with the size and SHA-256 of each
-file, forced to the disk and only then renamed; so one that is there under its own name is whole, unless it
-was damaged later, and `read_checkpoint` finds that out. Nothing here knows networks.
+A checkpoint is a folder, sealed with the size and SHA-256 of each file and written atomically; so one that
+is there is whole, unless it was damaged later, and `read_checkpoint` finds that out. Nothing here knows
+networks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.atomic import atomic_write
+from cosa_dist.atomic import atomic_folder, atomic_write
 
 FORMAT = 1
 PREFIX = "step-"
@@ -29,15 +28,11 @@ BEST = "best.json"
 class Score:
     """An evaluation in the numbers by which checkpoints are compared."""
 
-    miou: float
-    """unfiltered mIoU (%) of the better network"""
-    network: str = ""
-    """its name in reports; empty in run folders of earlier versions"""
-    images: int = 0
-    """on so many images, the same in every evaluation of the run"""
+    miou: float  # unfiltered mIoU (%) of the better network
+    network: str = ""  # its name in reports; empty in run folders of earlier versions
+    images: int = 0  # on so many images, the same in every evaluation of the run
 
     def __str__(self) -> str:
-        """One line for people."""
         return f"unfiltered mIoU {self.miou:.2f} on {self.images} images"
 
     @classmethod
@@ -66,58 +61,34 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
+@contextmanager
+def new_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a temporary folder to write to; after the block it is sealed and becomes the checkpoint of `step`.
+
+    `content` is the JSON part. An OSError (the disk refused) leaves no half-written checkpoint.
+    """
+    with atomic_folder(folder / checkpoint_name(step), replace=True, sync=True) as working:
+        yield working
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            for path in sorted(working.iterdir())
+        }
+        whole = {"format": FORMAT, **content, "files": files}
+        whole["digest"] = _digest_of(whole)
+        (working / STATE).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is there and all of it can be used."""
     with suppress(CheckpointError):
-        read_checkpoint(path)
-        return True
+        return bool(read_checkpoint(path))
     return False
 
 
-@contextmanager
-def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
-    """Give a hidden folder to write to; after the block it has become the checkpoint of `step`.
-
-    A checkpoint of that step that is there and whole stays as it is: there is no moment without it.
-
-    Raises:
-        OSError: the disk refused; no half-written checkpoint remains.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / checkpoint_name(step)
-    working = folder / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(working, ignore_errors=True)
-    try:
-        working.mkdir()
-        yield working
-        for path in (*working.iterdir(), working):
-            _force_to_disk(path)
-        if is_whole(target):
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        working.rename(target)
-        _force_to_disk(folder)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-
-
-def seal(working: Path, content: Mapping[str, Any]) -> None:
-    """Write `state.json`: the content, the format, size and hash of each file, and a hash of it all."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(working.iterdir())
-    }
-    whole = {"format": FORMAT, **content, "files": files}
-    whole["digest"] = _digest_of(whole)
-    (working / STATE).write_text(json.dumps(whole, indent=1), encoding="utf-8")
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and verify a checkpoint's JSON part and files.
+    """Verify a checkpoint's files and return its JSON part.
 
-    Raises:
-        BrokenCheckpointError: a missing or changed file.
-        CheckpointError: written in another format.
+    Raises BrokenCheckpointError for a missing or changed file, CheckpointError for another format.
     """
     try:
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -182,27 +153,13 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half-written; only while nobody writes here."""
-    for path in folder.glob(f".{PREFIX}*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def find_checkpoint(run: Path, which: str) -> Path:
-    """Path of a run's checkpoint.
-
-    Args:
-        run: the run folder.
-        which: `newest`, `best` or a step number.
-
-    Raises:
-        CheckpointError: there is no such checkpoint; the message lists those there.
-    """
+    """Path of a run's checkpoint, `newest`, `best` or a step number; the error lists those there."""
     folder = run / "checkpoints"
-    found = checkpoints(folder) if folder.is_dir() else []
+    found = checkpoints(folder)
     wanted: Path | None = None
-    if which == "newest":
-        wanted = found[-1] if found else None
+    if which == "newest" and found:
+        wanted = found[-1]
     elif which == "best":
         wanted = best_checkpoint(folder)
     elif which.isdigit():
@@ -221,15 +178,3 @@ def _digest(path: Path) -> str:
 def _digest_of(content: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _force_to_disk(path: Path) -> None:
-    """Flush a file or a folder; a file system that cannot flush folders is left alone."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,21 +19,20 @@ from torch import Tensor, nn
 
 from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import rank, sum_over_ranks
+from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.evaluation.report import EvalReport, better_report
 from cosa_dist.tracking.tracker import Tracker
-from cosa_dist.training.checkpoint import Score
-from cosa_dist.training.saving import CheckpointWriter
+from cosa_dist.training.checkpoint import CheckpointWriter
+from cosa_dist.training.checkpoint_files import Score
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import training_step
 from cosa_dist.training.supervised_step import supervised_step
-from cosa_dist.training.window import LossWindow, NonFiniteLossError
-
-__all__ = ["NonFiniteLossError", "Surroundings", "TrainingStoppedError", "run_training"]
+from cosa_dist.training.window import LossWindow
 
 log = logging.getLogger(__name__)
-Evaluate = Callable[[TrainState, bool], tuple[dict[str, EvalReport], dict[str, EvalReport]]]
-Report = Callable[[dict[str, float]], None]
+Reports = dict[str, EvalReport]
+OnStep = Callable[[TrainState, Sequence[Batch]], None]
 
 
 class TrainingStoppedError(RuntimeError):
@@ -40,72 +40,82 @@ class TrainingStoppedError(RuntimeError):
 
 
 @dataclass
-class Surroundings:
+class TrainingContext:
     """What the loop calls besides the method: where to save, whom to tell, how to evaluate."""
 
     accelerator: Accelerator
     tracker: Tracker
-    folder: Path
-    """the run's own folder; checkpoints lie below it"""
-    evaluate: Evaluate
+    folder: Path  # the run's own folder; checkpoints lie below it
+    evaluate: Callable[[TrainState, bool], tuple[Reports, Reports]]
     """evaluates the state; the flag says whether it is the last evaluation. Gives the reports on all of its
     images, and on those that every evaluation of the run has, by which checkpoints are compared"""
-    report: Report = field(default=lambda metrics: None)
+    report: Callable[[dict[str, float]], None] = lambda metrics: None
     """called by every rank with the metrics of an evaluation"""
-    stop_asked: Callable[[], bool] = field(default=lambda: False)
+    stop_requested: Callable[[], bool] = lambda: False
     """asked on rank 0 at every line of log: whether to save and stop there"""
+    on_step: OnStep = lambda state, batches: None
+    """called by every rank after each optimiser step, before anything of it is logged or saved"""
+
+
+class Due(NamedTuple):
+    """What comes after a step."""
+
+    last: bool
+    evaluate: bool
+    save: bool
+    log: bool
+
+
+def due_after(step: int, config: RunConfig) -> Due:
+    """What the configuration asks for after `step` finished steps; an evaluation saves, a save logs."""
+    training, every = config.training, config.evaluation.every
+    last = step == training.steps
+    evaluate = last or (every > 0 and step % every == 0)
+    save = evaluate or step % training.checkpoint_every == 0
+    return Due(last, evaluate, save, log=save or step % training.log_every == 0)
 
 
 def run_training(
-    state: TrainState,
-    network: nn.Module,
-    steps: Iterable[Sequence[Batch]],
-    around: Surroundings,
-) -> dict[str, EvalReport]:
+    state: TrainState, network: nn.Module, steps: Iterable[Sequence[Batch]], context: TrainingContext
+) -> Reports:
     """Train until `training.steps`; return the last evaluation's reports.
 
-    Args:
-        state: fresh or restored; changed in place.
-        network: the online network as the accelerator prepared it.
-        steps: per optimiser step this rank's micro-batches, from `state.step` on.
-        around: tracker, folder, evaluation.
+    The state is fresh or restored, and changed in place; `network` is the online network as the accelerator
+    prepared it; `steps` gives this rank's micro-batches per optimiser step, from `state.step` on.
 
     Raises:
         NonFiniteLossError: a loss term or a weight is not finite.
-        TrainingStoppedError: `around.stop_asked`; the state of this step is saved.
+        TrainingStoppedError: `context.stop_requested`; the state of this step is saved.
         OSError: no checkpoint could be written for long, or the last one could not.
     """
-    settings = state.config.training
-    device = around.accelerator.device
-    writer = CheckpointWriter(around.folder / "checkpoints", settings.keep_checkpoints)
-    reports: dict[str, EvalReport] = {}
+    writer = CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints)
+    reports: Reports = {}
     network.train()
     window = LossWindow()
     for batches in steps:
-        terms = _take_step(state, network, [batch.to(device) for batch in batches], around.accelerator)
-        window.add(terms, batches)
-        last = state.step == settings.steps
-        every = state.config.evaluation.every
-        evaluating = last or (every > 0 and state.step % every == 0)
-        saving = evaluating or state.step % settings.checkpoint_every == 0
-        stopping = False
-        if saving or state.step % settings.log_every == 0:
-            _log_window(state, window, around)
-            stopping = _stop_asked(around) and not last
-            window = LossWindow()
-        if last:
+        on_device = [batch.to(context.accelerator.device) for batch in batches]
+        window.add(_take_step(state, network, on_device, context.accelerator), batches)
+        context.on_step(state, batches)
+        due = due_after(state.step, state.config)
+        if not due.log:
+            continue
+        means, seconds = window.means(state.step), time.perf_counter() - window.started
+        state.seconds += seconds
+        if rank() == 0:
+            _log_window(state, means, seconds / window.steps, context.tracker)
+        stop = _stop_requested(context) and not due.last
+        window = LossWindow()
+        if due.last:
             # The last evaluation may take longer than what is left of a time limit.
-            writer.save(state, must=False)
-        if evaluating:
-            reports = _evaluate(state, around, writer, last)
+            writer.save(state, required=False)
+        if due.evaluate:
+            reports = _evaluate(state, context, writer, due.last)
             window = LossWindow()
-        elif saving or stopping:
-            writer.save(state, must=stopping)
-        if stopping:
+        elif due.save or stop:
+            writer.save(state, required=stop)
+        if stop:
             raise TrainingStoppedError(f"stopped as asked after step {state.step}, which is saved")
-    if not reports:
-        reports = _evaluate(state, around, writer, True)
-    return reports
+    return reports or _evaluate(state, context, writer, last=True)
 
 
 def _take_step(
@@ -117,67 +127,56 @@ def _take_step(
     return training_step(state, network, batches, accelerator)[0]
 
 
-def _stop_asked(around: Surroundings) -> bool:
+def _stop_requested(context: TrainingContext) -> bool:
     """Whether rank 0 was asked to stop, the same answer on every rank."""
-    asked = float(rank() == 0 and around.stop_asked())
-    return bool(sum_over_ranks(torch.tensor(asked, device=around.accelerator.device)) > 0)
+    requested = float(rank() == 0 and context.stop_requested())
+    return bool(sum_over_ranks(torch.tensor(requested, device=context.accelerator.device)) > 0)
 
 
-def _log_window(state: TrainState, window: LossWindow, around: Surroundings) -> None:
+def _log_window(
+    state: TrainState, means: Mapping[str, float], seconds_per_step: float, tracker: Tracker
+) -> None:
     """Write one line of log and one point of each curve."""
     settings = state.config.training
-    means = window.means(state.step)
-    seconds = time.perf_counter() - window.started
-    state.seconds += seconds
-    if rank() != 0:
-        return
-    images_per_second = window.steps * settings.global_batch_size / seconds
-    metrics = {f"train/{name}": value for name, value in means.items()}
-    metrics["train/images_per_second"] = images_per_second
-    metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
+    images_per_second = settings.global_batch_size / seconds_per_step
     thresholds = threshold_values(state.thresholds.current())
+    values = {**means, "images_per_second": images_per_second}
+    values["learning_rate"] = state.optimizer.param_groups[0]["lr"]
     if state.config.kind != "segmenter":
-        metrics.update({f"train/{name}": value for name, value in thresholds.items()})
-    around.tracker.log_metrics(metrics, state.step)
+        values |= thresholds
+    tracker.log_metrics({f"train/{name}": value for name, value in values.items()}, state.step)
     for notice in state.thresholds.notices():
         log.warning("step %d: %s", state.step, notice)
-    left = (settings.steps - state.step) * seconds / window.steps
     parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if value)
     if state.thresholds.learns:
         parts += "  " + " ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
+    left = (settings.steps - state.step) * seconds_per_step
     log.info(
-        "step %d/%d  %s  %.1f images/s  %d s left",
-        state.step,
-        settings.steps,
-        parts,
-        images_per_second,
-        left,
+        f"step {state.step}/{settings.steps}  {parts}  {images_per_second:.1f} images/s  {int(left)} s left"
     )
 
 
-def _evaluate(
-    state: TrainState, around: Surroundings, writer: CheckpointWriter, last: bool
-) -> dict[str, EvalReport]:
-    """Evaluate both networks, note the better one's score, save, and tell tracker and launcher."""
+def _evaluate(state: TrainState, context: TrainingContext, writer: CheckpointWriter, last: bool) -> Reports:
+    """Evaluate both networks, save with the better one's score, and tell tracker and launcher."""
     started = time.perf_counter()
-    reports, compared = around.evaluate(state, last)
+    reports, compared = context.evaluate(state, last)
     prefix = "final" if last else "val"
     metrics = _metrics(reports, prefix)
     if compared is not reports:
-        metrics.update(_metrics(compared, "val"))
+        metrics |= _metrics(compared, "val")
     metrics[f"{prefix}/evaluation_seconds"] = time.perf_counter() - started
     if last:
+        images = state.step * state.config.training.global_batch_size
         metrics["final/training_seconds"] = state.seconds
-        total = state.step * state.config.training.global_batch_size
-        metrics["final/images_per_second"] = total / state.seconds if state.seconds else 0.0
+        metrics["final/images_per_second"] = images / state.seconds if state.seconds else 0.0
     better = better_report(compared)
     # None where no validation image has a mask, as with pictures and tags of one's own.
     score = None if better is None else Score(better.miou() or 0.0, better.network, better.images)
     if rank() == 0:
         if last:
-            around.tracker.set_tags(next(iter(reports.values())).tags())
-        around.tracker.log_metrics(metrics, state.step)
-        around.tracker.flush()
+            context.tracker.set_tags(next(iter(reports.values())).tags())
+        context.tracker.log_metrics(metrics, state.step)
+        context.tracker.flush()
         if score is None:
             reason = "; ".join(sorted({report.without_score() for report in reports.values()}))
             log.warning("step %d  there are no scores: on the validation images %s", state.step, reason)
@@ -186,9 +185,9 @@ def _evaluate(
             if compared is not reports:
                 where = f" on {score.images} images, {metrics['final/miou_unfiltered']:.2f} on all"
             log.info("step %d  unfiltered mIoU %.2f%s (best %.2f)", state.step, score.miou, where, best)
-    writer.save(state, must=last, score=score)
+    writer.save(state, required=last, score=score)
     headline = metrics.get(f"{prefix}/miou_unfiltered", 0.0)
-    around.report({"step": float(state.step), "miou_unfiltered": headline, **metrics})
+    context.report({"step": float(state.step), "miou_unfiltered": headline, **metrics})
     return reports
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from cosa_dist.config.method import OptimizerConfig
 
+# Beside everything of one dimension: norms and biases.
 NOT_DECAYED = ("pos_embed", "relative_position_bias_table")
-"""beside everything of one dimension: norms and biases"""
 
 
 def build_optimizer(
@@ -20,39 +20,32 @@ def build_optimizer(
     as in the released code; with `spare_norms`, not to norms and position tables, as is usual for Swin. Each
     group keeps its peak rate as `peak`.
     """
+    # The order is that of the optimiser's state in checkpoints.
     members: dict[str, list[nn.Parameter]] = {
-        "encoder": [],
-        "norm": [],
-        "heads' norm": [],
-        "classifiers": [],
-        "decoder": [],
+        name: [] for name in ("encoder", "norm", "heads' norm", "classifiers", "decoder")
     }
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if spare_norms and (parameter.ndim == 1 or any(part in name for part in NOT_DECAYED)):
-            members["heads' norm" if not name.startswith("backbone.") else "norm"].append(parameter)
-        elif name.startswith(("decoder.", "head.")):
-            members["decoder"].append(parameter)
-        elif name.startswith(("classifier.", "aux_classifier.")):
-            members["classifiers"].append(parameter)
-        else:
-            members["norm" if "norm" in name else "encoder"].append(parameter)
+        if parameter.requires_grad:
+            members[_group_of(name, parameter, spare_norms)].append(parameter)
     groups = []
     for name, parameters in members.items():
-        factor = 1.0 if name in ("encoder", "norm") else config.head_factor
+        rate = config.learning_rate * (1.0 if name in ("encoder", "norm") else config.head_factor)
+        spared = {"weight_decay": 0.0} if spare_norms and "norm" in name else {}
         if parameters:
-            rate = config.learning_rate * factor
-            group = {"params": parameters, "name": name, "peak": rate, "lr": rate}
-            spared = {"weight_decay": 0.0} if spare_norms and "norm" in name else {}
-            groups.append(group | spared)
+            groups.append({"params": parameters, "name": name, "peak": rate, "lr": rate, **spared})
     return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
+        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _group_of(name: str, parameter: nn.Parameter, spare_norms: bool) -> str:
+    if spare_norms and (parameter.ndim == 1 or any(part in name for part in NOT_DECAYED)):
+        return "norm" if name.startswith("backbone.") else "heads' norm"
+    if name.startswith(("decoder.", "head.")):
+        return "decoder"
+    if name.startswith(("classifier.", "aux_classifier.")):
+        return "classifiers"
+    return "norm" if "norm" in name else "encoder"
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -63,9 +56,7 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -
     """
     if step < config.warmup_steps:
         return 1.0 - (1.0 - step / config.warmup_steps) * (1.0 - config.warmup_ratio)
-    if step >= total_steps:
-        return 0.0
-    return (1.0 - step / total_steps) ** config.power
+    return (1.0 - step / total_steps) ** config.power if step < total_steps else 0.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -8,12 +8,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 
 def resolve_precision(setting: str, device_type: str) -> str:
-    """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`.
+    """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`; ValueError for bf16 on a GPU without it.
 
     `auto` is bf16 on GPUs that have it and fp32 elsewhere.
-
-    Raises:
-        ValueError: bf16 asked for on a GPU without it.
     """
     gpu = device_type == "cuda"
     # Older GPUs only emulate bf16, slower than float32.
@@ -24,28 +21,16 @@ def resolve_precision(setting: str, device_type: str) -> str:
 
 
 def autocast(setting: str, device: torch.device) -> torch.autocast:
-    """The context in which a trained network runs outside training, in the format of its run's setting.
-
-    Raises:
-        ValueError: bf16 asked for on a GPU without it.
-    """
+    """The context in which a trained network runs outside training, in the format of its run's setting."""
     enabled = resolve_precision(setting, device.type) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
-    """Return an Accelerator that has seen all ranks.
+    """Return an Accelerator of the precision `auto`, `fp32` or `bf16` that has seen all ranks.
 
     On the CPU Accelerate ignores a running process group unless told so; every rank would then train
-    alone without a word, so the number of processes is checked.
-
-    Args:
-        precision: `auto`, `fp32` or `bf16`.
-        world_size: ranks that must take part.
-        cpu: compute on the CPU.
-
-    Raises:
-        RuntimeError: Accelerate sees another number of processes.
+    alone without a word, so another number of processes is a RuntimeError.
     """
     accelerator = Accelerator(
         cpu=cpu,

@@ -36,8 +36,7 @@ from cosa_dist.losses.objective import (
     classification_terms,
     co_training_terms,
 )
-from cosa_dist.model.assignment_network import move_towards
-from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.network import CosaNetwork, update_ema
 from cosa_dist.stopwatch import part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
@@ -185,6 +184,6 @@ def training_step(
         fill_missing_gradients(state.optimizer)
     with part("optimiser"):
         state.optimizer.step()
-    move_towards(state.assignment, state.online, config.assignment.momentum)
+    update_ema(state.assignment, state.online, config.assignment.momentum)
     state.step += 1
     return sums, assignments

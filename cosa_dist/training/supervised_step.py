@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.reading.views import normalise
-from cosa_dist.model.assignment_network import move_towards
+from cosa_dist.model.network import update_ema
 from cosa_dist.segmenter.loss import mask_loss, pixel_weights
 from cosa_dist.training.optimizer import learning_rate_factor, set_learning_rate
 from cosa_dist.training.state import TrainState
@@ -62,6 +62,6 @@ def supervised_step(
         total = total + loss.detach()
 
     state.optimizer.step()
-    move_towards(state.assignment, state.online, config.segmenter.momentum)
+    update_ema(state.assignment, state.online, config.segmenter.momentum)
     state.step += 1
     return {"masks": total, "total": total}

@@ -16,7 +16,7 @@ from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed.labelling.shards import labelling_task
 from cosa_dist.distributed.labelling.worker import ShardLabeller, finished_labels
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.training.checkpoint import find_checkpoint
+from cosa_dist.training.checkpoint_files import find_checkpoint
 from tests.integration.small_run import make_shards, small_config, task_of
 
 

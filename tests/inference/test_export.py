@@ -19,7 +19,7 @@ from cosa_dist.inference import export_graph
 from cosa_dist.inference.export import FORMATS, export
 from cosa_dist.inference.export_graph import ExportError, checked, example, graph_of
 from cosa_dist.inference.trained import TrainedModel, load_trained
-from cosa_dist.model.network import build_network
+from cosa_dist.model.build import build_network
 
 CPU = torch.device("cpu")
 

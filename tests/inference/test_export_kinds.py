@@ -16,7 +16,7 @@ from cosa_dist.inference.export import export
 from cosa_dist.inference.export_graph import example, graph_of
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.inference.trained import TrainedModel, load_trained
-from cosa_dist.training.networks import build_trained_network
+from cosa_dist.training.state import build_trained_network
 from tests.model.tiny_encoders import KINDS, tiny_model_config
 
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from rich.console import Console
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.ingest.ingest import ingest
+from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.training.loop import OnStep
+from cosa_dist.training.state import TrainState
 
 SETTINGS: dict[str, Any] = read_recipe("tiny")
 
@@ -41,3 +45,18 @@ def curve(folder: Path, name: str) -> list[float]:
     """A metric's values in step order from the run's local mirror."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["metrics"][name] for line in lines if name in line["metrics"]]
+
+
+class PulledPlugError(Exception):
+    """Stands for a killed process: nothing after the step is done."""
+
+
+def watch(samples: dict[int, list[str]], pull_after: int | None = None) -> OnStep:
+    """Note the samples of each step; pull the plug after a step, before anything of it is written."""
+
+    def on_step(state: TrainState, batches: Sequence[Batch]) -> None:
+        samples[state.step - 1] = [name for batch in batches for name in batch.ids]
+        if state.step == pull_after:
+            raise PulledPlugError
+
+    return on_step

@@ -17,7 +17,7 @@ from cosa_dist.distributed.worker import run_worker
 from cosa_dist.inference.export import export
 from cosa_dist.inference.trained import choose, load_trained
 from cosa_dist.inference.writing import write_file
-from cosa_dist.model.released_weights import read_network, write_ours, write_released
+from cosa_dist.model.weights import read_network, write_ours, write_released
 from cosa_dist.reports.ablation_rows import AblationRow, append_row
 from cosa_dist.training.checkpoint import save_checkpoint
 from tests.integration.small_run import make_shards, small_config, task_of

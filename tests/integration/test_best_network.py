@@ -24,7 +24,8 @@ from cosa_dist.evaluation.evaluator import evaluate_parts
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.evaluation.tally import MEASUREMENTS
 from cosa_dist.inference.trained import choose, load_trained
-from cosa_dist.training.checkpoint import CheckpointError, Score, save_checkpoint
+from cosa_dist.training.checkpoint import save_checkpoint
+from cosa_dist.training.checkpoint_files import CheckpointError, Score
 from cosa_dist.training.state import build_state
 from jobs import convert_weights, evaluate, export, predict, report
 from tests.inference.conftest import photos  # noqa: F401

@@ -18,8 +18,15 @@ from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
 from tests.faults.chaos_run import last_step
 from tests.faults.chaos_stage import Stage, wait_until
-from tests.integration.small_run import SETTINGS, curve, make_shards, small_config, task_of
-from tests.integration.test_resume import PulledPlugError, watched
+from tests.integration.small_run import (
+    SETTINGS,
+    PulledPlugError,
+    curve,
+    make_shards,
+    small_config,
+    task_of,
+    watch,
+)
 from tests.integration.test_streaming_run import PROJECT
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -137,8 +144,9 @@ def test_elastic_workers_go_down_and_up_with_the_nodes(stage, base):
     count = min(fewer, 60)
     alone = base / "alone"
     samples: dict[int, list[str]] = {}
-    with watched(samples, count + 1), pytest.raises(PulledPlugError):
-        run_worker(task_of(small_config(base / "shards", base, "alone", **length), alone, 4))
+    task = task_of(small_config(base / "shards", base, "alone", **length), alone, 4)
+    with pytest.raises(PulledPlugError):
+        run_worker(task, on_step=watch(samples, count + 1))
     for name in ("classification", "seg_to_cam"):
         found, expected = (torch.tensor(curve(run, f"train/{name}")[:count]) for run in (folder, alone))
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3, msg=name)

@@ -18,11 +18,10 @@ from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import evaluator
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.training import loop
-from cosa_dist.training.checkpoint import checkpoints, read_checkpoint
+from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
 from cosa_dist.training.window import LossWindow, NonFiniteLossError
-from tests.integration.small_run import curve, make_shards, small_config, task_of
-from tests.integration.test_resume import SETTINGS, STEPS, watched
+from tests.integration.small_run import curve, make_shards, small_config, task_of, watch
+from tests.integration.test_resume import SETTINGS, STEPS
 from tests.training.test_window import Named
 
 RANKS = 2
@@ -44,8 +43,7 @@ def join_group(index: int, port: int) -> None:
 def _train(index: int, port: int, payload: dict, notes: str) -> None:
     join_group(index, port)
     samples: dict[int, list[str]] = {}
-    with watched(samples):
-        run_worker(WorkerTask(**payload))
+    run_worker(WorkerTask(**payload), on_step=watch(samples))
     torch.save(samples, Path(notes) / f"{index}.pt")
     dist.destroy_process_group()
 
@@ -88,8 +86,8 @@ def test_a_run_of_one_worker_goes_on_with_two(tmp_path):
     shards = make_shards(tmp_path / "shards")
     straight, other = tmp_path / "straight", tmp_path / "other"
     samples: dict[int, list[str]] = {}
-    with watched(samples):
-        run_worker(task_of(small_config(shards, tmp_path, "straight", **SETTINGS), straight, 4))
+    config = small_config(shards, tmp_path, "straight", **SETTINGS)
+    run_worker(task_of(config, straight, 4), on_step=watch(samples))
     first = checkpoints(straight / "checkpoints")[0]
     step = read_checkpoint(first)["step"]
     shutil.copytree(first, other / "checkpoints" / first.name)
@@ -134,10 +132,9 @@ def test_the_ranks_agree_on_a_broken_step_and_name_the_samples_of_its_rank(tmp_p
     assert texts[0].startswith("step 6: total not finite; samples of rank 1: step1rank1;")
 
 
-def test_a_checkpoint_that_cannot_be_used_stops_before_training(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_used_stops_before_training(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
     config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **SETTINGS)
-    monkeypatch.setattr(loop, "training_step", lambda *all: pytest.fail("trained"))
     with pytest.raises(ValueError, match="none of the 1 checkpoints"):
-        run_worker(task_of(config, folder, 4))
+        run_worker(task_of(config, folder, 4), on_step=lambda *step: pytest.fail("trained"))

@@ -13,7 +13,6 @@ from cosa_dist.config.loading import load_config, recipe_names
 from cosa_dist.data.catalog import COCO, VOC, renamed
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.sources.synthetic import synthetic_records
-from cosa_dist.distributed import worker
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import curve, task_of
 
@@ -74,7 +73,7 @@ def smoke_config(recipe: str, shards, output):
 
 
 @pytest.mark.parametrize("recipe", FULL)
-def test_recipe_trains_stops_resumes_and_evaluates(recipe, shards, tmp_path, monkeypatch):
+def test_recipe_trains_stops_resumes_and_evaluates(recipe, shards, tmp_path):
     config = smoke_config(recipe, shards, tmp_path)
     batch = config.training.global_batch_size
     own_crop = load_config(recipe, None, {}).data.crop_size
@@ -82,16 +81,12 @@ def test_recipe_trains_stops_resumes_and_evaluates(recipe, shards, tmp_path, mon
     assert config.data.crop_size == (own_crop if recipe in FULL_CROP else 192)
     folder = tmp_path / "run"
 
-    def interrupted(state, *rest, **options):
-        if state.step == 1:
+    def interrupt(state, batches):
+        if state.step == 2:
             raise KeyboardInterrupt
-        return take_step(state, *rest, **options)
 
-    take_step = worker.run_training.__globals__["_take_step"]
-    with monkeypatch.context() as patch:
-        patch.setitem(worker.run_training.__globals__, "_take_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run_worker(task_of(config, folder, batch))
+    with pytest.raises(KeyboardInterrupt):
+        run_worker(task_of(config, folder, batch), on_step=interrupt)
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000001"]
 
     gc.collect()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,11 @@ from safetensors.torch import load_file
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import RecordError
 from cosa_dist.distributed.task import WorkerTask
-from cosa_dist.distributed.worker import run_worker
-from cosa_dist.training import loop
-from cosa_dist.training.checkpoint import checkpoints
-from tests.integration.small_run import make_shards, small_config, task_of
+from cosa_dist.distributed.worker import Evaluation, run_worker
+from cosa_dist.training.checkpoint_files import checkpoints
+from cosa_dist.training.loop import TrainingStoppedError
+from cosa_dist.training.state import TrainState
+from tests.integration.small_run import PulledPlugError, make_shards, small_config, task_of, watch
 
 STEPS = 11
 # Learned thresholds with a queue, reliability weights, separation; a checkpoint every third step, a line of
@@ -37,30 +36,9 @@ SETTINGS = {
 TIMES = ("seconds", "images_per_second")
 
 
-class PulledPlugError(Exception):
-    """Stands for a killed process: nothing after the step is done."""
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("shards") / "synthetic")
-
-
-@contextmanager
-def watched(samples: dict[int, list[str]], pull_after: int | None = None) -> Iterator[None]:
-    """Note the samples of each step; pull the plug after a step, before anything of it is written."""
-    original = loop.training_step
-
-    def step(state, network, batches, accelerator):
-        samples[state.step] = [name for batch in batches for name in batch.ids]
-        outcome = original(state, network, batches, accelerator)
-        if state.step == pull_after:
-            raise PulledPlugError
-        return outcome
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", step)
-        yield
 
 
 def history(folder: Path) -> dict[tuple[str, int], float]:
@@ -83,16 +61,18 @@ def test_an_interrupted_last_evaluation_is_repeated_and_no_step_before_it(shards
     config = small_config(shards, tmp_path, "late", **SETTINGS)
     folder, seen = tmp_path / "late", {}
 
-    def pulled(*arguments):
-        raise PulledPlugError
+    evaluate = Evaluation.__call__
+
+    def pulled(self: Evaluation, state: TrainState, last: bool):
+        if last:
+            raise PulledPlugError
+        return evaluate(self, state, last)
 
     with monkeypatch.context() as patch:
-        evaluate = loop._evaluate
-        patch.setattr(loop, "_evaluate", lambda *all_: (pulled if all_[-1] else evaluate)(*all_))
+        patch.setattr(Evaluation, "__call__", pulled)
         with pytest.raises(PulledPlugError):
             run_worker(task(config, folder))
-    with watched(seen):
-        reports = run_worker(task(config, folder))
+    reports = run_worker(task(config, folder), on_step=watch(seen))
     assert seen == {}
     assert set(reports) == {"online", "assignment"}
     assert ("final/miou_unfiltered", STEPS) in history(folder)
@@ -104,15 +84,13 @@ def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
     settings = {**SETTINGS, "data": {**SETTINGS["data"], "reading": reading}}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     seen: dict[int, list[str]] = {}
-    with watched(seen):
-        run_worker(task(small_config(shards, tmp_path, "straight", **settings), straight))
+    run_worker(task(small_config(shards, tmp_path, "straight", **settings), straight), on_step=watch(seen))
     again: dict[int, list[str]] = {}
     config = small_config(shards, tmp_path, "broken", **settings)
     for plug in (4, 10):
-        with watched(again, plug), pytest.raises(PulledPlugError):
-            run_worker(task(config, broken))
-    with watched(again):
-        run_worker(task(config, broken))
+        with pytest.raises(PulledPlugError):
+            run_worker(task(config, broken), on_step=watch(again, plug))
+    run_worker(task(config, broken), on_step=watch(again))
 
     assert sorted(seen) == list(range(STEPS))
     assert again == seen
@@ -141,7 +119,7 @@ def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):
     config = small_config(shards, tmp_path, "stopped", **SETTINGS)
     stopped.mkdir()
     (stopped / "stop").touch()
-    with pytest.raises(loop.TrainingStoppedError, match="after step 2, which is saved"):
+    with pytest.raises(TrainingStoppedError, match="after step 2, which is saved"):
         run_worker(task(config, stopped))
     assert [path.name for path in checkpoints(stopped / "checkpoints")] == ["step-00000002"]
     (stopped / "stop").unlink()
@@ -153,14 +131,13 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(shards, tmp_path, capl
     straight, damaged = tmp_path / "straight", tmp_path / "damaged"
     run_worker(task(small_config(shards, tmp_path, "straight", **SETTINGS), straight))
     config = small_config(shards, tmp_path, "damaged", **SETTINGS)
-    with watched({}, 10), pytest.raises(PulledPlugError):
-        run_worker(task(config, damaged))
+    with pytest.raises(PulledPlugError):
+        run_worker(task(config, damaged), on_step=watch({}, 10))
     newest = checkpoints(damaged / "checkpoints")[-1]
     weights = newest / "assignment.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     samples: dict[int, list[str]] = {}
-    with watched(samples):
-        run_worker(task(config, damaged))
+    run_worker(task(config, damaged), on_step=watch(samples))
     assert min(samples) == 6
     assert f"{newest.name}: assignment.safetensors is missing or has another size" in caplog.text
     assert history(damaged) == history(straight)

@@ -19,8 +19,8 @@ from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.reports.leaderboard import RunRecord, rows_of, without_result
-from cosa_dist.training.checkpoint import best_checkpoint
-from cosa_dist.training.loop import NonFiniteLossError
+from cosa_dist.training.checkpoint_files import best_checkpoint
+from cosa_dist.training.window import NonFiniteLossError
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
 LOSSES = ("total", "classification", "cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy")

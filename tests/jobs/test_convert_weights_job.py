@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import save_file
 
-from cosa_dist.model.released_weights import read_network
+from cosa_dist.model.weights import read_network
 from jobs.convert_weights import main
 from tests.model.tiny_encoders import tiny_network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cosa_dist.model.assignment_network import copy_network, move_towards
+from cosa_dist.model.network import copy_network, update_ema
 
 
 def test_it_starts_as_an_exact_copy_without_gradients():
@@ -24,7 +24,7 @@ def test_one_update_by_hand_and_buffers_are_copied():
     with torch.no_grad():
         online.weight.fill_(3.0)
         online.running_mean.fill_(7.0)
-    move_towards(assignment, online, 0.9)
+    update_ema(assignment, online, 0.9)
     torch.testing.assert_close(assignment.weight, torch.full((2,), 0.9 * 1 + 0.1 * 3))
     torch.testing.assert_close(assignment.running_mean, torch.full((2,), 7.0))
 
@@ -34,5 +34,5 @@ def test_frozen_parameters_follow_too():
     assignment = copy_network(online)
     online.requires_grad_(False)
     online.weight.fill_(1.0)
-    move_towards(assignment, online, 0.0)
+    update_ema(assignment, online, 0.0)
     assert torch.equal(assignment.weight, online.weight)

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.backbone import check_input_size
-from cosa_dist.model.network import build_network
-from cosa_dist.model.position_embedding import resize_position_embedding
+from cosa_dist.model.backbone_transformer import resize_position_embedding
+from cosa_dist.model.build import build_network, check_input_size
 from cosa_dist.model.weights import parse_weight_source
 
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}

@@ -6,8 +6,7 @@ import pytest
 import timm
 import torch
 
-from cosa_dist.model.backbone_swin import run_block
-from cosa_dist.model.windows import lay_windows
+from cosa_dist.model.backbone_swin import plan_windows, run_block
 from tests.model.tiny_encoders import SWIN, tiny_network
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -34,7 +33,7 @@ def test_the_auxiliary_map_is_the_earlier_stage_averaged():
 
 def test_opposite_borders_do_not_see_each_other_through_padding():
     block = tiny_network("swin").eval().backbone.model.layers[0].blocks[1]
-    windows = lay_windows((5, 5), (3, 3), True, torch.device("cpu"))
+    windows = plan_windows((5, 5), (3, 3), True, torch.device("cpu"))
     tokens = torch.rand(1, 5, 5, 16)
     changed = tokens.clone()
     changed[:, 0] += 1

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cosa_dist.assignment.inference import multi_scale
-from cosa_dist.model.assignment_network import copy_network, move_towards
+from cosa_dist.model.network import copy_network, update_ema
 from tests.model.tiny_encoders import KINDS, TRANSFORMERS, tiny_network
 
 STRIDES = {kind: 16 if kind in TRANSFORMERS else 32 for kind in KINDS}
@@ -80,7 +80,7 @@ def test_the_assignment_copy_follows_and_looks_at_several_scales(kind):
     assignment = copy_network(online)
     with torch.no_grad():
         online.classifier.weight.add_(1)
-    move_towards(assignment, online, 0.0)
+    update_ema(assignment, online, 0.0)
     assert all(
         torch.equal(a, o)
         for a, o in zip(assignment.state_dict().values(), online.state_dict().values(), strict=True)

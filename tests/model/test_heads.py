@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cosa_dist.model.heads import CamClassifier, LargeFovDecoder
+from cosa_dist.model.network import CamClassifier, LargeFovDecoder
 
 
 def test_the_cam_of_bf16_features_is_exact_to_float32():

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.network import CosaNetwork, build_network
+from cosa_dist.model.build import build_network
+from cosa_dist.model.network import CosaNetwork
 
 TINY = {
     "img_size": 64,

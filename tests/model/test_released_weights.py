@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cosa_dist.model.network import CosaNetwork, build_network
-from cosa_dist.model.released_weights import (
+from cosa_dist.model.build import build_network
+from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.weights import (
     RELEASED_NAMES,
     UNUSED_HEAD,
+    SavedNetwork,
     read_network,
     write_ours,
     write_released,
@@ -137,8 +139,6 @@ def test_another_grid_of_positions_is_resized_and_another_aux_layer_is_warned_of
 
 
 def test_a_network_that_is_none_of_theirs_is_not_written(tmp_path):
-    from cosa_dist.model.released_weights import SavedNetwork
-
     for kind, part in (("swin", "layers.0"), ("vit with registers", "ls1.gamma")):
         saved = SavedNetwork(network_of_kind(kind).state_dict())
         with pytest.raises(ValueError, match=f"plain ViT with a class token only; .*{part}"):

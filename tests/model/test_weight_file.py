@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosa_dist.model.weight_file import Unread, read_file, read_state_dict
+from cosa_dist.model.weight_file import Unread, read_file, state_dict_of
 from tests.model.tiny_encoders import tiny_network
 
 TENSORS = {"a": torch.arange(3.0), "b.c": torch.ones(1, 2)}
@@ -25,6 +25,10 @@ class Evil:
 
     def __reduce__(self):
         return (os.mkdir, (str(self.folder),))
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    return state_dict_of(read_file(path), path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosa_dist.model.windows import lay_windows
+from cosa_dist.model.backbone_swin import plan_windows
 
 CPU = torch.device("cpu")
 SIDES = st.integers(1, 11)
@@ -16,7 +16,7 @@ SIDES = st.integers(1, 11)
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(2, 4), st.booleans())
 def test_joining_undoes_splitting(height, width, size, shifted):
-    windows = lay_windows((height, width), (size, size), shifted, CPU)
+    windows = plan_windows((height, width), (size, size), shifted, CPU)
     tokens = torch.rand(2, height, width, 3)
     assert torch.equal(windows.join(windows.split(tokens)), tokens)
 
@@ -24,7 +24,7 @@ def test_joining_undoes_splitting(height, width, size, shifted):
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(2, 4), st.booleans())
 def test_tokens_see_exactly_their_neighbours_in_the_window(height, width, size, shifted):
-    windows = lay_windows((height, width), (size, size), shifted, CPU)
+    windows = plan_windows((height, width), (size, size), shifted, CPU)
     rows = torch.arange(1, height + 1)[:, None].expand(height, width)
     columns = torch.arange(1, width + 1).expand(height, width)
     places = torch.stack([rows, columns], -1)[None].float()
@@ -49,5 +49,5 @@ def test_tokens_see_exactly_their_neighbours_in_the_window(height, width, size, 
     ],
 )
 def test_shift_and_padding_by_hand(grid, shift, padded, masked):
-    windows = lay_windows(grid, (3, 3), True, CPU)
+    windows = plan_windows(grid, (3, 3), True, CPU)
     assert (windows.shift, windows.padded, windows.mask is not None) == (shift, padded, masked)

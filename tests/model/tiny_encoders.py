@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.network import CosaNetwork, build_network
+from cosa_dist.model.build import build_network
+from cosa_dist.model.network import CosaNetwork
 
 VIT = {"embed_dim": 24, "depth": 3, "num_heads": 3}
 SWIN = {

@@ -30,7 +30,7 @@ from cosa_dist.lattice.pixel_adaptive import PixelAdaptiveSettings, pixel_adapti
 from cosa_dist.losses.cam_to_seg import balanced_negative_log_likelihood
 from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
-from cosa_dist.model.assignment_network import move_towards
+from cosa_dist.model.network import update_ema
 from tests.oracles.plain_assignment import (
     plain_cam_pseudo_label,
     plain_multi_scale,
@@ -263,7 +263,7 @@ def moving_average(given: Inputs) -> Comparison:
     return Comparison(
         "EMA",
         lambda: plain_move_towards(own.parameters(), other.parameters(), momentum),
-        lambda: move_towards(own, other, momentum),
+        lambda: update_ema(own, other, momentum),
     )
 
 

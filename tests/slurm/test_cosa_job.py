@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from mlflow import MlflowClient
 
-from cosa_dist.training.checkpoint import find_checkpoint, read_checkpoint
+from cosa_dist.training.checkpoint_files import find_checkpoint, read_checkpoint
 from tests.slurm.client import Cluster, JobState, wait_until
 from tests.slurm.processes import environment_of
 

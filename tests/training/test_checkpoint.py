@@ -10,17 +10,14 @@ import torch
 from cosa_dist.assignment.activation_histogram import count_activations
 from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.config.loading import build_config
-from cosa_dist.training.checkpoint import (
+from cosa_dist.training.checkpoint import load_networks, restore, restore_newest, save_checkpoint
+from cosa_dist.training.checkpoint_files import (
     CheckpointError,
     Score,
     best_checkpoint,
     checkpoints,
     find_checkpoint,
-    load_networks,
     read_checkpoint,
-    restore,
-    restore_newest,
-    save_checkpoint,
 )
 from cosa_dist.training.state import TrainState, build_state
 

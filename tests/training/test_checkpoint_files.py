@@ -68,7 +68,7 @@ def test_a_whole_checkpoint_is_never_away_while_its_step_is_saved_again(tmp_path
 
 def test_a_crash_while_writing_leaves_nothing(tmp_path):
     def write() -> None:
-        with new_checkpoint(tmp_path, 3) as working:
+        with new_checkpoint(tmp_path, 3, {}) as working:
             (working / "online.safetensors").write_bytes(b"half")
             raise RuntimeError("power")
 

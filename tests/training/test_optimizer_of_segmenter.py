@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cosa_dist.config.loading import load_config
-from cosa_dist.training.networks import build_trained_network
 from cosa_dist.training.optimizer import build_optimizer
+from cosa_dist.training.state import build_trained_network
 
 
 def test_norms_biases_and_position_tables_are_spared():

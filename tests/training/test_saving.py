@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cosa_dist.training import checkpoint
-from cosa_dist.training.checkpoint import Score, best_checkpoint, checkpoints, restore_newest
-from cosa_dist.training.saving import CheckpointWriter
+from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest
+from cosa_dist.training.checkpoint_files import Score, best_checkpoint, checkpoints
 from cosa_dist.training.window import NonFiniteLossError
 from tests.training.test_checkpoint import equal, small_state, trained
 
@@ -56,17 +56,17 @@ def names(folder: Path) -> list[str]:
 
 def test_a_full_disk_costs_checkpoints_and_no_run(tmp_path, disk, caplog):
     writer, state = CheckpointWriter(tmp_path, keep=2), small_state()
-    writer.save(trained(state), must=False, score=Score(10.0))
+    writer.save(trained(state), required=False, score=Score(10.0))
     before = names(tmp_path)
     disk.full = True
     with caplog.at_level(logging.WARNING):
-        writer.save(trained(state), must=False)
-        writer.save(trained(state), must=False, score=Score(20.0))
+        writer.save(trained(state), required=False)
+        writer.save(trained(state), required=False, score=Score(20.0))
     assert caplog.text.count("No space left on device") == 2
     assert "the checkpoint of step 2 cannot be written" in caplog.text
     assert names(tmp_path) == before == ["best.json", "step-00000001"]
     disk.full = False
-    writer.save(trained(state), must=False, score=Score(15.0))
+    writer.save(trained(state), required=False, score=Score(15.0))
     # The checkpoint with 20 was lost, so 15 is the best that can be loaded.
     assert best_checkpoint(tmp_path).name == "step-00000004"
     resumed = small_state(seed=1)
@@ -81,12 +81,12 @@ def test_what_the_libraries_say_of_a_full_disk_is_no_traceback(tmp_path, caplog,
     if optimizer_only:
         monkeypatch.setattr(checkpoint, "save_tensors", lambda tensors, path: path.touch())
     with files_of_at_most(10_000):
-        writer.save(state, must=False)
+        writer.save(state, required=False)
     file = "optimizer.pt" if optimizer_only else "online.safetensors"
     assert f"step 1 cannot be written, those before it stay: {file} cannot be written" in caplog.text
     assert names(tmp_path) == []
     monkeypatch.undo()
-    writer.save(state, must=True)
+    writer.save(state, required=True)
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -94,28 +94,28 @@ def test_three_failures_in_a_row_end_the_run_and_one_success_forgives(tmp_path, 
     writer, state = CheckpointWriter(tmp_path, keep=2), small_state()
     disk.full = True
     for _ in range(2):
-        writer.save(trained(state), must=False)
+        writer.save(trained(state), required=False)
     disk.full = False
-    writer.save(trained(state), must=False)
+    writer.save(trained(state), required=False)
     disk.full = True
     for _ in range(2):
-        writer.save(trained(state), must=False)
+        writer.save(trained(state), required=False)
     with pytest.raises(OSError, match="No space left"):
-        writer.save(trained(state), must=False)
+        writer.save(trained(state), required=False)
     assert names(tmp_path) == ["step-00000003"]
 
 
 def test_the_last_checkpoint_must_be_written(tmp_path, disk):
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
-        CheckpointWriter(tmp_path, keep=2).save(small_state(), must=True, score=Score(1.0))
+        CheckpointWriter(tmp_path, keep=2).save(small_state(), required=True, score=Score(1.0))
 
 
 def test_poisoned_weights_do_not_become_the_newest_checkpoint(tmp_path):
     writer, state = CheckpointWriter(tmp_path, keep=1), small_state()
-    writer.save(trained(state), must=False)
+    writer.save(trained(state), required=False)
     with torch.no_grad():
         state.online.classifier.weight[0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="step 1: weights of classifier"):
-        writer.save(state, must=False)
+        writer.save(state, required=False)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]

@@ -8,7 +8,7 @@ import torch
 
 from cosa_dist.config.loading import build_config
 from cosa_dist.data.reading.loader import Batch
-from cosa_dist.model.assignment_network import copy_network
+from cosa_dist.model.network import copy_network
 from cosa_dist.training.optimizer import build_optimizer
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState

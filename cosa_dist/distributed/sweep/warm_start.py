@@ -24,7 +24,6 @@ from cosa_dist.training.checkpoint_files import (
     checkpoint_name,
     new_checkpoint,
     read_checkpoint,
-    seal,
 )
 
 # What the loss warm-up depends on although its section is free to vary.
@@ -95,9 +94,8 @@ def fork(source: Path, run: PreparedRun) -> Path:
     origin = source / "checkpoints" / checkpoint_name(steps)
     content = read_checkpoint(origin)
     folder = run.folder / "checkpoints"
-    with new_checkpoint(folder, steps) as working:
+    kept = {key: value for key, value in content.items() if key not in ("files", "digest", "format")}
+    with new_checkpoint(folder, steps, kept | {"config": run.config.model_dump(mode="json")}) as working:
         for name in CARRIED:
             shutil.copyfile(origin / name, working / name)
-        kept = {key: value for key, value in content.items() if key not in ("files", "digest", "format")}
-        seal(working, {**kept, "config": run.config.model_dump(mode="json")})
     return folder / origin.name

@@ -1,0 +1,120 @@
+"""Create backbones by their timm names, and networks on them with random or loaded weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from cosa_dist.config.errors import nearest
+from cosa_dist.config.method import ModelConfig
+from cosa_dist.model.backbone import Backbone
+from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
+from cosa_dist.model.backbone_swin import SwinBackbone
+from cosa_dist.model.backbone_transformer import TransformerBackbone
+from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.weights import parse_weight_source, tensors_for
+
+KINDS = {"vision_transformer": "transformer", "deit": "transformer", "swin_transformer": "swin"}
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
+    """Create the online CoSA network for `classes` foreground classes; see `build_on_backbone`."""
+    channels, dilation = config.decoder_channels, config.decoder_dilation
+    return build_on_backbone(
+        config, seed, lambda backbone: CosaNetwork(backbone, classes, channels, dilation)
+    )
+
+
+def build_on_backbone(config: ModelConfig, seed: int, make: Callable[[Backbone], NetworkT]) -> NetworkT:
+    """Create a backbone, `make` a network on it, and load the weights that `model.weights` names.
+
+    Random parts are drawn from `seed` alone, so every rank starts from the same weights; the caller's random
+    state is left as it was. Raises ValueError for an architecture or weights that do not fit, and
+    FileNotFoundError for a weight file that is not there.
+    """
+    source = parse_weight_source(config.weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _build_backbone(config, source.tag)
+        network = make(backbone)
+    if source.file is not None:
+        network.load_state_dict(tensors_for(network, source.file, config.aux_layer), strict=False)
+    position = getattr(backbone.model, "pos_embed", None)
+    if config.freeze_position_embedding and isinstance(position, nn.Parameter):
+        position.requires_grad_(False)
+    return network
+
+
+def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
+    """Create the configured backbone with timm's weights of a tag, or random ones if it is empty."""
+    name, options = config.backbone, config.backbone_options
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"model.backbone {name!r} is no timm architecture; near: {', '.join(near)}")
+    kind = KINDS.get(timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1], "convolutional")
+    full_name = f"{name}.{tag}" if tag else name
+    try:
+        model = timm.create_model(
+            full_name, pretrained=bool(tag), **{**_arguments(kind, full_name), **options}
+        )
+        if kind == "transformer":
+            return TransformerBackbone(cast(VisionTransformer, model), config.aux_layer)
+        if kind == "swin":
+            return SwinBackbone(cast(SwinTransformer, model), config.aux_layer)
+        return ConvolutionalBackbone(model, config.aux_layer)
+    except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
+
+
+def _arguments(kind: str, full_name: str) -> dict[str, Any]:
+    """What `timm.create_model` needs to give the form that this kind of backbone wraps."""
+    if kind == "convolutional":
+        return {"features_only": True}
+    any_size = {"strict_img_size": False, "always_partition": True} if kind == "swin" else {}
+    # Distilled models read their class tokens and refuse another pooling.
+    pooling = {} if "distilled" in full_name else {"global_pool": ""}
+    return {"num_classes": 0, **any_size, **pooling}
+
+
+def check_tag(name: str, tag: str) -> None:
+    """Refuse a tag that timm has no weights for, naming those that there are."""
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{name}.*")]
+    if tag not in tags:
+        raise ValueError(
+            f"model.weights {tag!r} is neither a file nor a timm tag of {name} (there are "
+            f"{', '.join(tags) or 'none'}){nearest(tag, tags)}; give the path of a file, a tag, or none"
+        )
+
+
+def check_input_size(
+    backbone: Backbone, option: str, side: int, scales: Sequence[float], *, training: bool
+) -> None:
+    """Refuse the value of an option if the backbone cannot take a square of that side at all scales.
+
+    The training crop must be whole cells for every backbone: the losses meet on that grid. At other scales
+    only a plain vision transformer needs whole patches. The error names the nearest sides that fit.
+    """
+
+    def unfit(side: int) -> int | None:
+        sizes = ([side] if training else []) + ([] if backbone.any_size else [int(s * side) for s in scales])
+        return next((size for size in sizes if size < 1 or size % backbone.stride), None)
+
+    size = unfit(side)
+    if size is None:
+        return
+    candidates = (range(side - 1, 0, -1), range(side + 1, side + 16 * backbone.stride + 1))
+    fitting = (next((s for s in sides if unfit(s) is None), None) for sides in candidates)
+    near = " or ".join(str(fit) for fit in fitting if fit)
+    raise ValueError(
+        f"{option} {side}: with the scales {', '.join(f'{s:g}' for s in scales)} the backbone meets an input "
+        f"of {size} pixels, which its stride of {backbone.stride} does not divide; "
+        + (f"choose {near}, or other scales" if near else "choose other scales")
+    )
