@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.distributed.prepare import prepare_run
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.reports.leaderboard import leaderboard
-    from cosa_dist.reports.leaderboard_views import print_tables, read_runs
+    from cosa_dist.reports.leaderboard_views import print_tables
+    from cosa_dist.reports.tracked_runs import read_runs
 
     output = arguments.output.resolve()
     generate(output / "demo" / "shards")

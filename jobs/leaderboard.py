@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the leaderboard; 1 if a named store cannot be read or a file cannot be written."""
     options = parse_arguments(arguments)
     from cosa_dist.reports.leaderboard import RunRecord, leaderboard, without_result
-    from cosa_dist.reports.leaderboard_views import print_tables, read_runs, to_markdown
-    from cosa_dist.reports.seed_group_views import groups_to_markdown, print_groups
+    from cosa_dist.reports.leaderboard_views import print_tables, to_markdown
+    from cosa_dist.reports.tracked_runs import read_runs
     from cosa_dist.tracking.store import StoreError, resolve_uri
 
     runs: list[RunRecord] = []
@@ -100,9 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
         with_published=not options.no_published,
     )
     if options.markdown:
-        print(groups_to_markdown(tables) if options.seeds else to_markdown(tables), end="")
+        print(to_markdown(tables, seeds=options.seeds), end="")
     else:
-        (print_groups if options.seeds else print_tables)(tables)
+        print_tables(tables, seeds=options.seeds)
     try:
         write_files(options, uri, tables)
     except (StoreError, OSError) as error:
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     if waiting:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(waiting.items()))
         print(f"runs without a final evaluation: {counts}", file=sys.stderr)
-    if not any(not row.published for table in tables for row in table.rows):
+    if not any(table.runs for table in tables):
         print("no ranked run here yet: train one with jobs/train.py", file=sys.stderr)
     return 0
 

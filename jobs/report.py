@@ -19,8 +19,7 @@ from cosa_dist.config.paths import lasting_place, place, place_or_url
 if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
     from cosa_dist.data.shards.split import Split
-    from cosa_dist.reports.run_evolution import Evolution
-    from cosa_dist.reports.run_examination import Examination
+    from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
 
 Part = TypeVar("Part")
 
@@ -55,23 +54,23 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
     from cosa_dist.reports.run_page import read_run, run_page
 
     found = read_run(asked.run, asked.pictures)
-    evolution, examination = None, None
-    why_not = why_no_evolution = "not asked for (--images 0)" if not asked.images else ""
+    evolution: Evolution | str = "not asked for (--images 0)"
+    errors: ErrorAnalysis | str = evolution
     if asked.images:
-        evolution, why_no_evolution = or_reason("CAMs over the steps", lambda: follow_images(asked))
-        examination, why_not = or_reason("confusion, best and worst images", lambda: look_at_images(asked))
+        evolution = or_reason("CAMs over the steps", lambda: follow_images(asked))
+        errors = or_reason("confusion, best and worst images", lambda: judge_images(asked))
     out = asked.out or asked.run / "report.html"
-    atomic_write(out, run_page(found, examination, why_not, evolution, why_no_evolution))
+    atomic_write(out, run_page(found, errors, evolution))
     print(f"written {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
-def or_reason(what: str, make: Callable[[], Part | None]) -> tuple[Part | None, str]:
+def or_reason(what: str, make: Callable[[], Part | None]) -> Part | str:
     """What `make` gives, or the reason why it could not, which is said too."""
     try:
-        return make(), "not asked for"
+        return make() or "not asked for"
     except (ValueError, OSError) as error:
         print(f"no {what}: {error}", file=sys.stderr)
-        return None, str(error)
+        return str(error)
 
 
 def validation(config: RunConfig, asked: argparse.Namespace, class_names: tuple[str, ...]) -> Split:
@@ -98,7 +97,7 @@ def follow_images(asked: argparse.Namespace) -> Evolution | None:
     from cosa_dist.data.reading.loader import EvaluationLoader
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.trained import load_trained
-    from cosa_dist.reports.run_evolution import follow
+    from cosa_dist.reports.run_analysis import predict_per_checkpoint
 
     if not asked.followed:
         return None
@@ -106,10 +105,10 @@ def follow_images(asked: argparse.Namespace) -> Evolution | None:
     model = load_trained(asked.run, asked.checkpoint, asked.network, device)
     split = validation(model.config, asked, model.class_names)
     samples = list(EvaluationLoader(split, 0, 1, asked.followed, 0))
-    return follow(asked.run, samples, model.class_names, device, model.which)
+    return predict_per_checkpoint(asked.run, samples, model.class_names, device, model.which)
 
 
-def look_at_images(asked: argparse.Namespace) -> Examination:
+def judge_images(asked: argparse.Namespace) -> ErrorAnalysis:
     """Run the network over the first validation images.
 
     Raises:
@@ -123,7 +122,7 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.segmentation import Segmenting
     from cosa_dist.inference.trained import load_trained
-    from cosa_dist.reports.run_examination import examine
+    from cosa_dist.reports.run_analysis import analyse_errors
 
     device = device_named(asked.device)
     model = load_trained(asked.run, asked.checkpoint, asked.network, device)
@@ -135,7 +134,7 @@ def look_at_images(asked: argparse.Namespace) -> Examination:
     segmenting = Segmenting(model.network, evaluation_settings(config), device, precision=precision)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("looking at images", total=min(asked.images, split.size))
-        found = examine(
+        found = analyse_errors(
             segmenting,
             samples,
             len(model.class_names) + 1,

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.reports.leaderboard_views import markdown_line
+from cosa_dist.reports.leaderboard_views import markdown_table
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ def as_markdown(rows: Sequence[AblationRow], parts: Sequence[str], context_class
     for row in rows:
         grouped.setdefault(row.combination, []).append(row)
     header = ["combination", *(part.replace("_", " ") for part in parts), *measures, "seeds"]
-    lines = [markdown_line(header), markdown_line(["---"] * len(header))]
+    lines = []
     for name, group in grouped.items():
         marks = ["x" if part in group[0].parts else "" for part in parts]
         figures = [_spread([measure(row) for row in group]) for measure in measures.values()]
         seeds = " ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed))
-        lines.append(markdown_line([name.replace("_", " "), *marks, *figures, seeds]))
-    return "\n".join([*lines, "", _source(rows)])
+        lines.append([name.replace("_", " "), *marks, *figures, seeds])
+    return "\n".join([markdown_table(header, lines), "", _source(rows)])
 
 
 def _spread(values: Sequence[float | None]) -> str:

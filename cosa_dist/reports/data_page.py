@@ -16,8 +16,7 @@ from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.reading.order import sample_at
 from cosa_dist.data.reading.views import draw_view, strong_view, weak_view
 from cosa_dist.data.shards.split import MappedSplit
-from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
-from cosa_dist.reports.page import render_page
+from cosa_dist.reports.page import data_uri, mask_colours, render_page, with_box, with_mask
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
 """The leaderboard: runs ranked by mean IoU on the same classes and images, protocol and evaluation settings.
 
-Numbers that differ in any of these are never ranked against each other, whatever the data set is called.
-Each run counts once per protocol, with the better of its two networks. Published results stand beside runs on
+Numbers that differ in any of these are never ranked against each other, whatever the data set is called. Each
+run counts once per protocol, with the better of its two networks. Published results stand beside runs on
 their classes and images only, have no rank, and say how they were evaluated.
 """
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from cosa_dist.reports.published import PUBLISHED, PublishedResult
-from cosa_dist.tracking.evaluation_text import ONE_VIEW, UNKNOWN
+from pathlib import Path
+from statistics import mean
+from typing import Any, TypeVar
 
 NETWORKS = ("online", "assignment", "average")
 PROTOCOLS = (
@@ -29,24 +29,24 @@ PUBLISHED_ONLY = ("server", "unstated")
 PARENTS = ("sweep", "stages")
 """kinds of runs that hold others and have no result of their own"""
 CAM_CONTROL = "predicted_labels (CAM control)"
-SPEED_METRICS = ("final/images_per_second", "train/images_per_second")
-TRAINING_SECONDS = "final/training_seconds"
 NOT_RECORDED = "images not recorded"
+UNKNOWN = "settings not recorded"
+ONE_VIEW = "one view"
+"""evaluation of images seen once, neither scaled nor mirrored"""
+RECORDED = ("recipe", "backbone", "dataset", "split", "steps", "seed", "kind", "supervision")
+"""tags that become fields of a row"""
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What the leaderboard needs of one run, whichever store it comes from.
 
-    Attributes:
-        metrics: last value of each metric; `final/<network>/miou_<protocol>` in per cent.
-        tags: dataset, split, recipe, backbone, seed, steps, git_commit, kind; of the evaluation: image_set,
-            benchmark, evaluated_images, classes.
-        seconds: from start to end, None while the run goes on; `final/training_seconds`, which
-            leaves interruptions out, counts instead if it was recorded.
-        digest: the same for runs that differ in their seed only.
-        evaluation: size, scales and mirroring in words.
-        crf: the same of the dense CRF.
+    `metrics` are the last values, `final/<network>/miou_<protocol>` in per cent; `seconds` go from start to
+    end, None while the run goes on (`final/training_seconds`, which leaves interruptions out, counts instead
+    if it was recorded); `evaluation` is size, scales and mirroring in words, `crf` the same of the dense CRF.
     """
 
     run_id: str
@@ -65,15 +65,15 @@ class RunRecord:
 class Row:
     """One line of the leaderboard; `miou` in per cent, `rank` None for what is published."""
 
-    rank: int | None
-    run: str
-    recipe: str
-    network: str
-    miou: float
-    protocol: str
-    dataset: str
-    split: str
-    backbone: str
+    rank: int | None = None
+    run: str = ""
+    recipe: str = ""
+    network: str = ""
+    miou: float = float("nan")
+    protocol: str = ""
+    dataset: str = "unknown"
+    split: str = "val"
+    backbone: str = ""
     steps: str = ""
     seed: str = ""
     images_per_second: float | None = None
@@ -85,8 +85,9 @@ class Row:
     source: str = ""
     hardware: str = ""
     digest: str = ""
+    """the same for runs that differ in their seed only"""
     supervision: str = ""
-    """what it learned from: image tags, pseudo-masks or true masks; of published rows, what else was used"""
+    """what it learned from: image tags, pseudo-masks or true masks; of a published row, what else was used"""
     evaluation: str = ""
     """size, scales, mirroring and CRF"""
     image_set: str = ""
@@ -103,7 +104,7 @@ class Row:
         """What sets a run apart from CoSA on image tags; empty for that."""
         if self.kind == "control":
             return "control"
-        own = "" if self.supervision in ("", "image tags") else self.supervision
+        own = "" if self.supervision == "image tags" else self.supervision
         return ", ".join(part for part in (own, "" if self.verified else "not verified") if part)
 
     @property
@@ -134,17 +135,61 @@ class Table:
         return ", ".join(part for part in (name, protocol, self.evaluation) if part)
 
     @property
-    def has_runs(self) -> bool:
-        """Whether there is more than published rows."""
-        return not all(row.published for row in self.rows)
+    def runs(self) -> tuple[Row, ...]:
+        """The rows that are not published results."""
+        return tuple(row for row in self.rows if not row.published)
+
+    @property
+    def names(self) -> set[str]:
+        """All names of what its runs were evaluated on, in small letters."""
+        named = {f"{row.dataset} {row.split}" for row in self.runs} | {f"{self.dataset} {self.split}"}
+        return {name.casefold() for name in named}
+
+    @property
+    def seed_groups(self) -> list[list[Row]]:
+        """Runs that differ in their seed only, by seed; best mean first.
+
+        An older run that has no options recorded goes by recipe, backbone and steps.
+        """
+        groups = grouped(self.runs, lambda row: (row.recipe, row.backbone, row.steps, row.kind, row.digest))
+        by_seed = [sorted(group, key=_seed_order) for group in groups.values()]
+        return sorted(by_seed, key=lambda group: -mean(row.miou for row in group))
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What was evaluated: a digest, or for runs of an earlier version the split's digest and name."""
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by key, both in the order of their first appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
-    digest: str
-    name: str = ""
+
+def _read_published() -> tuple[Row, ...]:
+    """Published results on VOC 2012 and COCO 2014, under the protocol that each was measured with.
+
+    The headline numbers of the single-stage methods are after a dense CRF (`unfiltered_crf`), each with
+    sizes, scales and merging of its own. The released CoSA evaluation removes the classes that are not
+    among the true labels of the image (`true_labels`, `true_labels_crf`). `server` is VOC's test server,
+    `val_part` the 5,000 images of COCO val that are used while training. `unstated`: the protocol could
+    not be read from paper or code; such a row stands beside no run. `verified` is False for a figure that
+    was not seen at its source but in other papers' tables.
+    """
+    rows = []
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            dataset, split = line["benchmark"].split(" ")
+            values: dict[str, Any] = line | {
+                "dataset": dataset,
+                "split": split,
+                "miou": float(line["miou"]),
+                "year": int(line["year"]),
+                "verified": line["verified"] == "True",
+            }
+            rows.append(Row(status="published", **values))
+    return tuple(rows)
+
+
+PUBLISHED = _read_published()
 
 
 def leaderboard(
@@ -156,112 +201,99 @@ def leaderboard(
     backbone: str = "",
     with_published: bool = True,
 ) -> list[Table]:
-    """Rank runs.
+    """Rank runs; those without final metrics are left out.
 
-    Args:
-        runs: any runs; those without final metrics are left out.
-        dataset: only data sets of this name, and those that have the same images.
-        protocol: only this protocol (the CAM control belongs to `predicted_labels`).
-        recipe: only runs of this recipe.
-        backbone: only runs, and published results, whose backbone has this in its name.
-        with_published: add published results, also of data sets without any run.
-
-    Returns:
-        One table for each set of images, protocol and way of evaluation: first those with runs, VOC and COCO
-        before others, then those of published results that no run stands beside.
+    `dataset` chooses data sets of this name and those that have the same images, `protocol` one protocol (the
+    CAM control belongs to `predicted_labels`), `recipe` the runs of a recipe, `backbone` runs and published
+    results that have it in their name; `with_published` adds published results, also of data sets without any
+    run. Returns one table for each set of images, protocol and way of evaluation: first those with runs, VOC
+    and COCO before others, then those of published results that no run stands beside.
     """
-    by_images: dict[_Images, list[Row]] = {}
-    for run in runs:
-        for row in rows_of(run):
-            if recipe in ("", row.recipe):
-                by_images.setdefault(_images_of(row), []).append(row)
-    tables = [table for rows in by_images.values() for table in _tables(rows)]
+    rows = [row for run in runs for row in rows_of(run) if recipe in ("", row.recipe)]
+    tables = [table for same in grouped(rows, _images).values() for table in _tables(same)]
     if with_published:
         tables = _with_published(tables)
-    names = {
-        table: {table.dataset.casefold(), *(row.dataset.casefold() for row in table.rows)} for table in tables
-    }
     shown = [
-        replace(table, rows=_ranked(rows))
+        replace(table, rows=_ranked(kept))
         for table in tables
-        if (rows := [row for row in table.rows if backbone.casefold() in row.backbone.casefold()])
-        and (not dataset or dataset.casefold() in names[table])
+        if (kept := [row for row in table.rows if backbone.casefold() in row.backbone.casefold()])
+        and dataset.casefold() in ("", *(name.casefold() for name in _dataset_names(table)))
         and protocol in ("", table.protocol, table.protocol.split(" ")[0])
     ]
     return sorted(_told_apart(shown), key=_order)
 
 
-def _images_of(row: Row) -> _Images:
-    if row.images is not None and row.image_set:
-        return _Images(row.image_set)
-    return _Images(row.image_set, f"{row.dataset} {row.split}")
+def _dataset_names(table: Table) -> set[str]:
+    return {table.dataset, *(row.dataset for row in table.rows)}
+
+
+def _images(row: Row) -> tuple[str, str]:
+    """What was evaluated: a digest, or for runs of an earlier version the split's digest and name."""
+    recorded = row.images is not None and row.image_set
+    return row.image_set, "" if recorded else f"{row.dataset} {row.split}"
 
 
 def _tables(rows: Sequence[Row]) -> list[Table]:
     """Tables of runs on the same images, by protocol and evaluation."""
     first = rows[0]
-    if first.benchmark:
-        dataset, _, split = first.benchmark.partition(" ")
-    else:
-        dataset, split = (
-            " / ".join(sorted({getattr(row, part) for row in rows})) for part in ("dataset", "split")
-        )
+    dataset, split = (
+        first.benchmark.split(" ")
+        if first.benchmark
+        else (" / ".join(sorted({getattr(row, part) for row in rows})) for part in ("dataset", "split"))
+    )
     facts = f"{first.images:,} images" if first.images is not None and first.image_set else NOT_RECORDED
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.protocol, row.evaluation), []).append(row)
     return [
         Table(dataset, split, protocol, tuple(group), evaluation, facts)
-        for (protocol, evaluation), group in groups.items()
+        for (protocol, evaluation), group in grouped(rows, lambda r: (r.protocol, r.evaluation)).items()
     ]
 
 
 def _with_published(tables: Sequence[Table]) -> list[Table]:
     """The tables with the published rows of their benchmark and protocol, and tables of the others."""
-    beside: dict[Table, list[Row]] = {}
-    alone: dict[tuple[str, str, str, str], list[Row]] = {}
-    for result in PUBLISHED:
-        row = _published_row(result)
-        places = [
-            table
-            for table in tables
-            if (table.rows[0].benchmark, table.protocol) == (row.benchmark, row.protocol)
-            and (ONE_VIEW in table.evaluation) == result.one_view
+
+    def stands_beside(row: Row, table: Table) -> bool:
+        first = table.rows[0]
+        return (
+            (first.benchmark, table.protocol) == (row.benchmark, row.protocol)
+            and (ONE_VIEW in table.evaluation) == (ONE_VIEW in row.evaluation)
             and UNKNOWN not in table.evaluation
-        ]
-        for table in places:
-            beside.setdefault(table, []).append(row)
-        if not places:
-            key = (row.dataset, row.split, row.protocol, ONE_VIEW if result.one_view else "")
-            alone.setdefault(key, []).append(row)
-    own = [replace(table, rows=(*table.rows, *beside.get(table, ()))) for table in tables]
-    return own + [Table(*key[:3], tuple(rows), key[3]) for key, rows in alone.items()]
+        )
+
+    own = [
+        replace(table, rows=(*table.rows, *(row for row in PUBLISHED if stands_beside(row, table))))
+        for table in tables
+    ]
+    alone = [row for row in PUBLISHED if not any(stands_beside(row, table) for table in tables)]
+    by_place = grouped(alone, lambda r: (r.dataset, r.split, r.protocol, ONE_VIEW in r.evaluation))
+    return own + [
+        Table(dataset, split, protocol, tuple(rows), ONE_VIEW if one_view else "")
+        for (dataset, split, protocol, one_view), rows in by_place.items()
+    ]
 
 
 def _told_apart(tables: Sequence[Table]) -> list[Table]:
     """Give runs' tables that share a name, but not the images, their number of classes and a digest."""
-    own = {table: [row for row in table.rows if not row.published] for table in tables if table.has_runs}
-    sets: dict[tuple[str, bool], set[_Images]] = {}
-    for table, rows in own.items():
-        for name in _names(table, rows):
-            sets.setdefault((name, rows[0].images is None), set()).add(_images_of(rows[0]))
-    known = {rows[0].benchmark for rows in own.values()}
-    for name in {f"{result.dataset} {result.split}" for result in PUBLISHED} - known:
-        sets.setdefault((name.casefold(), False), set()).add(_Images("", name))
-    told = {}
-    for table, rows in own.items():
-        row = rows[0]
-        shared = any(len(sets[name, row.images is None]) > 1 for name in _names(table, rows))
-        if shared and row.image_set:
-            classes = f"{row.classes} classes, " if row.classes is not None else ""
-            told[table] = f"{classes}{table.facts}, set {row.image_set[:8]}"
-    return [replace(table, facts=told.get(table, table.facts)) for table in tables]
-
-
-def _names(table: Table, rows: Iterable[Row]) -> set[str]:
-    """All names of what a table's runs were evaluated on, in small letters."""
-    heading = f"{table.dataset} {table.split}".casefold()
-    return {heading, *(f"{row.dataset} {row.split}".casefold() for row in rows)}
+    with_runs = [table for table in tables if table.runs]
+    known = {table.runs[0].benchmark for table in with_runs}
+    sets = {
+        (name, table.runs[0].images is None, _images(table.runs[0]))
+        for table in with_runs
+        for name in table.names
+    }
+    sets |= {
+        (row.benchmark.casefold(), False, ("", row.benchmark))
+        for row in PUBLISHED
+        if row.benchmark not in known
+    }
+    by_name = grouped(sets, lambda entry: entry[:2])
+    told = []
+    for table in tables:
+        first = next(iter(table.runs), Row())
+        if first.image_set and any(len(by_name[name, first.images is None]) > 1 for name in table.names):
+            classes = f"{first.classes} classes, " if first.classes is not None else ""
+            table = replace(table, facts=f"{classes}{table.facts}, set {first.image_set[:8]}")
+        told.append(table)
+    return told
 
 
 def rows_of(run: RunRecord) -> list[Row]:
@@ -271,14 +303,10 @@ def rows_of(run: RunRecord) -> list[Row]:
     """
     trained = () if run.tags.get("kind") == "control" else PROTOCOLS
     measures = {protocol: f"miou_{protocol}" for protocol in trained}
-    measures[CAM_CONTROL] = "cam_control_predicted_labels"
     rows = []
-    for protocol, measure in measures.items():
-        scores = {
-            network: run.metrics[f"final/{network}/{measure}"]
-            for network in NETWORKS
-            if f"final/{network}/{measure}" in run.metrics
-        }
+    for protocol, measure in (measures | {CAM_CONTROL: "cam_control_predicted_labels"}).items():
+        found = {name: run.metrics.get(f"final/{name}/{measure}") for name in NETWORKS}
+        scores = {name: score for name, score in found.items() if score is not None}
         if scores:
             network = max(scores, key=lambda name: _comparable(scores[name]))
             rows.append(_row(run, network, scores[network], protocol))
@@ -291,70 +319,37 @@ def without_result(runs: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
-    tags = run.tags
-    speed = next((run.metrics[name] for name in SPEED_METRICS if name in run.metrics), None)
+    tags, metrics = run.tags, run.metrics
+    recorded: dict[str, Any] = {name: tags[name] for name in RECORDED if name in tags}
+    commit, dirty, _ = tags.get("git_commit", "").partition("-dirty")
+    cpus = tags.get("cpu_count", "")
+    # Pseudo-masks are made with the method's own settings.
+    evaluation = (run.evaluation, run.crf if protocol.endswith("_crf") else "")
     return Row(
-        rank=None,
         run=run.name,
-        recipe=tags.get("recipe", ""),
         network=network,
         miou=miou,
         protocol=protocol,
-        dataset=tags.get("dataset", "unknown"),
-        split=tags.get("split", "val"),
-        backbone=tags.get("backbone", ""),
-        steps=tags.get("steps", ""),
-        seed=tags.get("seed", ""),
-        images_per_second=speed,
-        seconds=run.metrics.get(TRAINING_SECONDS, run.seconds),
-        commit=_short(tags.get("git_commit", "")),
+        images_per_second=metrics.get("final/images_per_second", metrics.get("train/images_per_second")),
+        seconds=metrics.get("final/training_seconds", run.seconds),
+        commit=commit[:10] + dirty,
         status=run.status.lower(),
-        kind=tags.get("kind", ""),
         run_id=run.run_id,
         source=run.experiment,
-        hardware=_hardware(tags),
+        hardware=tags.get("gpus") or (f"{cpus} CPUs" if cpus else ""),
         digest=run.digest,
-        supervision=tags.get("supervision", ""),
-        evaluation=_evaluation(run, protocol),
+        evaluation="" if protocol == "pseudo_masks" else ", ".join(part for part in evaluation if part),
         image_set=tags.get("image_set") or tags.get("data_fingerprint_val", "").rpartition(":")[2],
         benchmark=tags.get("benchmark", "") if tags.get("image_set") else "",
         images=_count(tags, "evaluated_images"),
         classes=_count(tags, "classes"),
+        **recorded,
     )
-
-
-def _evaluation(run: RunRecord, protocol: str) -> str:
-    """The settings that a score under a protocol depends on; those of pseudo-masks are the method's."""
-    if protocol == "pseudo_masks":
-        return ""
-    parts = (run.evaluation, run.crf if protocol.endswith("_crf") else "")
-    return ", ".join(part for part in parts if part)
 
 
 def _count(tags: Mapping[str, str], name: str) -> int | None:
     text = tags.get(name, "")
     return int(text) if text.isdigit() else None
-
-
-def _published_row(result: PublishedResult) -> Row:
-    return Row(
-        rank=None,
-        run=result.method,
-        recipe=result.stages,
-        network="",
-        miou=result.miou,
-        protocol=result.protocol,
-        dataset=result.dataset,
-        split=result.split,
-        backbone=result.backbone,
-        status="published",
-        source=result.source,
-        supervision=result.supervision,
-        evaluation=result.evaluation,
-        benchmark=f"{result.dataset} {result.split}",
-        year=result.year,
-        verified=result.verified,
-    )
 
 
 def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -368,27 +363,17 @@ def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _order(table: Table) -> tuple[Any, ...]:
-    names = ("voc", "coco")
     name = table.dataset.casefold()
-    place = names.index(name) if name in names else len(names)
+    place = {"voc": 0, "coco": 1}.get(name, 2)
     protocols = (*PROTOCOLS[:2], CAM_CONTROL, *PROTOCOLS[2:], *PUBLISHED_ONLY)
-    protocol = protocols.index(table.protocol)
     split = (not table.split.startswith("val"), table.split)
     facts = (NOT_RECORDED in table.facts, table.facts)
-    return not table.has_runs, place, name, *split, *facts, protocol, table.evaluation
+    return not table.runs, place, name, *split, *facts, protocols.index(table.protocol), table.evaluation
 
 
 def _comparable(score: float) -> float:
     return -math.inf if math.isnan(score) else score
 
 
-def _hardware(tags: Mapping[str, str]) -> str:
-    """GPUs in words, or the number of CPUs."""
-    gpus, cpus = tags.get("gpus", ""), tags.get("cpu_count", "")
-    return gpus or (f"{cpus} CPUs" if cpus else "")
-
-
-def _short(commit: str) -> str:
-    """The first 10 characters of a commit, with its `-dirty` mark."""
-    head, mark, _ = commit.partition("-dirty")
-    return head[:10] + mark
+def _seed_order(row: Row) -> tuple[float, str, str]:
+    return int(row.seed) if row.seed.isdigit() else math.inf, row.seed, row.run

@@ -1,8 +1,7 @@
 """The leaderboard as one self-contained page: tables, learning curves, IoU per class, pictures side by side.
 
-The tables hold all runs and the published numbers, runs first. Curves, classes and pictures
-are embedded for the best runs of the tables only, so that the page stays of a size that a browser opens at
-once; plots are drawn by plotly, whose code is part of the page.
+The tables hold all runs and the published numbers, runs first. Curves, classes and pictures are embedded for
+the best runs of the tables only, so that the page stays of a size that a browser opens at once.
 """
 
 from __future__ import annotations
@@ -10,50 +9,39 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from cosa_dist.reports.embedded import data_uri
 from cosa_dist.reports.leaderboard import Row, Table
-from cosa_dist.reports.leaderboard_views import COLUMNS, used_columns
-from cosa_dist.reports.page import render_page
-from cosa_dist.reports.run_details import RunDetails, read_details
-from cosa_dist.reports.seed_group_views import COLUMNS as GROUP_COLUMNS
-from cosa_dist.reports.seed_groups import group_seeds
+from cosa_dist.reports.leaderboard_views import group_cells, table_cells
+from cosa_dist.reports.page import curve_data, data_uri, render_page
+from cosa_dist.reports.tracked_runs import RunDetails, read_details
 
 MOST_RUNS = 24
 PICTURE_SIDE = 1000
 CHOSEN_AT_FIRST = 3
-NUMBERS: dict[str, Callable[[Row], float | None]] = {
+NUMBERS: dict[str, Callable[[Row], float | str | None]] = {
     "rank": lambda row: row.rank,
     "mIoU": lambda row: row.miou,
-    "steps": lambda row: _number(row.steps),
-    "seed": lambda row: _number(row.seed),
+    "steps": lambda row: row.steps,
+    "seed": lambda row: row.seed,
     "images/s": lambda row: row.images_per_second,
     "time": lambda row: row.seconds,
 }
-"""Columns that are sorted by value, not by text."""
+"""columns that are sorted by value, not by text"""
 
 
 def leaderboard_page(uri: str, tables: Sequence[Table], pictures: int = 6) -> str:
-    """Make the page.
+    """Make the page of what `leaderboard` gave, as HTML that needs no other file and no network.
 
-    Args:
-        uri: tracking store of the runs; not read if the tables hold published numbers only.
-        tables: what `leaderboard` gave.
-        pictures: sample pictures of each run.
-
-    Returns:
-        HTML that needs no other file and no network.
-
-    Raises:
-        StoreError: the store does not answer.
+    `uri` is the runs' tracking store, which is not read if the tables hold published numbers only; `pictures`
+    the number of sample pictures of each run. Raises StoreError if the store does not answer.
     """
     runs = shown_runs(tables, MOST_RUNS)
-    details = [read_details(uri, row.run_id, pictures) for row in runs]
-    data = [_run_data(row, found) for row, found in zip(runs, details, strict=True)]
+    data = [_run_data(row, read_details(uri, row.run_id, pictures)) for row in runs]
     return render_page(
         "leaderboard.html.j2",
         title="CoSA leaderboard",
@@ -66,70 +54,55 @@ def leaderboard_page(uri: str, tables: Sequence[Table], pictures: int = 6) -> st
 
 def shown_runs(tables: Sequence[Table], most: int) -> list[Row]:
     """The runs whose details are embedded: the best of every table in turn, each once."""
-    places = max((len(table.rows) for table in tables), default=0)
     rows: dict[str, Row] = {}
-    for place in range(places):
-        for table in tables:
-            own = [row for row in table.rows if not row.published]
-            if place < len(own):
-                rows.setdefault(own[place].run_id, own[place])
+    for place in zip_longest(*(table.runs for table in tables)):
+        for row in filter(None, place):
+            rows.setdefault(row.run_id, row)
     return list(rows.values())[:most]
 
 
 def _table_data(table: Table, detailed: set[str]) -> dict[str, Any]:
     """One table as the template reads it."""
-    names = used_columns(table)
-    groups = group_seeds(table)
+    cells = table_cells(table)
     return {
-        "title": table.title,
-        "dataset": table.dataset,
-        "protocol": table.protocol,
-        "columns": names,
+        "table": table,
+        "columns": cells.header,
         "rows": [
             {
                 "published": row.published,
                 "id": row.run_id if row.run_id in detailed else "",
-                "source": row.source if row.published else "",
-                "cells": [{"text": COLUMNS[name](row), "value": _sort_value(name, row)} for name in names],
+                "source": row.source,
+                "cells": [
+                    {"text": text, "value": _sort_value(name, row)}
+                    for name, text in zip(cells.header, line, strict=True)
+                ],
             }
-            for row in table.rows
+            for row, line in zip(table.rows, cells.rows, strict=True)
         ],
-        "group_columns": list(GROUP_COLUMNS),
-        "groups": [[cell(group) for cell in GROUP_COLUMNS.values()] for group in groups],
+        "groups": group_cells(table),
     }
 
 
 def _sort_value(name: str, row: Row) -> str:
     """What a column is sorted by: a number in full precision where there is one."""
-    value = NUMBERS[name](row) if name in NUMBERS else None
-    return "" if value is None or math.isnan(value) else repr(float(value))
-
-
-def _number(text: str) -> float | None:
     try:
-        return float(text)
-    except ValueError:
-        return None
+        number = float(NUMBERS[name](row))  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return "" if math.isnan(number) else repr(number)
 
 
 def _run_data(row: Row, details: RunDetails) -> dict[str, Any]:
-    """One run as the page's script reads it; numbers that are not finite become null."""
-    networks = details.iou
-    chosen = row.network if row.network in networks else next(iter(networks), "")
+    """One run as the page's script reads it."""
+    network = row.network if row.network in details.iou else next(iter(details.iou), "")
     return {
         "id": row.run_id,
         "name": row.run,
         "label": f"{row.run} ({row.dataset})",
-        "curves": {
-            key: {
-                "step": [step for step, _ in points],
-                "value": [value if math.isfinite(value) else None for _, value in points],
-            }
-            for key, points in sorted(details.curves.items())
-        },
-        "network": chosen,
-        "iou": dict(networks[chosen]) if chosen else {},
-        "pictures": {n: uri for n, content in details.pictures.items() if (uri := _picture(content))},
+        "curves": {key: curve_data(points) for key, points in sorted(details.curves.items())},
+        "network": network,
+        "iou": dict(details.iou[network]) if network else {},
+        "pictures": {name: uri for name, content in details.pictures.items() if (uri := _picture(content))},
     }
 
 
@@ -137,6 +110,6 @@ def _picture(content: bytes) -> str:
     """The picture as a data URI; empty for a damaged file."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return data_uri(picture.convert("RGB"), PICTURE_SIDE)
+            return data_uri(picture, PICTURE_SIDE)
     except OSError:
         return ""

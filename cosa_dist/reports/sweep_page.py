@@ -17,7 +17,7 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.distributed.sweep.plan import SweepPlan
 from cosa_dist.distributed.sweep.run import SweepResult
 from cosa_dist.distributed.sweep.trials import Trial
-from cosa_dist.reports.leaderboard_views import duration
+from cosa_dist.reports.leaderboard_views import Cells, duration, print_cells
 from cosa_dist.reports.page import render_page
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ ENOUGH_FOR_IMPORTANCE = 4
 log = logging.getLogger(__name__)
 
 
-def table(plan: SweepPlan, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table of trials, in the order given."""
+def trial_cells(plan: SweepPlan, trials: Sequence[Trial]) -> Cells:
+    """The table of trials, in the order given."""
     header = ["trial", "mIoU", *plan.keys, "step", "time", "worker seconds", "status"]
     rows = [
         [
@@ -43,7 +43,7 @@ def table(plan: SweepPlan, trials: Sequence[Trial]) -> tuple[list[str], list[lis
         ]
         for trial in trials
     ]
-    return header, rows
+    return Cells(f"{plan.name}: unfiltered mIoU", header, rows)
 
 
 def _shown(value: Any) -> str:
@@ -52,39 +52,28 @@ def _shown(value: Any) -> str:
 
 def print_trials(plan: SweepPlan, trials: Sequence[Trial]) -> None:
     """Print the table of trials."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
-    header, rows = table(plan, trials)
-    shown = Table(title=f"{plan.name}: unfiltered mIoU", title_justify="left")
-    for name in header:
-        shown.add_column(name)
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown)
+    print_cells(trial_cells(plan, trials))
 
 
 def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:
     """Write `trials.csv` and `sweep.html` into the sweep's folder and return their paths."""
-    header, rows = table(plan, result.trials)
+    cells = trial_cells(plan, result.trials)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([cells.header, *cells.rows])
     table_path, page_path = result.folder / "trials.csv", result.folder / "sweep.html"
     atomic_write(table_path, text.getvalue())
     html = render_page(
         "sweep.html.j2",
         title=f"Sweep {plan.name}",
         plan=plan,
-        header=header,
-        rows=rows,
+        header=cells.header,
+        rows=cells.rows,
         best=result.best_config.name,
-        figures=_embedded(figures(plan, result.trials)),
+        # The first plot brings plotly's code along.
+        figures=[
+            (title, figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="480px"))
+            for number, (title, figure) in enumerate(figures(plan, result.trials))
+        ],
     )
     atomic_write(page_path, html)
     return [table_path, page_path]
@@ -94,16 +83,15 @@ def figures(plan: SweepPlan, trials: Sequence[Trial]) -> list[tuple[str, go.Figu
     """Title and plot of what can be said of these trials."""
     import optuna.visualization as plots
 
-    study = rebuilt_study(plan, trials)
-    varied = [
-        key for key in plan.keys if len({str(t.options.get(key)) for t in trials if t.miou is not None}) > 1
-    ]
+    evaluated = [trial for trial in trials if trial.miou is not None]
+    study = rebuilt_study(plan, evaluated)
+    varied = [key for key in plan.keys if len({str(trial.options.get(key)) for trial in evaluated}) > 1]
     made: list[tuple[str, go.Figure]] = []
-    if any(trial.history for trial in trials):
+    if evaluated:
         made.append(("Curves", plots.plot_intermediate_values(study)))
     if varied:
         made.append(("Parallel coordinates", plots.plot_parallel_coordinate(study, params=varied)))
-        if len(study.get_trials(states=_complete())) >= ENOUGH_FOR_IMPORTANCE:
+        if len(evaluated) >= ENOUGH_FOR_IMPORTANCE:
             try:
                 made.append(("Importance of the options", plots.plot_param_importances(study, params=varied)))
             except (RuntimeError, ValueError) as error:
@@ -111,55 +99,34 @@ def figures(plan: SweepPlan, trials: Sequence[Trial]) -> list[tuple[str, go.Figu
     return made
 
 
-def rebuilt_study(plan: SweepPlan, trials: Sequence[Trial]) -> optuna.Study:
-    """An Optuna study of the trials that were evaluated; a stopped one counts with its last evaluation."""
+def rebuilt_study(plan: SweepPlan, evaluated: Sequence[Trial]) -> optuna.Study:
+    """An Optuna study of trials that were evaluated; a stopped one counts with its last evaluation."""
     import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", study_name=plan.name)
-    choices = {key: [trial.options.get(key) for trial in trials] for key in plan.keys}
-    for trial in trials:
-        if trial.miou is None:
-            continue
-        distributions = {key: _distribution(values) for key, values in choices.items()}
+    distributions: dict[str, BaseDistribution] = {}
+    for key in plan.keys:
+        values = [trial.options.get(key) for trial in evaluated]
+        numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(numbers) == len(values) > 0:
+            distributions[key] = FloatDistribution(min(numbers), max(numbers))
+        else:
+            distributions[key] = CategoricalDistribution(sorted({str(value) for value in values}))
+    for trial in evaluated:
+        params: dict[str, Any] = {
+            key: float(value) if isinstance(distributions[key], FloatDistribution) else str(value)
+            for key in plan.keys
+            for value in [trial.options.get(key)]
+        }
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE,
                 value=trial.miou,
-                params={key: _plain(trial.options.get(key), choices[key]) for key in plan.keys},
+                params=params,
                 distributions=distributions,
                 intermediate_values={entry.step: entry.miou for entry in trial.history},
             )
         )
     return study
-
-
-def _complete() -> tuple[optuna.trial.TrialState, ...]:
-    import optuna
-
-    return (optuna.trial.TrialState.COMPLETE,)
-
-
-def _numeric(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _plain(value: Any, values: Sequence[Any]) -> Any:
-    return float(value) if _numeric(values) else str(value)
-
-
-def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:
-    """Range of the numbers that occur, or the list of what occurs."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if _numeric(values):
-        return FloatDistribution(float(min(values)), float(max(values)))
-    return CategoricalDistribution(sorted({str(value) for value in values}))
-
-
-def _embedded(made: Sequence[tuple[str, go.Figure]]) -> list[tuple[str, str]]:
-    """Title and HTML of each plot; the first brings plotly's code along."""
-    return [
-        (title, figure.to_html(full_html=False, include_plotlyjs=number == 0, default_height="480px"))
-        for number, (title, figure) in enumerate(made)
-    ]

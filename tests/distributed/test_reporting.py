@@ -12,7 +12,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.samples import Batch, EvalSample
 from cosa_dist.distributed.final_artifacts import labeller, spared
 from cosa_dist.evaluation.labeller import ImageLabels, label_image
-from cosa_dist.reports.run_evolution import follow, heat_over
+from cosa_dist.reports.run_analysis import heat_over, predict_per_checkpoint
 from cosa_dist.training.checkpoint import save_checkpoint
 from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
@@ -77,13 +77,12 @@ def test_cams_over_the_steps_are_those_of_training_and_predictions_those_of_the_
         for parameter in state.online.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     save_checkpoint(state, tmp_path / "checkpoints", keep=1)
-    found = follow(tmp_path, [sample()], ["a", "b", "c"], CPU)
-    moment = found.images[0].moments[0]
-    expected = heat_over(found.images[0].image, shown(state).cam)
-    difference = np.abs(np.asarray(moment.cam, dtype=int) - np.asarray(expected, dtype=int))
+    (followed,) = predict_per_checkpoint(tmp_path, [sample()], ["a", "b", "c"], CPU).images
+    expected = heat_over(followed.image, shown(state).cam)
+    difference = np.abs(np.asarray(followed.snapshots[0].cam, dtype=int) - np.asarray(expected, dtype=int))
     assert difference.max() <= 1
-    other = follow(tmp_path, [sample()], ["a", "b", "c"], CPU, "assignment").images[0].moments[0]
-    assert not np.array_equal(other.prediction, moment.prediction)
+    (other,) = predict_per_checkpoint(tmp_path, [sample()], ["a", "b", "c"], CPU, "assignment").images
+    assert not np.array_equal(other.snapshots[0].prediction, followed.snapshots[0].prediction)
 
 
 def test_what_is_spared_is_one_line(caplog):

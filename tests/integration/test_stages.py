@@ -18,7 +18,7 @@ from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed.prepare import read_note
 from cosa_dist.distributed.stages import stage_one_config
 from cosa_dist.reports.leaderboard import leaderboard
-from cosa_dist.reports.leaderboard_views import read_runs
+from cosa_dist.reports.tracked_runs import read_runs
 from cosa_dist.tracking.mlflow_runs import connect
 from tests.integration.small_run import make_shards
 from tests.integration.test_streaming_run import PROJECT, running

@@ -13,7 +13,7 @@ from PIL import Image
 from cosa_dist.data.reading.loader import TrainingLoader
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.reports.data_page import ViewSettings, render, summarise
-from cosa_dist.reports.embedded import data_uri, mask_colours, with_box, with_mask
+from cosa_dist.reports.page import data_uri, mask_colours, with_box, with_mask
 from tests.integration.small_run import make_shards
 
 SETTINGS = ViewSettings(crop_size=40, scale_range=(0.5, 1.0), seed=3)

@@ -4,7 +4,7 @@ import pytest
 
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.tracking.evaluation_text import crf_text, evaluation_text
+from cosa_dist.reports.tracked_runs import crf_text, evaluation_text
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from cosa_dist.reports.leaderboard import (
 from cosa_dist.reports.leaderboard_views import (
     duration,
     print_tables,
-    read_runs,
+    table_cells,
     to_csv,
     to_json,
     to_markdown,
-    used_columns,
 )
+from cosa_dist.reports.tracked_runs import read_runs
 from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run, reopen_run
 from cosa_dist.tracking.store import StoreError
 
@@ -136,13 +136,13 @@ def test_the_same_images_under_two_names_are_one_ranking():
     assert titles_and_runs(runs) == {title: ["b", "a"]}
     assert list(titles_and_runs(runs, dataset="photos")) == [title]
     (table_of_both,) = leaderboard(runs, with_published=False)
-    assert "data set" in used_columns(table_of_both)
+    assert "data set" in table_cells(table_of_both).header
     third = record("c", "photos", evaluated=of("2222bbbb9999", 50), online_unfiltered=75)
     assert list(titles_and_runs([*runs, third]))[1].startswith(
         "photos val (3 classes, 50 images, set 2222bbbb)"
     )
     (single,) = leaderboard(runs[:1], with_published=False)
-    assert "data set" not in used_columns(single)
+    assert "data set" not in table_cells(single).header
 
 
 def test_other_sizes_scales_or_mirroring_are_other_rankings_and_a_crf_counts_where_it_is_used():
@@ -181,7 +181,7 @@ def test_runs_that_did_not_record_their_images_go_by_name_in_a_marked_table():
         record("older", evaluated={}, online_unfiltered=74),
         record("print", evaluated=old, online_unfiltered=73),
     ]
-    tables = {item.title: [row.run for row in item.rows] for item in leaderboard(runs) if item.has_runs}
+    tables = {item.title: [row.run for row in item.rows] for item in leaderboard(runs) if item.runs}
     assert tables[f"VOC val (images not recorded), unfiltered, {COSA}"] == ["old", "older"]
     assert tables[f"VOC val (images not recorded, set 01234567), unfiltered, {COSA}"] == ["print"]
     assert [names for names in tables.values() if "new" in names and "old" in names] == []
@@ -197,7 +197,7 @@ def test_published_rows_stand_beside_runs_on_their_images_whatever_these_are_cal
     ]  # fmt: skip
     tables = leaderboard(runs)
     rows = {item.protocol: item.rows for item in tables if item.dataset == "VOC" and item.rows[0].benchmark
-            and item.has_runs}  # fmt: skip
+            and item.runs}  # fmt: skip
     unfiltered = [row.run for row in rows["unfiltered"]]
     assert unfiltered == ["WeCLIP", "ours", "CoSA (released log)"]
     assert [row.run for row in rows["true_labels"]] == ["ours", "CoSA", "CoSA (released log)"]
@@ -242,13 +242,13 @@ def test_runs_come_first_and_what_is_unstated_stands_beside_none():
     ]
     tables = leaderboard(runs)
     assert [item.rows[0].benchmark or item.dataset for item in tables[:2]] == ["VOC val", "VOC-mini"]
-    assert not any(item.has_runs for item in tables[2:])
+    assert not any(item.runs for item in tables[2:])
     unstated = [item for item in tables if any(row.protocol == "unstated" for row in item.rows)]
     assert [item.title for item in unstated] == [
         "VOC val, unstated protocol: not comparable",
         "COCO val, unstated protocol: not comparable",
     ]
-    assert not any(item.has_runs for item in unstated)
+    assert not any(item.runs for item in unstated)
     assert "CoSA-MS" in {row.run for row in unstated[0].rows}
 
 

@@ -11,9 +11,8 @@ import pytest
 from cosa_dist.atomic import atomic_write
 from cosa_dist.reports.leaderboard import Row, Table, leaderboard
 from cosa_dist.reports.leaderboard_page import leaderboard_page, shown_runs
-from cosa_dist.reports.leaderboard_views import read_runs
-from cosa_dist.reports.run_details import read_details
-from cosa_dist.reports.seed_groups import experiment_digest, group_seeds
+from cosa_dist.reports.leaderboard_views import group_cells
+from cosa_dist.reports.tracked_runs import experiment_digest, read_details, read_runs
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store
 
@@ -95,8 +94,9 @@ def test_without_a_run_the_page_needs_no_store():
 
 def test_runs_that_differ_in_their_seed_only_are_one_group(store):
     (table,) = leaderboard(read_runs(store), dataset="VOC-mini", protocol="unfiltered", with_published=False)
-    (group,) = group_seeds(table)
-    assert (group.mean, group.spread, group.seeds) == (pytest.approx(19.875), (9.25, 30.5), "0 1")
+    cells = group_cells(table)
+    (group,) = (dict(zip(cells.header, row, strict=True)) for row in cells.rows)
+    assert (group["mIoU (mean)"], group["range"], group["seeds"]) == ("19.9", "9.2 to 30.5", "0 1")
 
 
 def test_the_digest_forgets_seed_and_places_but_not_options_and_weights():

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from cosa_dist.distributed.cluster import free_port
-from cosa_dist.reports.leaderboard_views import read_runs
+from cosa_dist.reports.tracked_runs import read_runs
 from tests.faults.chaos_stage import await_mlflow_server, start_mlflow_server
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store

@@ -14,9 +14,16 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.inference.segmentation import Segmenting
-from cosa_dist.reports.run_evolution import Evolution, FollowedImage, Moment, heat_over
-from cosa_dist.reports.run_examination import Examination, examine, image_score, row_shares
-from cosa_dist.reports.run_page import read_run, run_page
+from cosa_dist.reports.run_analysis import (
+    CheckpointSnapshot,
+    ErrorAnalysis,
+    Evolution,
+    FollowedImage,
+    analyse_errors,
+    heat_over,
+    image_score,
+)
+from cosa_dist.reports.run_page import read_run, row_shares, run_page
 from tests.evaluation.colour_network import ColourNetwork, colour_sample
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import report
@@ -36,7 +43,7 @@ def striped(name: str, colours: list[int], mask: list[int] | None) -> EvalSample
 
 
 @pytest.fixture
-def examination() -> Examination:
+def errors() -> ErrorAnalysis:
     samples = [
         striped("right", [1, 0], [1, 0]),
         striped("half", [1, 1], [1, 2]),
@@ -46,17 +53,17 @@ def examination() -> Examination:
     ]
     settings = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
     segmenting = Segmenting(ColourNetwork().eval(), settings, torch.device("cpu"))
-    return examine(segmenting, samples, 4, shown=2)
+    return analyse_errors(segmenting, samples, 4, shown=2)
 
 
 @pytest.fixture
 def evolution() -> Evolution:
     pixels = Image.new("RGB", (12, 8), (0, 0, 255))
-    moments = []
+    snapshots = []
     for step, value in ((2, 0.0), (4, 1.0)):
         cam = heat_over(pixels, torch.full((8, 12), value))
-        moments.append(Moment(step, cam, torch.full((8, 12), step, dtype=torch.uint8).numpy()))
-    followed = FollowedImage("x<b>1", ("cat", "dog"), pixels, tuple(moments))
+        snapshots.append(CheckpointSnapshot(step, cam, torch.full((8, 12), step, dtype=torch.uint8).numpy()))
+    followed = FollowedImage("x<b>1", ("cat", "dog"), pixels, tuple(snapshots))
     return Evolution((followed,), ("step-00000003: damaged",))
 
 
@@ -83,16 +90,16 @@ def embedded(text: str) -> dict:
     return json.loads(found.group(1))
 
 
-def test_images_are_judged_and_sorted_by_hand_computed_scores(examination):
-    assert examination.images == 4
-    assert [(one.id, one.score) for one in examination.worst] == [("wrong", 0.0), ("half", 25.0)]
-    assert [(one.id, one.score) for one in examination.best] == [("right", 100.0)]
+def test_images_are_judged_and_sorted_by_hand_computed_scores(errors):
+    assert errors.images == 4
+    assert [(one.id, one.score) for one in errors.worst] == [("wrong", 0.0), ("half", 25.0)]
+    assert [(one.id, one.score) for one in errors.best] == [("right", 100.0)]
     # Rows are true classes; stripes have 32 pixels.
-    assert examination.confusion.tolist() == [[32, 0, 0, 0], [0, 64, 0, 64], [0, 32, 0, 0], [0, 0, 0, 0]]
+    assert errors.confusion.tolist() == [[32, 0, 0, 0], [0, 64, 0, 64], [0, 32, 0, 0], [0, 0, 0, 0]]
 
 
-def test_shares_are_of_the_true_class(examination):
-    shares = row_shares(examination.confusion)
+def test_shares_are_of_the_true_class(errors):
+    shares = row_shares(errors.confusion)
     assert shares[1] == [0, 50, 0, 50]
     assert shares[3] == [None] * 4
 
@@ -101,8 +108,8 @@ def test_a_predicted_class_that_is_not_there_counts_in_an_images_score():
     assert image_score(torch.tensor([[10, 0, 0], [0, 5, 5], [0, 0, 0]])) == pytest.approx(100 * 1.5 / 3)
 
 
-def test_the_page_holds_the_runs_numbers_and_nothing_from_elsewhere(run, examination):
-    text = run_page(read_run(run), examination)
+def test_the_page_holds_the_runs_numbers_and_nothing_from_elsewhere(run, errors):
+    text = run_page(read_run(run), errors)
     data = embedded(text)
     assert data["curves"]["train/total"] == {"step": [1, 2, 3], "value": [3.0, 1.5, None]}
     assert data["losses"] == ["train/total"]
@@ -125,7 +132,7 @@ def test_heat_is_mixed_into_the_image_in_known_colours():
 
 
 def test_steps_stand_side_by_side_for_each_image(run, evolution):
-    text = run_page(read_run(run), why_not="no masks", evolution=evolution)
+    text = run_page(read_run(run), "no masks", evolution)
     part = text[text.index('id="evolution"') : text.index('id="pictures"')]
     assert "the checkpoints that the run kept (step 2, 4)" in part
     assert "Left out: step-00000003: damaged" in part
@@ -133,12 +140,12 @@ def test_steps_stand_side_by_side_for_each_image(run, evolution):
     assert part.index("step 2<") < part.index("step 4<")
     assert part.count("data:image/jpeg") == 1 + 2 * 2
     assert "Not shown: no masks" in text
-    assert "Not shown: no room" in run_page(read_run(run), why_no_evolution="no room")
+    assert "Not shown: no room" in run_page(read_run(run), evolution="no room")
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "config.yaml").write_text("name: new\n")
-    text = run_page(read_run(tmp_path), why_not="no checkpoint yet")
+    text = run_page(read_run(tmp_path), "no checkpoint yet")
     assert "Not finished" in text
     assert "Not shown: no checkpoint yet" in text
     assert text.count("No scores: they come at the end.") == 2
@@ -159,9 +166,9 @@ def test_a_run_on_images_without_masks_has_no_empty_tables(run):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_browser_draws_everything_without_an_error(run, examination, evolution, tmp_path):
+def test_a_browser_draws_everything_without_an_error(run, errors, evolution, tmp_path):
     page = tmp_path / "report.html"
-    atomic_write(page, run_page(read_run(run), examination, evolution=evolution))
+    atomic_write(page, run_page(read_run(run), errors, evolution))
     with browser_page() as (tab, wrong):
         tab.goto(page.as_uri())
         for plot in ("losses", "scores", "thresholds", "other"):
