@@ -54,8 +54,8 @@ def run(asked: argparse.Namespace, rest: list[str]) -> None:
     from cosa_dist.reports.run_page import read_run, run_page
 
     found = read_run(asked.run, asked.pictures)
+    errors: ErrorAnalysis | str = "not asked for (--images 0)"
     evolution: Evolution | str = "not asked for (--images 0)"
-    errors: ErrorAnalysis | str = evolution
     if asked.images:
         evolution = or_reason("CAMs over the steps", lambda: follow_images(asked))
         errors = or_reason("confusion, best and worst images", lambda: judge_images(asked))

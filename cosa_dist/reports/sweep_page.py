@@ -115,11 +115,10 @@ def rebuilt_study(plan: SweepPlan, evaluated: Sequence[Trial]) -> optuna.Study:
         else:
             distributions[key] = CategoricalDistribution(sorted({str(value) for value in values}))
     for trial in evaluated:
-        params: dict[str, Any] = {
-            key: float(value) if isinstance(distributions[key], FloatDistribution) else str(value)
-            for key in plan.keys
-            for value in [trial.options.get(key)]
-        }
+        params = {}
+        for key, distribution in distributions.items():
+            value: Any = trial.options.get(key)
+            params[key] = float(value) if isinstance(distribution, FloatDistribution) else str(value)
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE,
