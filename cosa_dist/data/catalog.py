@@ -1,8 +1,7 @@
-"""What is known of each data set: class names in id order, colours, and the sizes of its splits.
+"""What is known of each data set: class names in id order and the sizes of its splits; VOC's colours.
 
-Class ids follow the masks: 0 is background, 1..C are the foreground classes in the order given
-here, 255 is ignored. `DatasetInfo` is what other packages read; shards of an unknown data set carry
-their own names and get the same colour rule.
+Class ids follow the masks: 0 is background, 1..C are the foreground classes in the order given here, 255 is
+ignored.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from cosa_dist.data.errors import DataError, nearest_name
+from cosa_dist.data.errors import DataError
 
 IGNORE = 255
 """Mask value of pixels that count for nothing."""
@@ -74,37 +73,17 @@ class DatasetInfo:
         """C, the number of foreground classes."""
         return len(self.class_names)
 
-    @property
-    def num_classes(self) -> int:
-        """K = C + 1, with background."""
-        return len(self.class_names) + 1
 
-    @property
-    def names_with_background(self) -> tuple[str, ...]:
-        """The K names in mask-id order, background first."""
-        return ("background", *self.class_names)
+def voc_colour_map() -> tuple[tuple[int, int, int], ...]:
+    """The 256 colours of the VOC devkit's rule as (red, green, blue) in 0..255.
 
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """256 RGB colours, one per mask value, by the VOC colour rule."""
-        return voc_colour_map()
-
-
-def voc_colour_map(count: int = 256) -> tuple[tuple[int, int, int], ...]:
-    """Return the first `count` colours of the VOC colour rule as (red, green, blue) in 0..255.
-
-    The three lowest bits of an id are the highest bits of red, green and blue, the next three the
-    next lower ones, and so on (rule of the VOC devkit).
+    The three lowest bits of an id are the highest bits of red, green and blue, the next three the next ones.
     """
-    colours = []
-    for index in range(count):
-        channels = [0, 0, 0]
-        for level in range(8):
-            for channel in range(3):
-                bit = (index >> (3 * level + channel)) & 1
-                channels[channel] |= bit << (7 - level)
-        colours.append((channels[0], channels[1], channels[2]))
-    return tuple(colours)
+
+    def channel(index: int, shift: int) -> int:
+        return sum((index >> (3 * level + shift) & 1) << (7 - level) for level in range(8))
+
+    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(256))
 
 
 VOC = DatasetInfo(
@@ -117,15 +96,8 @@ COCO = DatasetInfo("coco", COCO_CLASSES, MappingProxyType({"train": 82081, "val"
 KNOWN: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in (VOC, COCO)})
 
 
-def dataset_info(name: str) -> DatasetInfo:
-    """Return the entry of a known data set; raises `DataError` with the known names otherwise."""
-    if name not in KNOWN:
-        raise DataError(f"unknown data set '{name}'{nearest_name(name, KNOWN)}; known: {', '.join(KNOWN)}")
-    return KNOWN[name]
-
-
 def renamed(info: DatasetInfo, name: str | None) -> DatasetInfo:
-    """Return `info` under another name; a subset under its own name has no known split sizes."""
+    """`info` under another name; a subset under its own name has no known split sizes."""
     if name is None or name == info.name:
         return info
     return replace(info, name=name, split_sizes=MappingProxyType({}))

@@ -1,8 +1,8 @@
 """Bytes to pixels and back: photographs as RGB, masks as class ids.
 
-Everything that decodes goes through here, so that a damaged file, a picture that would not fit into
-memory and a mask that holds colours instead of class ids are refused everywhere in the same words.
-EXIF rotation is not applied: masks belong to the pixels as they are stored.
+A damaged file, a picture that would not fit into memory and a mask that holds colours instead of class ids
+are refused everywhere in the same words. EXIF rotation is not applied: masks belong to the pixels as they are
+stored.
 """
 
 from __future__ import annotations
@@ -47,14 +47,11 @@ def _open(data: bytes, what: str) -> Image.Image:
             f"{what} is larger than the limit of {MAX_PIXELS} pixels; scale it down first"
         ) from error
     except Exception as error:  # PIL's readers raise many kinds on damaged data
-        raise RecordError(f"{what} cannot be decoded: {_one_line(error)}") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        if text.startswith("cannot identify"):  # PIL adds a memory address
+            text = "not a known picture format"
+        raise RecordError(f"{what} cannot be decoded: {text}") from error
     return picture
-
-
-def _one_line(error: Exception) -> str:
-    """Return the error's text without line breaks and without memory addresses."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "not a known picture format" if text.startswith("cannot identify") else text
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -78,7 +75,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """Return the EXIF orientation of a decoded picture, 1..8; 1 (as stored) where none can be read."""
+    """The EXIF orientation of a decoded picture, 1..8; 1 (as stored) where none can be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,7 +105,7 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
 
 
 def _grey_png_bits(data: bytes) -> int:
-    """Return the bits per pixel of a grey-level PNG, 0 for any other file."""
+    """The bits per pixel of a grey-level PNG, 0 for any other file."""
     is_grey_png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[25] == 0
     return data[24] if is_grey_png else 0
 
@@ -121,7 +118,7 @@ def encode_mask(ids: NDArray[np.uint8]) -> bytes:
 
 
 def as_grey_png(data: bytes, ids: NDArray[np.uint8]) -> bytes:
-    """Return `data` itself if it is an 8-bit grey-level PNG already, else `ids` encoded as one."""
+    """`data` itself if it is an 8-bit grey-level PNG already, else `ids` encoded as one."""
     return data if _grey_png_bits(data) == 8 else encode_mask(ids)
 
 

@@ -1,12 +1,14 @@
 """The objects of the generated data set: silhouettes, their telling part, their common rest.
 
-Each kind of object has one small part that only it has (a head, a hub, a gem: the `mark`) and a
-larger rest (the `body`) whose pattern it shares with another kind and whose hues border on that
-one's. A classifier trained on tags alone looks at the mark, so its class activation maps cover a
-part of the object; the rest belongs to it by continuity. All of it is ours.
+Each kind of object has one small part that only it has (a head, a hub, a gem: the `mark`) and a larger rest
+(the `body`) whose pattern it shares with another kind and whose hues border on that one's. A classifier
+trained on tags alone looks at the mark, so its class activation maps cover a part of the object; the rest
+belongs to it by continuity.
 
 Local coordinates `u` (right) and `v` (down) span [-1, 1] over the object's diameter.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -15,16 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from cosa_dist.data.synthetic.textures import (
-    Field,
-    Region,
-    colour,
-    dots,
-    mottled,
-    noise,
-    scales,
-    stripes,
-)
+from cosa_dist.data.synthetic.textures import Field, Region, colour, dots, mottled, noise, scales, stripes
 
 
 @dataclass(frozen=True)
@@ -39,15 +32,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one class looks: how it is cut out and coloured, and how it may be turned.
+    """How one class looks.
 
-    `body_hue` is the middle and half width of the hues its body may have, `mark` and
-    `mark_second` are hue, saturation and value of its telling part, `turn` is the largest
-    rotation in radians.
+    `body_hue` is the middle of the hues its body may have, `mark` and `mark_second` are hue, saturation and
+    value of its telling part, `turn` is the largest rotation in radians.
     """
 
     parts: Callable[[Field, Field, Generator], Parts]
-    body_hue: tuple[float, float]
+    body_hue: float
     mark: tuple[float, float, float]
     mark_second: tuple[float, float, float]
     turn: float
@@ -90,11 +82,10 @@ def _cart(u: Field, v: Field, rng: Generator) -> Parts:
 
 def _starfish(u: Field, v: Field, rng: Generator) -> Parts:
     radius, angle = _polar(u, v)
-    arms = 5
-    corner = np.abs(np.mod(angle / (2 * np.pi) * arms, 1.0) - 0.5) * (2 * np.pi / arms)
+    corner = np.abs(np.mod(angle / (2 * np.pi) * 5, 1.0) - 0.5) * (2 * np.pi / 5)
     inner = rng.uniform(0.42, 0.5)
-    # Straight edge between the tip (radius 1, angle pi/arms) and the notch (inner, angle 0).
-    tip_x, tip_y = math.cos(math.pi / arms), math.sin(math.pi / arms)
+    # Straight edge between the tip (radius 1, angle pi / 5) and the notch (inner, angle 0).
+    tip_x, tip_y = math.cos(math.pi / 5), math.sin(math.pi / 5)
     x, y = radius * np.cos(corner), radius * np.sin(corner)
     body = (x - inner) * tip_y - y * (tip_x - inner) < 0
     return Parts(body, np.mod(radius * 2.5, 1.0) < 0.35, radius < 0.3, stripes(u, v, 0.8, 5.0))
@@ -124,45 +115,35 @@ def _train(u: Field, v: Field, rng: Generator) -> Parts:
     return Parts(hull, windows, nose, stripes(u, v, 0.6, 3.5))
 
 
+_HUE_SPREAD = 0.06
 # Insertion order is the class order: background is 0, the first kind is 1.
 KINDS: dict[str, Kind] = {
-    "beetle": Kind(_beetle, (0.0, 0.06), (0.55, 0.15, 0.12), (0.15, 0.9, 0.95), np.pi),
-    "flower": Kind(_flower, (0.91, 0.06), (0.14, 0.9, 0.95), (0.07, 0.8, 0.45), np.pi),
-    "cart": Kind(_cart, (0.09, 0.06), (0.65, 0.1, 0.15), (0.6, 0.05, 0.95), 0.35),
-    "starfish": Kind(_starfish, (0.82, 0.06), (0.33, 0.7, 0.75), (0.0, 0.0, 0.95), np.pi),
-    "ring": Kind(_ring, (0.6, 0.06), (0.0, 0.85, 0.9), (0.95, 0.3, 1.0), np.pi),
-    "fish": Kind(_fish, (0.5, 0.06), (0.1, 0.85, 0.9), (0.0, 0.0, 0.1), 0.6),
-    "train": Kind(_train, (0.71, 0.06), (0.15, 0.85, 0.95), (0.0, 0.0, 0.1), 0.12),
+    "beetle": Kind(_beetle, 0.0, (0.55, 0.15, 0.12), (0.15, 0.9, 0.95), np.pi),
+    "flower": Kind(_flower, 0.91, (0.14, 0.9, 0.95), (0.07, 0.8, 0.45), np.pi),
+    "cart": Kind(_cart, 0.09, (0.65, 0.1, 0.15), (0.6, 0.05, 0.95), 0.35),
+    "starfish": Kind(_starfish, 0.82, (0.33, 0.7, 0.75), (0.0, 0.0, 0.95), np.pi),
+    "ring": Kind(_ring, 0.6, (0.0, 0.85, 0.9), (0.95, 0.3, 1.0), np.pi),
+    "fish": Kind(_fish, 0.5, (0.1, 0.85, 0.9), (0.0, 0.0, 0.1), 0.6),
+    "train": Kind(_train, 0.71, (0.15, 0.85, 0.95), (0.0, 0.0, 0.1), 0.12),
 }
 
 
 def draw(name: str, u: Field, v: Field, rng: Generator) -> tuple[Region, Field]:
-    """Draw one object.
-
-    Args:
-        name: Class name, a key of `KINDS`.
-        u: Local coordinates `[h, w]`, rightwards.
-        v: Local coordinates `[h, w]`, downwards.
-        rng: Source of the object's own variation.
-
-    Returns:
-        The silhouette `[h, w]` and the colours `[h, w, 3]` in about [0, 1].
-    """
+    """Draw one object at local coordinates `[h, w]`: silhouette `[h, w]` and colours `[h, w, 3]`."""
     kind = KINDS[name]
     parts = kind.parts(u, v, rng)
-    middle, spread = kind.body_hue
-    hue = middle + rng.uniform(-spread, spread)
+    hue = kind.body_hue + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
     saturation, value = rng.uniform(0.45, 0.8), rng.uniform(0.5, 0.9)
     grain = noise(rng, u.shape[0], u.shape[1], 5, octaves=2)
     picture = mottled(colour(hue, saturation, value), grain, 0.6)
     second = mottled(colour(hue + 0.03, saturation * 0.8, value * 0.55), grain, 0.6)
     picture[parts.pattern] = second[parts.pattern]
     jitter = rng.uniform(-0.02, 0.02)
-    for region, (tone, strength, brightness) in (
+    for region, tone in (
         (parts.mark, kind.mark),
         (parts.mark & parts.mark_pattern, kind.mark_second),
     ):
-        picture[region] = colour(tone + jitter, strength, brightness)
+        picture[region] = colour(tone[0] + jitter, *tone[1:])
     angle = rng.uniform(0.0, 2 * np.pi)
     shade = 1.0 + 0.22 * (u * math.cos(angle) + v * math.sin(angle))
     return parts.body | parts.mark, picture * shade[..., None]
