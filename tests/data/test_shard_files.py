@@ -35,9 +35,9 @@ def server(root: Path) -> Iterator[ShardServer]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Short pauses between attempts, and temporary files where the tests see them."""
-    monkeypatch.setattr(remote, "RUNNING_PAUSES", (0.01, 0.02))
-    monkeypatch.setattr(remote, "OPENING_PAUSES", (0.01,))
+    """Short pauses before retries, and temporary files where the tests see them."""
+    monkeypatch.setattr(remote, "TRANSFER_BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(remote, "CONNECT_BACKOFF", (0.01,))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 

@@ -1,7 +1,7 @@
 """`dataset.json`: what a shard folder says of itself, read from a local folder or a URL.
 
-It gives name and classes and, per split, the counts, the shards and a fingerprint of the content. All
-names in it are checked before they become part of a path, so nothing outside the folder is ever read.
+It gives name and classes and, per split, the counts, the shards and a fingerprint of the content. All names
+in it are checked before they become part of a path, so nothing outside the folder is ever read.
 """
 
 from __future__ import annotations
@@ -34,35 +34,28 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """One split as its shard folder describes it.
-
-    Attributes:
-        root: the shard folder, a path or a URL without final slash.
-        name: the split's name.
-        info: data set name and classes.
-        size: number of records.
-        fingerprint: hash of ids, pictures, masks and tags in their order, the same wherever it lies.
-        class_counts: number of records per class name.
-        shards: the Arrow files in record order.
-        pseudo_masks: what made the masks, if a network did: run, checkpoint and settings; None for true ones.
-    """
+    """One split as its shard folder describes it."""
 
     root: str
+    """the shard folder, a path or a URL without final slash"""
     name: str
     info: DatasetInfo
     size: int
+    """number of records"""
     fingerprint: str
+    """hash of ids, pictures, masks and tags in their order, the same wherever it lies"""
     class_counts: dict[str, int]
+    """records by class name"""
     shards: tuple[ShardEntry, ...]
     pseudo_masks: dict[str, Any] | None = None
+    """what made the masks, if a network did: run, checkpoint and settings; None for true ones"""
 
 
 def describe_split(root: str, split: str) -> SplitDescription:
-    """Return what the shard folder `root` (path or URL) says of a split; no shard is opened.
+    """What the shard folder `root` (path or URL) says of a split; no shard is opened.
 
-    Raises:
-        DataError: `root` is no shard folder or of another format version, cannot be reached, or the
-            split is not there.
+    Raises `DataError` if `root` is no shard folder or of another format version, cannot be reached, or the
+    split is not there.
     """
     root = root.rstrip("/") if is_remote(root) else str(local_path(root))
     content = read_description(root)
@@ -76,18 +69,14 @@ def describe_split(root: str, split: str) -> SplitDescription:
         raise DataError(f"split '{split}' of {root} leaves its folder; ingest again")
     try:
         return _described(root, split, content)
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{root}/{DESCRIPTION} is damaged ({error}); ingest again") from error
 
 
 def read_description(root: str) -> dict[str, Any]:
-    """Return the content of a shard folder's `dataset.json`, checked for format and version.
-
-    Raises:
-        DataError: no folder, no description, or not one that this version reads.
-    """
+    """The content of a shard folder's `dataset.json`, checked for format and version."""
     path = f"{root}/{DESCRIPTION}"
     if not is_remote(root) and not local_path(root).is_dir():
         raise DataError(f"no shard folder {root}; make one with jobs/ingest.py")
@@ -115,7 +104,6 @@ def read_description(root: str) -> dict[str, Any]:
 
 
 def _instead_of(split: str, splits: Iterable[str]) -> str:
-    """Return what to do where training finds no such split."""
     if split.startswith("train"):
         return "; training takes another with --data.train_split NAME"
     other = next((name for name in splits if not name.startswith("train")), None)
@@ -124,17 +112,17 @@ def _instead_of(split: str, splits: Iterable[str]) -> str:
 
 
 def _described(root: str, split: str, content: Mapping[str, Any]) -> SplitDescription:
-    """Return one split's description."""
     entry = content["splits"][split]
     shards = tuple(_shard_entry(root, split, shard) for shard in entry["shards"])
-    size = int(entry["count"])
-    total = sum(shard.count for shard in shards)
+    size, total = int(entry["count"]), sum(shard.count for shard in shards)
     if total != size or any(shard.count < 1 for shard in shards):
         raise ValueError(f"split '{split}' has {size} records, its shards {total}")
+    info = DatasetInfo(str(content["name"]), tuple(content["class_names"]))
+    known = KNOWN.get(info.name)
     return SplitDescription(
         root=root,
         name=split,
-        info=_info(content),
+        info=known if known and known.class_names == info.class_names else info,
         size=size,
         fingerprint=str(entry["fingerprint"]),
         class_counts=dict(entry["class_counts"]),
@@ -144,16 +132,7 @@ def _described(root: str, split: str, content: Mapping[str, Any]) -> SplitDescri
 
 
 def _shard_entry(root: str, split: str, shard: Mapping[str, Any]) -> ShardEntry:
-    """Return one shard's entry; its name must be that of a file in the split's folder."""
-    file = str(shard["file"])
+    file, size = str(shard["file"]), shard.get("bytes")
     if not _PLAIN_NAME.fullmatch(file):
         raise DataError(f"shard '{file}' of {root}/{split} leaves its folder; ingest again")
-    size = shard.get("bytes")
     return ShardEntry(file, int(shard["count"]), None if size is None else int(size))
-
-
-def _info(content: Mapping[str, Any]) -> DatasetInfo:
-    """Return the data set's entry: names from the shards, sizes where they are known."""
-    name, classes = str(content["name"]), tuple(content["class_names"])
-    known = KNOWN.get(name)
-    return known if known and known.class_names == classes else DatasetInfo(name, classes)

@@ -1,8 +1,8 @@
 """The Arrow files of a split, wherever they are: opened in place, from a node's cache, or from a copy.
 
-A local shard is memory-mapped where it lies. A remote one is fetched whole, either into the cache
-folder, which the processes of a node share and which later epochs and runs read again, or into a
-temporary file that vanishes as soon as it is open.
+A local shard is memory-mapped where it lies. A remote one is fetched whole, either into the cache folder,
+which the processes of a node share and which later epochs and runs read again, or into a temporary file that
+vanishes as soon as it is open.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from cosa_dist.data.shards.remote import fetch, is_remote, local_path
 class ShardFiles:
     """Opens the shards of a split by number; plain values, so it travels to other processes.
 
-    Attributes:
-        description: the split.
-        cache: folder for copies of remote shards; empty: none are kept.
+    `cache` is the folder for copies of remote shards; empty: none are kept.
     """
 
     description: SplitDescription
@@ -38,18 +36,14 @@ class ShardFiles:
         return is_remote(self.description.root)
 
     def open(self, number: int) -> Dataset:
-        """Memory-map shard `number` of the split.
-
-        Raises:
-            DataError: it is missing, damaged, of another length or cannot be fetched.
-        """
+        """Memory-map shard `number`; raises `DataError` if it is missing, damaged or cannot be fetched."""
         entry = self.description.shards[number]
         where = f"{self.description.root}/{self.description.name}/{entry.file}"
         if not self.remote:
             path = local_path(where)
             if not path.is_file():
                 raise DataError(f"shard {where} is missing; copy it again or ingest again")
-            return open_arrow(path, entry, where)
+            return _open_arrow(path, entry, where)
         if self.cache:
             return self._from_cache(entry, where)
         with tempfile.TemporaryDirectory(prefix="cosa_dist-shard-", ignore_cleanup_errors=True) as folder:
@@ -61,33 +55,27 @@ class ShardFiles:
         # Named by content: the same data at another address, or changed data here, go by themselves.
         content = hashlib.sha256(self.description.fingerprint.encode()).hexdigest()[:16]
         path = Path(self.cache) / content / self.description.name / entry.file
+        partial = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if path.is_file():
                     try:
-                        return open_arrow(path, entry, str(path))
+                        return _open_arrow(path, entry, str(path))
                     except DataError:
                         path.unlink()
-                partial = path.with_name(f".{path.name}.partial")
-                _fetched(partial, entry, where)
-                partial.replace(path)
-                return open_arrow(path, entry, str(path))
+                try:
+                    _fetched(partial, entry, where)
+                    partial.replace(path)
+                finally:
+                    partial.unlink(missing_ok=True)
+                return _open_arrow(path, entry, str(path))
         except OSError as error:
             raise DataError(f"cannot write to data.cache {self.cache}: {error.strerror or error}") from error
 
 
-def open_arrow(path: Path, entry: ShardEntry, where: str) -> Dataset:
-    """Memory-map one local Arrow file and check it against its entry.
-
-    Args:
-        path: the file.
-        entry: what it must hold.
-        where: its name in messages.
-
-    Raises:
-        DataError: it is damaged, or of another length than its entry says.
-    """
+def _open_arrow(path: Path, entry: ShardEntry, where: str) -> Dataset:
+    """Memory-map one local Arrow file and check it against its entry; `where` is its name in messages."""
     found = path.stat().st_size
     if entry.size is not None and found != entry.size:
         raise DataError(
@@ -106,13 +94,8 @@ def open_arrow(path: Path, entry: ShardEntry, where: str) -> Dataset:
 
 
 def _fetched(path: Path, entry: ShardEntry, where: str) -> Dataset:
-    """Fetch a shard into `path` and open it; nothing stays in `path` if that fails."""
     try:
         fetch(where, path, entry.size)
-        return open_arrow(path, entry, where)
     except FileNotFoundError as error:
-        path.unlink(missing_ok=True)
         raise DataError(f"shard {where} is missing on the server; copy it again or ingest again") from error
-    except DataError:
-        path.unlink(missing_ok=True)
-        raise
+    return _open_arrow(path, entry, where)

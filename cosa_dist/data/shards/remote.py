@@ -1,9 +1,8 @@
-"""Reading from servers and object stores: small files whole, shards into a local file.
+"""Reads from servers and object stores: small files whole, shards into a local file.
 
 Any URL that fsspec knows works (`http://`, `s3://`, `gs://`, `hf://`, `memory://`, ...); a file is always
-fetched in one request, so a server needs no range requests. What may pass by itself (a refused
-connection, a broken transfer, an overloaded server) is tried again with growing pauses; whatever
-remains is one line.
+fetched in one request, so a server needs no range requests. Transient errors (a refused connection, a broken
+transfer, an overloaded server) are retried with exponential backoff; whatever remains is one line.
 """
 
 from __future__ import annotations
@@ -24,16 +23,12 @@ from cosa_dist.data.errors import DataError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# Seconds before another attempt: few at the start, where an address is often just wrong, more in a run.
-OPENING_PAUSES: tuple[float, ...] = (0.5, 1.0)
-RUNNING_PAUSES: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+# Seconds before each retry: few at the start, where an address is often just wrong, more in a run.
+CONNECT_BACKOFF: tuple[float, ...] = (0.5, 1.0)
+TRANSFER_BACKOFF: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_WORTH_ANOTHER_TRY = {408, 425, 429}
-
-
-class _TruncatedError(OSError):
-    """A transfer that ended too early."""
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_RETRYABLE_STATUS = {408, 425, 429}
 
 
 def is_remote(location: str) -> bool:
@@ -42,39 +37,26 @@ def is_remote(location: str) -> bool:
 
 
 def local_path(location: str) -> Path:
-    """Return the path of a location that is not remote; `file://` is taken off."""
-    if location.startswith("file://"):
-        return Path(unquote(urlsplit(location).path))
-    return Path(location)
+    """The path of a location that is not remote; `file://` is taken off."""
+    return Path(unquote(urlsplit(location).path) if location.startswith("file://") else location)
 
 
 def read_remote(url: str) -> bytes:
-    """Return the whole content of a small remote file.
-
-    Raises:
-        FileNotFoundError: the server says that there is no such file.
-        DataError: it cannot be read, for another reason.
-    """
+    """The whole content of a small remote file; raises as `fetch` does."""
 
     def read() -> bytes:
         system, path = _file_system(url)
         content: bytes = system.cat_file(path)
         return content
 
-    return _persistently(read, url, OPENING_PAUSES)
+    return retry(read, url, CONNECT_BACKOFF)
 
 
 def fetch(url: str, target: Path, size: int | None = None) -> None:
-    """Copy a remote file into the local file `target`, which is replaced if it is there.
+    """Copy a remote file of `size` bytes (None: unknown) into `target`; a failure may leave a part of it.
 
-    Args:
-        url: what to fetch.
-        target: where to; holds a part of the file if this fails.
-        size: bytes that the file must have, where they are known.
-
-    Raises:
-        FileNotFoundError: the server says that there is no such file.
-        DataError: the file cannot be fetched whole, after several attempts.
+    Raises `FileNotFoundError` if the server says that there is no such file, `DataError` if it cannot be
+    fetched whole after several attempts.
     """
 
     def get() -> None:
@@ -83,62 +65,58 @@ def fetch(url: str, target: Path, size: int | None = None) -> None:
         system.get_file(path, str(target), callback=progress)
         found, expected = target.stat().st_size, size or progress.size
         if expected is not None and found != expected:
-            raise _TruncatedError(f"it ended after {found} of {expected} bytes")
+            raise OSError(f"it ended after {found} of {expected} bytes")
 
-    _persistently(get, url, RUNNING_PAUSES)
+    retry(get, url, TRANSFER_BACKOFF)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the path in it; made anew in each process by fsspec."""
+    """The file system of a URL and the path in it; made anew in each process by fsspec."""
     options: dict[str, Any] = {}
     if url.startswith(("http://", "https://")):
         import aiohttp
 
         # The default gives up after five minutes, however well the transfer goes.
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
-        options = {"client_kwargs": {"timeout": patience}, "headers": {"Accept-Encoding": "identity"}}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
+        options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
     try:
         system, path = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
-        raise DataError(f"cannot open {url}: {_line(error)}") from error
+        raise DataError(f"cannot open {url}: {_one_line(error)}") from error
     return system, path
 
 
-def _persistently(action: Callable[[], Result], url: str, pauses: tuple[float, ...]) -> Result:
-    """Return what `action` returns, trying again after each pause if the trouble may pass."""
-    for pause in (*pauses, None):
+def retry(action: Callable[[], Result], url: str, backoff: tuple[float, ...]) -> Result:
+    """Return what `action` returns; a transient error is retried after each pause of `backoff`."""
+    for attempt, pause in enumerate((*backoff, None), start=1):
         try:
             return action()
         except (DataError, FileNotFoundError):
             raise
         except Exception as error:  # each kind of store has its own errors
-            reason = _lasting_reason(error)
-            if reason:
+            if reason := _permanent(error):
                 raise DataError(f"cannot read {url}: {reason}") from error
             if pause is None:
-                attempts = len(pauses) + 1
                 raise DataError(
-                    f"cannot read {url}: {_line(error)} ({attempts} attempts); is the server up and the "
+                    f"cannot read {url}: {_one_line(error)} ({attempt} attempts); is the server up and the "
                     "address right?"
                 ) from error
-            log.warning("%s: %s; trying again in %.1f s", url, _line(error), pause)
+            log.warning("%s: %s; retrying in %.1f s", url, _one_line(error), pause)
             time.sleep(pause)
     raise AssertionError("unreachable: the last pause is None")
 
 
-def _lasting_reason(error: Exception) -> str:
-    """Say why another attempt is useless; empty if it may help."""
+def _permanent(error: Exception) -> str:
+    """Why a retry is useless; empty if it may help."""
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return "access is denied; check the credentials"
-    if isinstance(status, int) and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
+    if isinstance(status, int) and 400 <= status < 500 and status not in _RETRYABLE_STATUS:
         return f"the server refuses it with status {status}"
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return f"cannot write the local copy ({error.strerror}); free some space or set TMPDIR or data.cache"
     return ""
 
 
-def _line(error: Exception) -> str:
-    """Return an error's words in one line, with its kind where it has none."""
-    words = " ".join(str(error).split())
-    return words[:300] or type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,8 +1,8 @@
 """Splits of a shard folder and their records; `mapped` reading, any record at once.
 
-A folder holds `dataset.json` (see `description`) and `<split>/shard-00000-of-00008.arrow`, Arrow files
-of Hugging Face `datasets`. A mapped split is memory-mapped: it costs no memory, and a copy that goes to
-a loader's worker opens the files anew.
+A folder holds `dataset.json` and `<split>/shard-00000-of-00008.arrow`, Arrow files of Hugging Face
+`datasets`. A mapped split is memory-mapped: it costs no memory, and a copy that goes to a loader's worker
+opens the files anew.
 """
 
 from __future__ import annotations
@@ -17,23 +17,9 @@ import numpy as np
 from datasets import ClassLabel, Features, Image, List, Value, concatenate_datasets
 from numpy.typing import NDArray
 
-from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.shards.description import DESCRIPTION, FORMAT, FORMAT_VERSION, describe_split
+from cosa_dist.data.shards.description import describe_split
 from cosa_dist.data.shards.files import ShardFiles
-
-__all__ = [
-    "DESCRIPTION",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "TRAINING_COLUMNS",
-    "MappedSplit",
-    "Record",
-    "Split",
-    "open_split",
-    "record_features",
-    "record_of",
-]
 
 TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
 MASK_COLUMNS = ("mask", "reliability")
@@ -56,7 +42,7 @@ class Record:
 
 
 def record_features(class_names: tuple[str, ...], with_context: bool) -> Features:
-    """Return the columns of a shard; labels are 0-based foreground indices."""
+    """The columns of a shard; labels are 0-based foreground indices."""
     columns: dict[str, Any] = {
         "id": Value("string"),
         "image": Image(decode=False),
@@ -71,43 +57,32 @@ def record_features(class_names: tuple[str, ...], with_context: bool) -> Feature
 
 
 def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
-    """Return a stored row as a record; columns that were not read are None."""
+    """A stored row as a record; columns that were not read are None."""
     labels = np.zeros(num_foreground, dtype=np.float32)
     labels[row["labels"]] = 1.0
+    mask, context, reliability = (
+        column["bytes"] if (column := row.get(name)) else None for name in ("mask", "context", "reliability")
+    )
     return Record(
         id=row["id"],
         image=row["image"]["bytes"],
         labels=labels,
         width=row["width"],
         height=row["height"],
-        mask=_bytes(row.get("mask")),
-        context=_bytes(row.get("context")),
-        reliability=_bytes(row.get("reliability")),
+        mask=mask,
+        context=context,
+        reliability=reliability,
     )
 
 
 class Split:
-    """One split of a shard folder, however it is read.
-
-    Attributes:
-        files: its Arrow files.
-        root: the shard folder, a path or a URL.
-        name: the split's name.
-        info: data set name and classes.
-        size: number of records.
-        fingerprint: hash of ids, pictures, masks and tags in their order, the same wherever it
-            lies.
-        class_counts: number of records per class name.
-    """
+    """One split of a shard folder, however it is read; the attributes are those of its `SplitDescription`."""
 
     def __init__(self, files: ShardFiles) -> None:
         described = files.description
         self.files = files
-        self.root = described.root
-        self.name = described.name
-        self.info: DatasetInfo = described.info
-        self.size = described.size
-        self.fingerprint = described.fingerprint
+        self.root, self.name, self.info = described.root, described.name, described.info
+        self.size, self.fingerprint = described.size, described.fingerprint
         self.class_counts = described.class_counts
 
     def __len__(self) -> int:
@@ -137,15 +112,7 @@ class MappedSplit(Split):
         return open_split, (self.root, self.name, self.files.cache)
 
     def record(self, index: int, *, annotations: bool = True) -> Record:
-        """Read record `index`.
-
-        Args:
-            index: 0 .. size - 1.
-            annotations: False leaves masks unread, as training on tags must.
-
-        Raises:
-            IndexError: there is no such record.
-        """
+        """Record `index`, 0 .. size - 1; without `annotations` its masks are not read (training on tags)."""
         if not 0 <= index < self.size:
             raise IndexError(f"split '{self.name}' has records 0..{self.size - 1}; got {index}")
         row = (self._all if annotations else self._training)[int(index)]
@@ -157,7 +124,7 @@ class MappedSplit(Split):
         return tuple(self._all["id"])
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
-        """Return whole columns in record order, such as `width`, `height` and `labels`."""
+        """Whole columns in record order, such as `width`, `height` and `labels`."""
         chosen = self._all.select_columns(list(names))
         return {name: list(chosen[name]) for name in names}
 
@@ -168,16 +135,10 @@ class MappedSplit(Split):
 
 
 def open_split(root: Path | str, split: str, cache: str = "") -> MappedSplit:
-    """Open a split of the shard folder `root`, memory-mapped.
+    """Open a split of the shard folder `root` (path or URL), memory-mapped; `cache` holds remote shards.
 
-    Args:
-        root: path or URL of the shard folder.
-        split: the split's name.
-        cache: folder for copies of remote shards, which are fetched now if they are not there.
-
-    Raises:
-        DataError: `root` is no shard folder or of another format version, the split is not there, a
-            shard is missing or damaged, or the shards are remote and there is no cache.
+    Raises `DataError` if `root` is no shard folder or of another format version, the split is not there, a
+    shard is missing or damaged, or the shards are remote and there is no cache.
     """
     files = ShardFiles(describe_split(str(root), split), cache)
     if files.remote and not cache:
@@ -186,8 +147,3 @@ def open_split(root: Path | str, split: str, cache: str = "") -> MappedSplit:
             "--data.cache FOLDER for local copies"
         )
     return MappedSplit(files)
-
-
-def _bytes(column: Mapping[str, Any] | None) -> bytes | None:
-    """Return the bytes of an HF image column."""
-    return None if column is None else column["bytes"]
