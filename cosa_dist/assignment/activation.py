@@ -1,17 +1,17 @@
-"""Class activation maps (CAMs) after the network: normalisation, image-label filter, hard masks.
+"""Class activation maps (CAMs) after the network, for the classes that an image's labels (tags) name.
 
-The image labels (tags) of a training image are known, so classes that are absent from the image
-must not take part in any assignment. Work at full resolution is therefore done only for the
-classes that are present: `present_classes` names them, `gather_classes` picks their planes,
-`scatter_classes` puts them back. The other functions are the plain formulas.
+Absent classes take no part in any pseudo-label, so work at full resolution is done for the present ones only:
+`present_classes` names them, `gather_classes` picks their planes, `scatter_classes` puts them back. Boxes are
+`[B, 4]` (top, bottom, left, right), half-open: the part of a crop that shows the image, not padding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as functional
+import torch.nn.functional as F
 from torch import Tensor
 
 ABSENT_CLASS_LOGIT = -1e5
@@ -20,39 +20,31 @@ ABSENT_CLASS_LOGIT = -1e5
 
 @dataclass(frozen=True)
 class PresentClasses:
-    """The present classes of each image, padded to the largest number in the batch.
-
-    Padded slots hold some other, absent class of the same image, so that every index may be read
-    and written; `valid` tells them apart.
-    """
+    """The present classes of each image, padded with absent ones to the largest number in the batch."""
 
     index: Tensor
-    """`[B, P]` int64, ascending among the valid slots."""
+    """`[B, P]` int64, ascending among the valid slots"""
     valid: Tensor
-    """`[B, P]` bool."""
+    """`[B, P]` bool"""
+
+
+class StrongestClass(NamedTuple):
+    """The winner among the present classes at each pixel."""
+
+    value: Tensor
+    """`[B, H, W]` float32 its activation (v), the largest; 0 without image labels"""
+    name: Tensor
+    """`[B, H, W]` int64 its class, 1..C; 0 without image labels"""
 
 
 def present_classes(labels: Tensor) -> PresentClasses:
-    """List the classes present in each image (ours).
+    """List the present classes of multi-hot labels `[B, C]`; P is at least 1.
 
-    Reads one number back from the device (the size `P` of the result), so call it once per batch.
-
-    Args:
-        labels: `[B, C]` multi-hot image labels.
-
-    Returns:
-        Indexes and validity, `[B, P]` with `1 <= P <= C`; an image without labels has no valid
-        slot.
-
-    Raises:
-        ValueError: If `labels` is not a matrix with at least one class.
+    Reads one number back from the device (P), so call it once per batch.
     """
-    if labels.ndim != 2 or labels.shape[1] == 0:
-        raise ValueError(f"labels must be [B, C] with C >= 1, got shape {tuple(labels.shape)}")
     present = labels > 0.5
-    count = max(1, int(present.sum(dim=1).max()) if len(labels) else 1)
-    absent_last = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)
-    index = absent_last[:, :count]
+    count = max(1, int(present.sum(dim=1).max()))
+    index = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)[:, :count]
     return PresentClasses(index, present.gather(1, index))
 
 
@@ -69,73 +61,45 @@ def scatter_classes(planes: Tensor, present: PresentClasses, classes: int) -> Te
 
 
 def min_max_normalise(cam: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Stretch each map to [0, 1): `(x - min) / (max - min + epsilon)` (released code).
+    """Stretch each map of `[B, C, H, W]` to [0, 1), float32 (released code).
 
-    Args:
-        cam: `[B, C, H, W]` non-negative activations.
-        epsilon: Keeps a constant map at 0 instead of dividing by zero.
-
-    Returns:
-        `[B, C, H, W]` float32.
+    `(x - min) / (max - min + epsilon)`; epsilon keeps a constant map at 0.
     """
     cam = cam.float()
     shifted = cam - cam.amin(dim=(-2, -1), keepdim=True)
     return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + epsilon)
 
 
-def filter_by_labels(cam: Tensor, labels: Tensor) -> Tensor:
-    """Set the CAMs of absent classes to zero (paper, released code).
-
-    Args:
-        cam: `[B, C, H, W]`.
-        labels: `[B, C]` multi-hot image labels.
-
-    Returns:
-        `[B, C, H, W]`, same dtype.
-    """
-    return cam.masked_fill((labels <= 0.5)[:, :, None, None], 0.0)
-
-
 def filter_logits_by_labels(segmentation: Tensor, labels: Tensor) -> Tensor:
-    """Set the segmentation logits of absent classes to -1e5, keep the background (released code).
-
-    Args:
-        segmentation: `[B, C + 1, H, W]` logits, background first.
-        labels: `[B, C]` multi-hot image labels.
-
-    Returns:
-        `[B, C + 1, H, W]`, same dtype.
-    """
-    absent = functional.pad(labels <= 0.5, (1, 0), value=False)
+    """Set the logits `[B, C + 1, H, W]` of classes absent from `labels` `[B, C]` to -1e5 (released code)."""
+    absent = F.pad(labels <= 0.5, (1, 0), value=False)
     return segmentation.masked_fill(absent[:, :, None, None], ABSENT_CLASS_LOGIT)
 
 
-def maximum_activation(cam: Tensor, labels: Tensor) -> Tensor:
-    """Largest CAM value of the present classes at each pixel; 0 without labels (paper).
+def strongest_class(
+    cam: Tensor, present: PresentClasses, size: tuple[int, int] | None = None
+) -> StrongestClass:
+    """Find the strongest present class of CAMs `[B, C, H, W]`, resized to `size` (bilinear) first."""
+    planes = gather_classes(cam, present.index).float()
+    if size is not None and planes.shape[-2:] != size:
+        planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    planes = planes.masked_fill(~present.valid[:, :, None, None], float("-inf"))
+    value, slot = planes.max(dim=1)
+    name = (present.index + 1).gather(1, slot.flatten(1)).view_as(slot)
+    return StrongestClass(value.clamp(min=0.0), name.masked_fill(value.isneginf(), 0))
 
-    Args:
-        cam: `[B, C, H, W]` normalised CAMs.
-        labels: `[B, C]` multi-hot image labels.
 
-    Returns:
-        `[B, H, W]`.
-    """
-    return filter_by_labels(cam, labels).amax(dim=1)
+def inside_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask `[B, H, W]` bool of the valid boxes in crops of this height and width."""
+    top, bottom, left, right = (edge[:, None] for edge in boxes.unbind(dim=1))
+    rows, columns = (torch.arange(side, device=boxes.device) for side in size)
+    in_rows = (rows >= top) & (rows < bottom)
+    in_columns = (columns >= left) & (columns < right)
+    return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def cam_to_mask(cam: Tensor, labels: Tensor | None, background_threshold: float = 0.5) -> Tensor:
-    """Turn CAMs into a hard mask: class of the maximum above the threshold, else background.
-
-    This is the mask that measures CAM quality (released code), not a training target.
-
-    Args:
-        cam: `[B, C, H, W]` normalised CAMs.
-        labels: `[B, C]` multi-hot image labels, or None to let all classes compete.
-        background_threshold: Background where the maximum is not above this value.
-
-    Returns:
-        `[B, H, W]` int64, 0 background, 1..C classes.
-    """
-    allowed = cam if labels is None else filter_by_labels(cam, labels)
-    value, winner = allowed.max(dim=1)
-    return torch.where(value > background_threshold, winner + 1, torch.zeros_like(winner))
+def inside_boxes_on_grid(boxes: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Grid points `[B, h, w]` bool that a bilinear resize reads from pixels inside the valid box alone."""
+    mask = inside_boxes(boxes, size)[:, None].float()
+    fraction = F.interpolate(mask, size=grid, mode="bilinear", align_corners=False)
+    return fraction[:, 0] > 0.999

@@ -1,19 +1,19 @@
-"""The multi-scale pass: what a network sees in an image over several sizes and mirror images.
+"""The multi-scale pass: what a network says of an image over several sizes and mirror images.
 
-The assignment network labels the weak views with it, and the evaluator and the predictor use it
-on whole images. Sums run along with the scales, so that no list of full-size maps is kept, and
-with image labels given, CAMs are worked on at full resolution only for the classes that are
-present. Everything after the network is float32, whatever precision the network ran in.
+The assignment network labels the weak views with it; evaluator and predictor use it on whole images. Sums run
+along with the scales, so that no list of full-size maps is kept. Everything after the network is float32,
+whatever precision the network ran in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as functional
+import torch.nn.functional as F
 from torch import Tensor
 
 from cosa_dist.assignment.activation import (
@@ -23,28 +23,28 @@ from cosa_dist.assignment.activation import (
     present_classes,
     scatter_classes,
 )
+from cosa_dist.stopwatch import part
 
 if TYPE_CHECKING:
     from cosa_dist.model.network import NetworkOutput
-from cosa_dist.stopwatch import part
 
 
 @dataclass(frozen=True)
 class MultiScaleOutput:
-    """What a network says of a batch over all scales and mirror images, at the images' own size."""
+    """A network's output over all scales and mirror images, at the images' own size."""
 
     cam: Tensor
-    """`[B, C, H, W]` main CAMs in [0, 1]; absent classes are zero if labels were given."""
+    """`[B, C, H, W]` main CAMs in [0, 1]; absent classes are zero if labels were given"""
     aux_cam: Tensor
-    """`[B, C, H, W]` auxiliary CAMs in [0, 1], likewise."""
+    """`[B, C, H, W]` auxiliary CAMs, likewise"""
     segmentation: Tensor
-    """`[B, C + 1, H, W]` segmentation logits summed over scales and mirror images."""
+    """`[B, C + 1, H, W]` segmentation logits summed over scales and mirror images"""
     logits: Tensor
-    """`[B, C]` image logits of the main classifier, mean over scales and mirror images."""
+    """`[B, C]` image logits of the main classifier, mean over scales and mirror images"""
     aux_logits: Tensor
-    """`[B, C]` image logits of the auxiliary classifier, likewise."""
+    """`[B, C]` image logits of the auxiliary classifier, likewise"""
     present: PresentClasses | None = None
-    """The classes of the labels, if labels were given."""
+    """the classes of the labels, if labels were given"""
 
 
 @torch.no_grad()
@@ -58,122 +58,73 @@ def multi_scale(
     aux_cam_last_scale_only: bool = False,
     labels: Tensor | None = None,
 ) -> MultiScaleOutput:
-    """Run `network` over scales and mirror images and merge what it says (released code).
+    """Run `network` over scales (and mirror images, if `flip`) and merge its outputs (released code).
 
     CAM: enlarged, maximum over the mirror pair, ReLU, sum over scales, [0, 1] per image and class.
-    Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum). Eval mode: the caller's.
+    Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum).
 
     Args:
-        network: Maps `[B, 3, H, W]` to a `NetworkOutput`; one without CAMs gives maps of no classes.
-        images: `[B, 3, H, W]` normalised images.
-        scales: Relative sizes; the image is resized to `int(scale * H)` by `int(scale * W)`.
-        flip: Whether each scale also sees the mirror image, in one batch of `2 B`.
-        aux_cam_last_scale_only: The released code's slip: only the last scale's auxiliary CAM counts.
-        labels: `[B, C]` multi-hot image labels. If given, absent classes' CAMs are not enlarged and come out
-            as zeros, as `filter_by_labels` would make them.
-
-    Returns:
-        The merged maps and logits, float32.
-
-    Raises:
-        ValueError: If the images are not `[B, 3, H, W]` or a scale is missing or leaves no pixel.
+        network: in evaluation mode; one whose CAMs have no classes (a segmenter) gives such maps.
+        images: `[B, 3, H, W]` normalised; resized to `int(scale * H)` by `int(scale * W)`.
+        scales: relative sizes, at least one.
+        flip: each scale also sees the mirror image, in one batch of `2 B`.
+        aux_cam_last_scale_only: only the last scale's auxiliary CAM counts, as in the released code.
+        labels: `[B, C]` multi-hot; if given, absent classes' CAMs are not enlarged and come out as zeros.
     """
-    _check(images, scales)
-    size = (images.shape[-2], images.shape[-1])
+    height, width = images.shape[-2:]
     present = None if labels is None else present_classes(labels)
-    cam = aux_cam = segmentation = logits = aux_logits = torch.zeros((), device=images.device)
+    sums: dict[str, Tensor] = {}
     for position, scale in enumerate(scales):
-        output = network(_with_mirror(_resize(images, _scaled(size, scale)), flip))
-        cam = _add(cam, _pair_maximum(output.cam, size, flip, present))
+        resized = _resize(images, (int(scale * height), int(scale * width)))
+        output = network(torch.cat([resized, resized.flip(-1)]) if flip else resized)
+        parts = {
+            "cam": _pair_maximum(output.cam, (height, width), flip, present),
+            "segmentation": _resize(reduce(torch.add, _views(output.segmentation, flip)), (height, width)),
+            "logits": _pair_mean(output.logits, flip),
+            "aux_logits": _pair_mean(output.aux_logits, flip),
+        }
         if not aux_cam_last_scale_only or position == len(scales) - 1:
-            aux_cam = _add(aux_cam, _pair_maximum(output.aux_cam, size, flip, present))
-        segmentation = _add(segmentation, _resize(_pair_sum(output.segmentation, flip), size))
-        logits = _add(logits, _pair_mean(output.logits, flip))
-        aux_logits = _add(aux_logits, _pair_mean(output.aux_logits, flip))
-    classes = logits.shape[1]
+            parts["aux_cam"] = _pair_maximum(output.aux_cam, (height, width), flip, present)
+        # Not in place: a part may be the network's own output, which two sums may share.
+        sums = {name: sums[name] + part if name in sums else part for name, part in parts.items()}
+    classes = sums["logits"].shape[1]
     return MultiScaleOutput(
-        cam=_finish(cam, present, classes),
-        aux_cam=_finish(aux_cam, present, classes),
-        segmentation=segmentation,
-        logits=logits / len(scales),
-        aux_logits=aux_logits / len(scales),
+        cam=_finish(sums["cam"], present, classes),
+        aux_cam=_finish(sums["aux_cam"], present, classes),
+        segmentation=sums["segmentation"],
+        logits=sums["logits"] / len(scales),
+        aux_logits=sums["aux_logits"] / len(scales),
         present=present,
     )
 
 
-def _check(images: Tensor, scales: Sequence[float]) -> None:
-    """Refuse images and scales that cannot be run."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            "multi_scale needs normalised float images [B, 3, H, W], "
-            f"got {images.dtype} of shape {tuple(images.shape)}"
-        )
-    if len(scales) == 0:
-        raise ValueError("multi_scale needs at least one scale, got none")
-    for scale in scales:
-        if not scale > 0 or min(_scaled((images.shape[-2], images.shape[-1]), scale)) < 1:
-            raise ValueError(
-                f"scale {scale} leaves no pixel of an image of {tuple(images.shape[-2:])}; "
-                "scales must be positive"
-            )
-
-
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Size in pixels at `scale`, rounded down as the released code does."""
-    return int(scale * size[0]), int(scale * size[1])
-
-
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize without antialiasing and without aligned corners."""
+    """Bilinear, without antialiasing and without aligned corners; maps may have no channel."""
     if maps.shape[-2:] == size:
         return maps
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    if not maps.shape[1]:
+        return maps.new_zeros(len(maps), 0, *size)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _with_mirror(images: Tensor, flip: bool) -> Tensor:
-    """Append the mirror images, `[2 B, 3, H, W]`, if `flip`."""
-    return torch.cat([images, images.flip(-1)]) if flip else images
+def _views(maps: Tensor, flip: bool) -> list[Tensor]:
+    """Split `[2 B, C, h, w]` into the maps of the images and, turned back, of their mirror images."""
+    plain, *mirrored = maps.float().chunk(2 if flip else 1)
+    return [plain, *(view.flip(-1) for view in mirrored)]
 
 
 def _pair_maximum(cam: Tensor, size: tuple[int, int], flip: bool, present: PresentClasses | None) -> Tensor:
     """Enlarge, maximum over the mirror pair, ReLU: `[2 B, C, h, w]` to `[B, C or P, H, W]`."""
-    views = _unmirrored(cam, flip)
-    if not cam.shape[1]:
-        return views[0].new_zeros(len(views[0]), 0, *size)
-    if present is not None:
+    views = _views(cam, flip)
+    if present is not None and cam.shape[1]:
         views = [gather_classes(view, present.index) for view in views]
     # The maximum does not commute with the enlargement, so both views go up; the mirroring does.
-    merged = _resize(views[0], size)
-    for view in views[1:]:
-        merged = torch.maximum(merged, _resize(view, size))
-    return merged.clamp(min=0)
-
-
-def _pair_sum(segmentation: Tensor, flip: bool) -> Tensor:
-    """Sum of the mirror pair at the low resolution; enlarging is linear, so once is enough."""
-    views = _unmirrored(segmentation, flip)
-    return views[0] + views[1] if flip else views[0]
+    return reduce(torch.maximum, (_resize(view, size) for view in views)).clamp(min=0)
 
 
 def _pair_mean(logits: Tensor, flip: bool) -> Tensor:
     """Mean of the mirror pair's image logits: `[2 B, C]` to `[B, C]`."""
-    return logits.float().unflatten(0, (2, -1)).mean(dim=0) if flip else logits.float()
-
-
-def _unmirrored(maps: Tensor, flip: bool) -> list[Tensor]:
-    """Split `[2 B, C, h, w]` into the views of the image and of its mirror image, turned back."""
-    if not flip:
-        return [maps.float()]
-    plain, mirrored = maps.float().chunk(2)
-    return [plain, mirrored.flip(-1)]
-
-
-def _add(total: Tensor, part: Tensor) -> Tensor:
-    """Running sum that starts from a 0-dimensional nothing, without a copy of the first part.
-
-    Not in place: the first part may be the network's own output, which two sums may share.
-    """
-    return part if total.ndim == 0 else total + part
+    return logits.float().unflatten(0, (2 if flip else 1, -1)).mean(dim=0)
 
 
 def _finish(cam: Tensor, present: PresentClasses | None, classes: int) -> Tensor:

@@ -1,71 +1,48 @@
-"""Confidence thresholds that turn CAMs into pseudo-labels, and where they come from.
+"""Confidence thresholds that turn CAMs into pseudo-labels, fixed or learned from the activations.
 
-A `ThresholdPair` says from which activation on a pixel is foreground and below which it is background; a
-`SingleThreshold` leaves nothing between the two. The step asks a `ThresholdSource` for the current
-thresholds of both CAMs and shows it the activations of every global batch if it wants to learn from them.
-`FixedThresholds` never change.
+Learned ones (paper's dynamic threshold) come from a first-in-first-out queue of the last global batches'
+histograms: their sum shows modes of background and of foreground activations, and the border between the
+modes, smoothed over the steps, is the threshold. Everything is a tensor on the device and `update` never
+waits for it; histograms are sums over all ranks, so every rank has the same threshold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from cosa_dist.assignment.mixture import (
+    BINS,
+    FLOOR,
+    Mixture,
+    best_split,
+    bin_centres,
+    component_borders,
+    extreme_start,
+    fit_mixture,
+)
+from cosa_dist.config.method import ThresholdConfig
 
-@dataclass(frozen=True)
-class ThresholdPair:
-    """Two heights of the background: foreground above `high`, background below `low`, else ignore.
+FEWEST_VALUES = 100
+"""A queue with fewer activations shows no modes."""
+ITERATIONS = 20
+"""EM continues from the last step's components, so few iterations a step keep it converged."""
+START_VARIANCE = 1 / 36
+"""of the three components at a start: a sixth of the range of values, squared"""
 
-    The values are floats, or 0-dimensional tensors where a search on the device found them, so
-    that using them does not wait for the device.
+
+class Threshold(NamedTuple):
+    """Foreground from `high` on, background below `low`, ignored between; 0-dimensional tensors if learned.
+
+    A `single` one (paper) has both alike and is compared at every pixel; a pair (released code) is two
+    heights of the background that compete with the CAMs.
     """
 
     low: float | Tensor
     high: float | Tensor
-
-    def __post_init__(self) -> None:
-        """Refuse an impossible pair of plain numbers.
-
-        Raises:
-            ValueError: If not `0 <= low <= high <= 1`. Tensors are not read.
-        """
-        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
-            return
-        if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ValueError(
-                f"thresholds must satisfy 0 <= low <= high <= 1, got low={self.low}, high={self.high}"
-            )
-
-
-@dataclass(frozen=True)
-class SingleThreshold:
-    """One border: foreground from it on, background below (paper)."""
-
-    value: float | Tensor
-
-    def __post_init__(self) -> None:
-        """Refuse an impossible plain number.
-
-        Raises:
-            ValueError: If not `0 <= value <= 1`. A tensor is not read.
-        """
-        if not isinstance(self.value, Tensor) and not 0.0 <= self.value <= 1.0:
-            raise ValueError(f"a threshold must lie in 0..1, got {self.value}")
-
-    @property
-    def low(self) -> float | Tensor:
-        """The border, seen from the background."""
-        return self.value
-
-    @property
-    def high(self) -> float | Tensor:
-        """The border, seen from the foreground."""
-        return self.value
-
-
-Threshold = ThresholdPair | SingleThreshold
+    single: bool = False
 
 
 class Thresholds(NamedTuple):
@@ -74,68 +51,48 @@ class Thresholds(NamedTuple):
     main: Threshold
     aux: Threshold
 
+    def values(self) -> dict[str, float]:
+        """Plain numbers by name, for the log: `threshold`, `threshold_aux_low`, ...; waits for the device."""
+        named: dict[str, float | Tensor] = {}
+        for prefix, threshold in (("", self.main), ("aux_", self.aux)):
+            if threshold.single:
+                named[f"{prefix}threshold"] = threshold.low
+            else:
+                named |= {f"threshold_{prefix}low": threshold.low, f"threshold_{prefix}high": threshold.high}
+        return {name: float(value) for name, value in named.items()}
 
-class ThresholdSource(Protocol):
-    """Where the thresholds of both CAMs come from; the same on every rank."""
 
-    learns: bool
-    """Whether `update` needs the activations; if not, the caller need not compute them."""
+class ThresholdSource:
+    """The thresholds of both CAMs as configured; they never change (released code's published runs)."""
 
-    def update(self, histograms: Tensor) -> None:
-        """Take in the activations of one global batch.
+    learns = False
+    """whether `update` needs the activations; if not, the caller need not compute them"""
 
-        Args:
-            histograms: `[2, N]` counts of the main and the auxiliary CAM's activations
-                (`activation_histogram`), summed over all parts of the global batch and all ranks.
-        """
+    def __init__(self, config: ThresholdConfig) -> None:
+        """Take the thresholds of the configured kind; a search starts from them."""
+        self._config = config
+        self._single = config.kind in ("fixed_single", "two_components")
+        self._start = [[config.low, config.high], [config.aux_low, config.aux_high]]
+        if self._single:
+            self._start = [[config.single], [config.aux_single]]
 
     def current(self) -> Thresholds:
         """Return the thresholds to use in this step."""
+        return Thresholds(*(Threshold(row[0], row[-1], self._single) for row in self._start))
+
+    def update(self, histograms: Tensor) -> None:
+        """Take in `[2, BINS]` activations of both CAMs, summed over the global batch and all ranks."""
 
     def notices(self) -> list[str]:
         """Say what has changed in the search since the last call, one line each; waits for the device."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all that a resumed run needs, as tensors."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up a state that `state_dict` returned.
-
-        Raises:
-            ValueError: If the state belongs to other threshold settings.
-        """
-
-
-class FixedThresholds:
-    """Thresholds that stay as the configuration set them (released code's published runs)."""
-
-    learns = False
-
-    def __init__(self, main: Threshold, aux: Threshold) -> None:
-        """Keep the thresholds of the main and the auxiliary CAM."""
-        self._thresholds = Thresholds(main, aux)
-
-    def update(self, histograms: Tensor) -> None:
-        """Ignore the activations: the thresholds are fixed."""
-
-    def current(self) -> Thresholds:
-        """Return the fixed thresholds."""
-        return self._thresholds
-
-    def notices(self) -> list[str]:
-        """Nothing ever changes."""
         return []
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return an empty state: the configuration holds the thresholds."""
+        """Return all that a resumed run needs, as tensors; nothing where the configuration says it all."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Accept only the empty state.
-
-        Raises:
-            ValueError: If the state belongs to another kind of source.
-        """
+        """Take up a state that `state_dict` returned; ValueError if it belongs to other settings."""
         if state:
             raise ValueError(
                 f"fixed thresholds have no state, the checkpoint holds {sorted(state)}; "
@@ -143,18 +100,121 @@ class FixedThresholds:
             )
 
 
-def threshold_values(thresholds: Thresholds) -> dict[str, float]:
-    """Plain numbers by name, for the log; waits for the device where a search found them.
+class LearnedThresholds(ThresholdSource):
+    """Thresholds of both CAMs from a search over the recent global batches.
 
-    Returns:
-        `threshold` and `aux_threshold`, or for pairs `threshold_low`, `threshold_high`,
-        `threshold_aux_low` and `threshold_aux_high`.
+    They stay as configured until the queue is filled to a tenth, and as they are whenever the activations
+    show no two modes.
     """
-    values: dict[str, float] = {}
-    for prefix, threshold in (("", thresholds.main), ("aux_", thresholds.aux)):
-        if isinstance(threshold, SingleThreshold):
-            values[f"{prefix}threshold"] = float(threshold.value)
+
+    learns = True
+
+    def __init__(self, config: ThresholdConfig, device: torch.device) -> None:
+        """Start from the configured thresholds with an empty queue."""
+        super().__init__(config)
+        components = 2 if self._single else 3
+        ones = torch.ones(2, components, dtype=torch.float64, device=device)
+        self._mixture = Mixture(ones / components, ones * FLOOR, ones)
+        self._centres = bin_centres(device)
+        self._seen = 0
+        self._values = torch.tensor(self._start, device=device)
+        self._usable = torch.ones(2, dtype=torch.bool, device=device)
+        self._queue = torch.zeros(config.queue, 2, BINS, dtype=torch.int64, device=device)
+        self._reported = [True, True]
+
+    def current(self) -> Thresholds:
+        """Return the thresholds as 0-dimensional tensors on the device."""
+        return Thresholds(*(Threshold(row[0], row[-1], self._single) for row in self._values))
+
+    @torch.no_grad()
+    def update(self, histograms: Tensor) -> None:
+        """Queue the histograms `[2, BINS]` of one global batch, search, and move the thresholds."""
+        self._queue[self._seen % len(self._queue)] = histograms
+        self._seen += 1
+        first = -(-len(self._queue) // 10)
+        if self._seen < first:
+            return
+        counts = self._queue.sum(dim=0)
+        if self._config.variant == "split_likelihood":
+            cut, usable, _ = best_split(counts, self._centres)
+            found = (self._centres[cut] + self._centres[cut + 1])[:, None] / 2
         else:
-            values[f"threshold_{prefix}low"] = float(threshold.low)
-            values[f"threshold_{prefix}high"] = float(threshold.high)
-    return values
+            restart = self._seen == first or self._seen % len(self._queue) == 0
+            found, usable = self._fit(counts, restart)
+        self._usable = usable & (counts.sum(dim=-1) >= FEWEST_VALUES)
+        moved = torch.lerp(found.to(self._values), self._values, self._config.momentum)
+        self._values = torch.where(self._usable[:, None], moved, self._values)
+
+    def _fit(self, counts: Tensor, restart: bool) -> tuple[Tensor, Tensor]:
+        """Borders `[2, 1 or 2]` of the mixture's components, and whether they can be used `[2]`.
+
+        EM continues from its last components; it restarts at the first search, whenever the queue has been
+        replaced as a whole, and where the last components were of no use.
+        """
+        if self._single:
+            start = best_split(counts, self._centres)[2]
+        else:
+            start = extreme_start(counts, self._centres, 3, START_VARIANCE)
+        if not restart:
+            kept = self._usable[:, None]
+            start = Mixture(*(torch.where(kept, a, b) for a, b in zip(self._mixture, start, strict=True)))
+        self._mixture = fit_mixture(
+            counts,
+            self._centres,
+            start,
+            max_iterations=ITERATIONS,
+            regularisation=self._config.regularisation,
+        )
+        end, begin, usable = component_borders(counts, self._centres, self._mixture)
+        borders = torch.stack([end] if self._single else [end, begin], dim=-1)
+        return borders.nan_to_num(0.0, 0.0, 0.0), usable
+
+    def notices(self) -> list[str]:
+        """Say for which CAM the search has stopped or continues since the last call; waits for the device.
+
+        A queue that is not full yet may hold too little to show modes; nothing is said of that.
+        """
+        full = self._seen >= len(self._queue)
+        lines = []
+        for index, (cam, usable) in enumerate(zip(("main", "auxiliary"), self._usable.tolist(), strict=True)):
+            if self._reported[index] and not usable and full:
+                lines.append(
+                    f"threshold search, {cam} CAM: the activations of the last {len(self._queue)} global "
+                    "batches form no separate modes; the threshold stays as it is"
+                )
+            elif usable and not self._reported[index]:
+                lines.append(f"threshold search, {cam} CAM: continues")
+            self._reported[index] = usable or (self._reported[index] and not full)
+        return lines
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return queue, components, thresholds and counters as tensors."""
+        return {
+            "queue": self._queue,
+            "seen": torch.tensor(self._seen),
+            "thresholds": self._values,
+            "usable": self._usable,
+            **{f"mixture_{name}": part for name, part in self._mixture._asdict().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up a state; ValueError if it is of another kind of threshold or another length of queue."""
+        shapes = {name: value.shape for name, value in state.items()}
+        if shapes != {name: value.shape for name, value in self.state_dict().items()}:
+            raise ValueError(
+                "the checkpoint's threshold search is missing, of another kind or of another length; "
+                "resume with the threshold settings the run was started with"
+            )
+        device = self._queue.device
+        self._seen = int(state["seen"])
+        self._queue = state["queue"].to(device, copy=True)
+        self._values = state["thresholds"].to(device)
+        self._usable = state["usable"].to(device)
+        self._mixture = Mixture(*(state[f"mixture_{name}"].to(device) for name in Mixture._fields))
+
+
+def threshold_source(config: ThresholdConfig, device: torch.device) -> ThresholdSource:
+    """The source of thresholds that the configuration asks for."""
+    if config.kind in ("fixed_pair", "fixed_single"):
+        return ThresholdSource(config)
+    return LearnedThresholds(config, device)

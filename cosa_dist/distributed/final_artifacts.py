@@ -20,7 +20,6 @@ from cosa_dist.evaluation.report import EvalReport, as_text, better_report
 from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.state import TrainState
-from cosa_dist.training.step import assignment_settings
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +37,11 @@ def spared(what: str) -> Iterator[None]:
 
 def labeller(state: TrainState) -> Labeller:
     """The assignment network of a state, as it labels at this step."""
-    settings = state.config.assignment
     return Labeller(
         network=state.assignment,
-        scales=settings.scales,
-        flip=settings.flip,
         stride=state.online.backbone.stride,
         thresholds=state.thresholds.current(),
-        settings=assignment_settings(state),
-        aux_cam_last_scale_only=settings.aux_cam_last_scale_only,
+        config=state.config.assignment,
     )
 
 

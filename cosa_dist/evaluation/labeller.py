@@ -7,8 +7,7 @@ picture shows where the labels are uncertain even if the losses do not use them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosa_dist.assignment.inference import multi_scale
-from cosa_dist.assignment.pseudo_labels import Assignment, AssignmentSettings, make_assignment
+from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
 from cosa_dist.assignment.threshold import Thresholds
+from cosa_dist.config.method import AssignmentConfig
 from cosa_dist.evaluation.evaluator import resize_map, square_image
 
 if TYPE_CHECKING:
@@ -30,18 +30,12 @@ class Labeller:
 
     network: nn.Module
     """in evaluation mode while it labels"""
-    scales: Sequence[float]
-    """of its multi-scale pass"""
-    flip: bool
-    """whether each scale is also seen mirrored"""
     stride: int
     """pixels of the image to one of the CAM's grid"""
     thresholds: Thresholds
     """of both CAMs"""
-    settings: AssignmentSettings
-    """of the pseudo-labels; `weigh` says whether the losses use the weights"""
-    aux_cam_last_scale_only: bool = False
-    """the released code's slip"""
+    config: AssignmentConfig
+    """of the pass and the pseudo-labels; `reliability` says whether the losses use the weights"""
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,15 @@ def label_image(labeller: Labeller, sample: EvalSample, size: int, device: torch
     seen = multi_scale(
         labeller.network,
         square_image(image, size)[None],
-        labeller.scales,
-        flip=labeller.flip,
-        aux_cam_last_scale_only=labeller.aux_cam_last_scale_only,
+        labeller.config.scales,
+        flip=labeller.config.flip,
+        aux_cam_last_scale_only=labeller.config.aux_cam_last_scale_only,
         labels=tags,
     )
     grid = size // labeller.stride
     whole = torch.tensor([[0, size, 0, size]], device=device)
-    settings = replace(labeller.settings, weigh=True, selection=None, count_activations=False)
-    assignment = make_assignment(seen, tags, whole, labeller.thresholds, (grid, grid), settings)
+    config = labeller.config.model_copy(update={"reliability": True})
+    assignment = make_assignment(seen, tags, whole, labeller.thresholds, (grid, grid), config)
     shape = (image.shape[-2], image.shape[-1])
     return ImageLabels(
         cam=resize_map(seen.cam[0].amax(0, keepdim=True), shape)[0],

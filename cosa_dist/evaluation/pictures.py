@@ -137,7 +137,7 @@ def _panels(
         panels = [heat_panel("CAM", heats[0]), heat_panel("auxiliary CAM", heats[1])]
     elif labeller is not None:
         given = label_image(labeller, sample, settings.size, torch.device(device))
-        used = "" if labeller.settings.weigh else " (not used)"
+        used = "" if labeller.config.reliability else " (not used)"
         panels = [
             heat_panel("CAM", given.cam),
             heat_panel("auxiliary CAM", given.aux_cam),

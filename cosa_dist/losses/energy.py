@@ -1,12 +1,11 @@
 """The dense energy of the predicted segmentation (released code; not in the paper's figure).
 
-Pixels that are near each other in position and colour should agree. With the probabilities S, the
-bilateral filter W on the permutohedral lattice and a gate g, the loss is E = -(1/B) sum_k S_k . (g
-* (W S_k)). The gate is 1 where the pseudo-label is `ignore` and 1 - max_k S_k elsewhere inside the
-image content, 0 outside. The gradient is written out, -2 g (W S) / B, as released: it needs no
-second filtering, takes the gate as a constant and takes W as symmetric. W carries a gain of about
-0.52 against the exact sum of Gaussians, which the weights (1e-7 here, 0.05 in the objective)
-assume.
+Pixels that are near each other in position and colour should agree. With the probabilities S, the bilateral
+filter W on the permutohedral lattice and a gate g, the loss is `E = -(1/B) sum_k S_k . (g * (W S_k))`. The
+gate is 1 where the pseudo-label is `ignore` and 1 - max_k S_k elsewhere inside the image content, 0 outside.
+The gradient is written out, `-2 g (W S) / B`, as released: it needs no second filtering, takes the gate as a
+constant and W as symmetric. W carries a gain of about 0.52 against the exact sum of Gaussians, which the
+weights (1e-7 here, 0.05 in the objective) assume.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa_dist.assignment.boxes import inside_boxes
+from cosa_dist.assignment.activation import inside_boxes
+from cosa_dist.config.method import EnergyConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.lattice.bilateral import bilateral_filter
+from cosa_dist.stopwatch import part
 
 
 class _GatedEnergy(torch.autograd.Function):
@@ -34,7 +35,6 @@ class _GatedEnergy(torch.autograd.Function):
         unlabelled: Tensor,
         sigmas: tuple[float, float],
     ) -> Tensor:
-        """Return the scalar energy of `[B, K, h, w]` probabilities."""
         masked = probabilities * inside
         gate = F.relu(inside - masked.amax(1, keepdim=True)).masked_fill(unlabelled, 1.0)
         gated = bilateral_filter(images, masked, *sigmas).mul_(gate)
@@ -43,56 +43,45 @@ class _GatedEnergy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient with respect to the probabilities."""
         (per_probability,) = ctx.saved_tensors
         return per_probability * gradients[0], None, None, None, None
 
 
+@part("loss: energy")
 def dense_energy_loss(
-    images: Tensor,
-    segmentation_logits: Tensor,
-    label: Tensor,
-    boxes: Tensor,
-    *,
-    sigma_rgb: float = 15.0,
-    sigma_xy: float = 100.0,
-    scale: float = 0.5,
-    weight: float = 1e-7,
+    images: Tensor, logits: Tensor, label: Tensor, boxes: Tensor, kernel: EnergyConfig
 ) -> Tensor:
-    """Dense energy of the segmentation on the strong view (released code).
+    """Dense energy of the segmentation on the strong view, a float32 scalar, never positive (released code).
 
-    In the released order: logits to the label's size (bilinear), softmax, then all to `scale`: the
+    In the released order: logits to the label's size (bilinear), softmax, then all to the kernel's scale: the
     image, the box and the label by nearest neighbour, the probabilities bilinearly.
 
     Args:
-        images: `[B, 3, H, W]` strong view, colours in 0..255 (denormalised).
-        segmentation_logits: `[B, K, h, w]` at the network's grid, or `[B, K, H, W]` already
-            upsampled.
+        images: `[B, 3, H, W]` strong view, colours in 0..255.
+        logits: `[B, K, h, w]` of the segmentation; the gradient reaches only these.
         label: `[B, H, W]` pseudo-label of the main CAM; 255 is unlabelled.
         boxes: `[B, 4]` (top, bottom, left, right) of the image content, half-open.
-        sigma_rgb: Standard deviation of the colour kernel, in grey levels.
-        sigma_xy: Standard deviation of the position kernel, in pixels of the full-size crop.
-        scale: Factor by which everything is made smaller first, in (0, 1].
-        weight: Factor of the result.
-
-    Returns:
-        Scalar float32, never positive; its gradient reaches only `segmentation_logits`.
+        kernel: sigmas, scale and weight of the energy.
 
     Raises:
-        ValueError: Where shapes do not fit, or `scale` is out of range.
+        ValueError: shapes do not fit.
     """
-    _check(images, segmentation_logits, label, boxes, scale)
-    size = label.shape[-2:]
+    if label.shape != (len(images), *images.shape[2:]) or boxes.shape != (len(label), 4):
+        raise ValueError(
+            f"dense_energy_loss needs images [B, 3, H, W], label [B, H, W] and boxes [B, 4], got "
+            f"{list(images.shape)}, {list(label.shape)} and {list(boxes.shape)}"
+        )
+    size = (label.shape[-2], label.shape[-1])
     with torch.autocast(label.device.type, enabled=False):
-        logits = segmentation_logits.float()
+        logits = logits.float()
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        probabilities = _scaled(logits.softmax(1), scale, "bilinear")
-        inside = _scaled(inside_boxes(boxes, (size[0], size[1]))[:, None].float(), scale, "nearest")
-        unlabelled = _scaled((label == IGNORE)[:, None].float(), scale, "nearest") > 0
-        small = _scaled(images.float(), scale, "nearest")
-        sigmas = (sigma_rgb, sigma_xy * scale)
-        return weight * _GatedEnergy.apply(probabilities, small, inside, unlabelled, sigmas)
+        probabilities = _scaled(logits.softmax(1), kernel.scale, "bilinear")
+        inside = _scaled(inside_boxes(boxes, size)[:, None].float(), kernel.scale, "nearest")
+        unlabelled = _scaled((label == IGNORE)[:, None].float(), kernel.scale, "nearest") > 0
+        small = _scaled(images.float(), kernel.scale, "nearest")
+        sigmas = (kernel.sigma_rgb, kernel.sigma_xy * kernel.scale)
+        return kernel.weight * _GatedEnergy.apply(probabilities, small, inside, unlabelled, sigmas)
 
 
 def _scaled(maps: Tensor, scale: float, mode: str) -> Tensor:
@@ -101,16 +90,3 @@ def _scaled(maps: Tensor, scale: float, mode: str) -> Tensor:
     return F.interpolate(
         maps, scale_factor=scale, mode=mode, align_corners=align, recompute_scale_factor=False
     )
-
-
-def _check(images: Tensor, logits: Tensor, label: Tensor, boxes: Tensor, scale: float) -> None:
-    """Refuse shapes that do not fit each other, and a scale out of range."""
-    if label.dim() != 3 or len(images) != len(label) or images.shape[2:] != label.shape[1:]:
-        raise ValueError(f"label {list(label.shape)} must be [B, H, W] as images {list(images.shape)}")
-    if logits.dim() != 4 or len(logits) != len(label) or boxes.shape != (len(label), 4):
-        raise ValueError(
-            f"segmentation {list(logits.shape)} and boxes {list(boxes.shape)} must be "
-            f"[B, K, h, w] and [B, 4] with B = {len(label)}"
-        )
-    if not 0 < scale <= 1:
-        raise ValueError(f"the energy's scale must be in (0, 1], not {scale}")

@@ -1,236 +1,149 @@
-"""The objective: all loss terms of one step and their weighted sum.
+"""The objective: all loss terms of one micro-batch and their weighted sum, `total`.
 
-`classification_terms` is the objective while the loss warm-up runs, `co_training_terms` the
-whole one. Both return `LossTerms`, whose `total` is what the step differentiates. Nothing here
-waits for the device.
+`classification_terms` is the objective while the loss warm-up runs, `co_training_terms` the whole one.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch.nn.functional as functional
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cosa_dist.assignment.pseudo_labels import Assignment
-from cosa_dist.losses.cam_to_seg import balanced_negative_log_likelihood
-from cosa_dist.losses.classification import classification_loss
+from cosa_dist.config.method import LossConfig
+from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
 from cosa_dist.losses.energy import dense_energy_loss
-from cosa_dist.losses.normalisers import Normalisers, countings, normalisers
-from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
-from cosa_dist.losses.separation import separation_loss
+from cosa_dist.losses.separation import count_anchors, separation_loss
 from cosa_dist.stopwatch import part
 
 if TYPE_CHECKING:
+    from cosa_dist.data.reading.loader import Batch
     from cosa_dist.model.network import NetworkOutput
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms beside the two classification losses, which count fully."""
-
-    cam_to_seg: float = 0.1
-    seg_to_cam: float = 0.05
-    energy: float = 0.05
-    aux_weight: float = 0.5
-    """Share of the auxiliary CAM's pseudo-label in the CAM-to-segmentation loss."""
-    separation: float = 0.0
+LossTerms = dict[str, Tensor]
+"""Scalar loss terms of one micro-batch by name; each unweighted, `total` weighted."""
+GATED_TERMS = ("cam_to_seg", "aux_cam_to_seg", "seg_to_cam", "energy", "separation")
+"""Terms that do not count while the loss warm-up runs."""
 
 
-@dataclass(frozen=True)
-class EnergySettings:
-    """Kernel of the dense energy; defaults are the released code's."""
+class LossNormalizers(NamedTuple):
+    """What the losses divide by: pixels and anchors of the global batch over the number of its parts (ours).
 
-    sigma_rgb: float = 15.0
-    """In grey levels of 0..255."""
-    sigma_xy: float = 100.0
-    """In pixels of the unscaled image."""
-    scale: float = 0.5
-    """The energy is computed on an image of this relative size."""
-    weight: float = 1e-7
-    """Factor inside the energy, beside its weight in the objective."""
-
-
-@dataclass(frozen=True)
-class SeparationSettings:
-    """What contrastive separation compares."""
-
-    temperature: float = 0.5
-    """Of its softmax."""
-    space: Literal["cam", "features"] = "cam"
-    """Vectors of the main CAM, or of the main feature map that it is made from."""
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """Scalar loss terms of one step; each unweighted, `total` weighted."""
-
-    classification: Tensor
-    aux_classification: Tensor
-    cam_to_seg: Tensor
-    aux_cam_to_seg: Tensor
-    seg_to_cam: Tensor
-    energy: Tensor
-    separation: Tensor
-    total: Tensor
-
-    def as_dict(self) -> dict[str, Tensor]:
-        """Return the terms by name, detached and still on their device."""
-        return {field.name: getattr(self, field.name).detach() for field in dataclasses.fields(self)}
-
-
-def combine(
-    *,
-    classification: Tensor,
-    aux_classification: Tensor,
-    cam_to_seg: Tensor,
-    aux_cam_to_seg: Tensor,
-    seg_to_cam: Tensor,
-    energy: Tensor,
-    separation: Tensor,
-    weights: LossWeights,
-) -> LossTerms:
-    """Weigh the terms (released code; the separation: paper).
-
-    `total = cls + aux_cls + w_c2s ((1 - s) c2s + s aux_c2s) + w_s2c s2c + w_energy energy
-    + w_separation separation`, with `s` the auxiliary share. All arguments are scalars.
+    A global batch is cut into parts, over ranks and accumulation steps. Each part's losses are sums over its
+    own pixels divided by these, so that the mean of the parts' losses (what averaging gradients amounts to)
+    is the loss of the whole batch, however it is cut.
     """
-    share = weights.aux_weight
-    total = (
-        classification
-        + aux_classification
-        + weights.cam_to_seg * ((1.0 - share) * cam_to_seg + share * aux_cam_to_seg)
-        + weights.seg_to_cam * seg_to_cam
-        + weights.energy * energy
-        + weights.separation * separation
-    )
-    return LossTerms(
-        classification=classification,
-        aux_classification=aux_classification,
-        cam_to_seg=cam_to_seg,
-        aux_cam_to_seg=aux_cam_to_seg,
-        seg_to_cam=seg_to_cam,
-        energy=energy,
-        separation=separation,
-        total=total,
-    )
+
+    pixels: Tensor
+    """`[2]` background and foreground of the main CAM's pseudo-label: counts, or sums of reliability"""
+    aux_pixels: Tensor
+    """`[2]` the same of the auxiliary CAM's pseudo-label"""
+    anchors: Tensor
+    """scalar, anchors of contrastive separation"""
+
+
+def count_targets(assignment: Assignment) -> Tensor:
+    """What the losses of one part count, in one vector `[5]` float32, to be summed over the parts."""
+    pixels = count_pixels(assignment.cam_pseudo_label, assignment.reliability)
+    aux_pixels = count_pixels(assignment.aux_cam_pseudo_label, assignment.aux_reliability)
+    chosen = assignment.reliable_pixels
+    anchors = pixels.new_zeros(()) if chosen is None else count_anchors(chosen)
+    return torch.cat([pixels, aux_pixels, anchors[None]])
+
+
+def loss_normalizers(counts: Tensor, parts: int) -> LossNormalizers:
+    """Normalizers from the sum `[5]` of `count_targets` over all parts."""
+    mean = counts / parts
+    return LossNormalizers(mean[0:2], mean[2:4], mean[4])
+
+
+@part("loss: classification")
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-label soft margin loss of `[B, C]` image logits, mean over images and classes (released code)."""
+    return F.multilabel_soft_margin_loss(logits.float(), labels.float())
+
+
+@part("loss: S2C")
+def seg_to_cam_loss(cam: Tensor, target: Tensor) -> Tensor:
+    """Segmentation-to-CAM loss (S2C): the raw CAM learns the segmentation pseudo-label (released code).
+
+    Multi-label soft margin loss of the ReLU of `cam` at each grid point, also of padding; both `[B, C, h,
+    w]`. Because of the ReLU a negative activation gets no gradient, and a class absent everywhere costs log
+    2.
+    """
+    return F.multilabel_soft_margin_loss(cam.float().relu(), target.float())
 
 
 def classification_terms(output: NetworkOutput, labels: Tensor) -> LossTerms:
-    """Return the objective of the loss warm-up: the two classification losses, all else 0.
+    """Return the objective of the loss warm-up: the two classification losses, all else 0 without gradient.
 
-    Args:
-        output: Of the online network on the strong views.
-        labels: `[B, C]` multi-hot image labels.
-
-    Returns:
-        The terms; those that do not count are constants without gradient.
+    `output` is the online network's on the strong views, `labels` `[B, C]` are multi-hot.
     """
     classification = classification_loss(output.logits, labels)
     aux_classification = classification_loss(output.aux_logits, labels)
-    nothing = classification.new_zeros(())
-    return LossTerms(
-        classification=classification,
-        aux_classification=aux_classification,
-        cam_to_seg=nothing,
-        aux_cam_to_seg=nothing,
-        seg_to_cam=nothing,
-        energy=nothing,
-        separation=nothing,
-        total=classification + aux_classification,
-    )
+    return {
+        "classification": classification,
+        "aux_classification": aux_classification,
+        **dict.fromkeys(GATED_TERMS, classification.new_zeros(())),
+        "total": classification + aux_classification,
+    }
 
 
 def co_training_terms(
     output: NetworkOutput,
-    labels: Tensor,
+    batch: Batch,
     assignment: Assignment,
-    strong_images: Tensor,
-    boxes: Tensor,
-    *,
-    divide_by: Normalisers | None = None,
-    weights: LossWeights = LossWeights(),
-    energy: EnergySettings = EnergySettings(),
-    separation: SeparationSettings = SeparationSettings(),
+    normalizers: LossNormalizers,
+    config: LossConfig,
 ) -> LossTerms:
-    """Return the objective of co-training (released code; METHOD's total).
+    """Return the objective of co-training (released code); a term of weight 0 is not computed.
 
-    Args:
-        output: Of the online network on the strong views.
-        labels: `[B, C]` multi-hot image labels.
-        assignment: The assignment network's pseudo-labels of the same crops.
-        strong_images: `[B, 3, H, W]` strong views in 0..255, uint8 or float.
-        boxes: `[B, 4]` valid boxes (top, bottom, left, right), half-open.
-        divide_by: Pixels and anchors of the global batch; default: those of this assignment.
-        weights: Weights of the terms; a term with a weight of 0 is 0 and not computed.
-        energy: Kernel of the dense energy.
-        separation: What contrastive separation compares.
-
-    Raises:
-        ValueError: If shapes do not fit, or the separation counts and the assignment has no reliable pixels.
+    `output` is the online network's on the strong views, `assignment` the assignment network's on the weak
+    views of the same crops.
     """
-    given = normalisers(countings(assignment), 1) if divide_by is None else divide_by
-    classification = classification_loss(output.logits, labels)
-    cam_to_seg = aux_cam_to_seg = seg_to_cam = energy_term = separated = classification.new_zeros(())
-    segmentation = _enlarged(output.segmentation, assignment.cam_pseudo_label)
-    if weights.cam_to_seg:
-        cam_to_seg, aux_cam_to_seg = _cam_to_seg_terms(segmentation, assignment, given)
-    if weights.seg_to_cam:
-        seg_to_cam = seg_to_cam_loss(output.cam, assignment.segmentation_pseudo_label)
-    if weights.energy:
-        energy_term = _energy_term(segmentation, assignment, strong_images, boxes, energy)
-    if weights.separation:
-        separated = _separation_term(output, assignment, given, separation)
-    return combine(
-        classification=classification,
-        aux_classification=classification_loss(output.aux_logits, labels),
-        cam_to_seg=cam_to_seg,
-        aux_cam_to_seg=aux_cam_to_seg,
-        seg_to_cam=seg_to_cam,
-        energy=energy_term,
-        separation=separated,
-        weights=weights,
-    )
-
-
-@part("loss: energy")
-def _energy_term(
-    segmentation: Tensor, assignment: Assignment, images: Tensor, boxes: Tensor, settings: EnergySettings
-) -> Tensor:
-    """Dense energy of logits `[B, C + 1, H, W]`, gated by the main CAM's pseudo-label."""
-    label = assignment.cam_pseudo_label
-    return dense_energy_loss(images, segmentation, label, boxes, **dataclasses.asdict(settings))
-
-
-def _enlarged(segmentation: Tensor, label: Tensor) -> Tensor:
-    """Segmentation logits at the pseudo-label's size, float32."""
+    terms = classification_terms(output, batch.labels)
+    label, aux_label = assignment.cam_pseudo_label, assignment.aux_cam_pseudo_label
     size = (label.shape[-2], label.shape[-1])
-    return functional.interpolate(segmentation.float(), size=size, mode="bilinear", align_corners=False)
+    logits = F.interpolate(output.segmentation.float(), size=size, mode="bilinear", align_corners=False)
+    if config.cam_to_seg:
+        with part("loss: C2S"):
+            log_probabilities = logits.log_softmax(dim=1)
+            terms["cam_to_seg"] = cam_to_seg_loss(
+                log_probabilities, label, normalizers.pixels, assignment.reliability
+            )
+            terms["aux_cam_to_seg"] = cam_to_seg_loss(
+                log_probabilities, aux_label, normalizers.aux_pixels, assignment.aux_reliability
+            )
+    if config.seg_to_cam:
+        terms["seg_to_cam"] = seg_to_cam_loss(output.cam, assignment.segmentation_pseudo_label)
+    if config.energy:
+        terms["energy"] = dense_energy_loss(batch.strong, logits, label, batch.boxes, config.energy_kernel)
+    if config.separation:
+        if assignment.reliable_pixels is None:
+            raise ValueError("separation needs an assignment with reliable pixels")
+        contrast = config.separation_contrast
+        maps = output.cam if contrast.space == "cam" else output.features
+        terms["separation"] = separation_loss(
+            maps, assignment.reliable_pixels, normalizers.anchors, contrast.temperature
+        )
+    return terms | {"total": total_loss(terms, config)}
 
 
-@part("loss: C2S")
-def _cam_to_seg_terms(
-    segmentation: Tensor, assignment: Assignment, given: Normalisers
-) -> tuple[Tensor, Tensor]:
-    """CAM-to-segmentation with the main and the auxiliary pseudo-label, from logits `[B, C + 1, H, W]`."""
-    log_probabilities = segmentation.log_softmax(dim=1)
-    main = balanced_negative_log_likelihood(
-        log_probabilities, assignment.cam_pseudo_label, given.pixels, assignment.reliability
+def total_loss(terms: LossTerms, config: LossConfig) -> Tensor:
+    """Weigh the terms (released code; the separation: paper).
+
+    `cls + aux_cls + w_c2s ((1 - a) c2s + a aux_c2s) + w_s2c s2c + w_energy energy + w_separation separation`,
+    with `a` the auxiliary weight.
+    """
+    cam_to_seg = (1.0 - config.aux_weight) * terms["cam_to_seg"] + config.aux_weight * terms["aux_cam_to_seg"]
+    return (
+        terms["classification"]
+        + terms["aux_classification"]
+        + config.cam_to_seg * cam_to_seg
+        + config.seg_to_cam * terms["seg_to_cam"]
+        + config.energy * terms["energy"]
+        + config.separation * terms["separation"]
     )
-    auxiliary = balanced_negative_log_likelihood(
-        log_probabilities, assignment.aux_cam_pseudo_label, given.aux_pixels, assignment.aux_reliability
-    )
-    return main, auxiliary
-
-
-@part("loss: separation")
-def _separation_term(
-    output: NetworkOutput, assignment: Assignment, given: Normalisers, settings: SeparationSettings
-) -> Tensor:
-    """Contrastive separation of the main CAM's (or feature map's) vectors."""
-    if assignment.reliable_pixels is None:
-        raise ValueError("separation needs an assignment with reliable pixels; give AssignmentSettings one")
-    maps = output.cam if settings.space == "cam" else output.features
-    return separation_loss(maps, assignment.reliable_pixels, given.anchors, settings.temperature)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from cosa_dist.assignment.threshold import threshold_values
 from cosa_dist.collective import rank, sum_over_ranks
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import Batch
@@ -27,7 +26,6 @@ from cosa_dist.training.checkpoint import CheckpointWriter
 from cosa_dist.training.checkpoint_files import Score
 from cosa_dist.training.state import TrainState
 from cosa_dist.training.step import training_step
-from cosa_dist.training.supervised_step import supervised_step
 from cosa_dist.training.window import LossWindow
 
 log = logging.getLogger(__name__)
@@ -94,7 +92,7 @@ def run_training(
     window = LossWindow()
     for batches in steps:
         on_device = [batch.to(context.accelerator.device) for batch in batches]
-        window.add(_take_step(state, network, on_device, context.accelerator), batches)
+        window.add(training_step(state, network, on_device, context.accelerator), batches)
         context.on_step(state, batches)
         due = due_after(state.step, state.config)
         if not due.log:
@@ -118,15 +116,6 @@ def run_training(
     return reports or _evaluate(state, context, writer, last=True)
 
 
-def _take_step(
-    state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
-) -> dict[str, Tensor]:
-    """One optimiser step of the run's kind; its loss terms."""
-    if state.config.kind == "segmenter":
-        return supervised_step(state, network, batches, accelerator)
-    return training_step(state, network, batches, accelerator)[0]
-
-
 def _stop_requested(context: TrainingContext) -> bool:
     """Whether rank 0 was asked to stop, the same answer on every rank."""
     requested = float(rank() == 0 and context.stop_requested())
@@ -139,7 +128,7 @@ def _log_window(
     """Write one line of log and one point of each curve."""
     settings = state.config.training
     images_per_second = settings.global_batch_size / seconds_per_step
-    thresholds = threshold_values(state.thresholds.current())
+    thresholds = state.thresholds.current().values()
     values = {**means, "images_per_second": images_per_second}
     values["learning_rate"] = state.optimizer.param_groups[0]["lr"]
     if state.config.kind != "segmenter":

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cosa_dist.assignment.threshold import ThresholdSource
-from cosa_dist.assignment.threshold_search import threshold_source
+from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.build import build_network, check_input_size, check_tag
 from cosa_dist.model.network import CosaNetwork, copy_network

@@ -1,19 +1,18 @@
-"""CAM normalisation, label filters and hard masks."""
+"""CAM normalisation, label filters, strongest classes and valid boxes."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from cosa_dist.assignment.activation import (
-    cam_to_mask,
-    filter_by_labels,
     filter_logits_by_labels,
     gather_classes,
-    maximum_activation,
+    inside_boxes,
+    inside_boxes_on_grid,
     min_max_normalise,
     present_classes,
     scatter_classes,
+    strongest_class,
 )
 
 
@@ -22,23 +21,16 @@ def tensors(archive):
     return {key: torch.from_numpy(v) for key, v in archive.items() if v.dtype.kind in "fiu"}
 
 
-def test_cam_to_mask_reference_numbers(golden):
+def test_strongest_class_reference_numbers(golden):
     data = tensors(golden("cam_to_label"))
-    mask = cam_to_mask(data["in_cam"], data["in_label"], 0.5)
-    assert mask.dtype == torch.int64
-    assert torch.equal(mask, data["out_label"])
+    value, name = strongest_class(data["in_cam"], present_classes(data["in_label"]))
+    assert name.dtype == torch.int64
+    assert torch.equal(name.masked_fill(value <= 0.5, 0), data["out_label"])
 
 
 def test_logit_filter_reference_numbers(golden):
     data = tensors(golden("seg_validation"))
     assert torch.equal(filter_logits_by_labels(data["in_seg"], data["in_label"]), data["out"])
-
-
-def test_cam_to_mask_by_hand():
-    cam = torch.tensor([[[[0.9, 0.2, 0.5]], [[0.8, 0.6, 0.1]]]])
-    assert cam_to_mask(cam, None, 0.5).tolist() == [[[1, 2, 0]]]
-    assert cam_to_mask(cam, torch.tensor([[0.0, 1.0]]), 0.5).tolist() == [[[2, 2, 0]]]
-    assert cam_to_mask(cam, torch.zeros(1, 2), 0.5).tolist() == [[[0, 0, 0]]]
 
 
 def test_min_max_by_hand():
@@ -49,18 +41,30 @@ def test_min_max_by_hand():
     torch.testing.assert_close(stretched, expected)
 
 
-def test_filters_by_hand():
+def test_the_logit_filter_by_hand():
     labels = torch.tensor([[1.0, 0.0]])
-    cam = torch.tensor([[[[2.0]], [[float("nan")]]]])
-    assert filter_by_labels(cam, labels).flatten().tolist() == [2.0, 0.0]
     logits = torch.tensor([[[[1.0]], [[2.0]], [[3.0]]]])
     assert filter_logits_by_labels(logits, labels).flatten().tolist() == [1.0, 2.0, -1e5]
 
 
-def test_maximum_activation_ignores_absent_classes():
+def test_the_strongest_class_is_a_present_one():
     cam = torch.tensor([[[[0.3, 0.9]], [[0.6, 0.1]], [[1.0, 1.0]]]]).expand(2, -1, -1, -1)
     labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(maximum_activation(cam, labels), torch.tensor([[[0.6, 0.9]], [[0.0, 0.0]]]))
+    value, name = strongest_class(cam, present_classes(labels))
+    torch.testing.assert_close(value, torch.tensor([[[0.6, 0.9]], [[0.0, 0.0]]]))
+    assert name.tolist() == [[[2, 1]], [[0, 0]]]
+
+
+def test_boxes_by_hand():
+    inside = inside_boxes(torch.tensor([[0, 1, 1, 3], [2, 2, 0, 3]]), (2, 3))
+    assert inside.int().tolist() == [[[0, 1, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_a_grid_point_reads_inside_pixels_only():
+    inside = inside_boxes_on_grid(torch.tensor([[8, 64, 0, 63]]), (64, 64), (4, 4))
+    # Rows are read at pixels 7 and 8: the first row touches padding; columns at 55 and 56 do not.
+    assert inside[0].int().tolist() == [[0] * 4, [1] * 4, [1] * 4, [1] * 4]
+    assert inside_boxes_on_grid(torch.tensor([[7, 57, 0, 64]]), (64, 64), (4, 4)).all()
 
 
 def test_present_classes_by_hand():
@@ -83,10 +87,4 @@ def test_gather_then_scatter_is_the_label_filter():
     labels[2] = 0
     present = present_classes(labels)
     restored = scatter_classes(gather_classes(cam, present.index), present, 7)
-    assert torch.equal(restored, filter_by_labels(cam, labels))
-
-
-@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(2, 0)])
-def test_present_classes_names_bad_labels(labels):
-    with pytest.raises(ValueError, match=r"labels must be \[B, C\]"):
-        present_classes(labels)
+    assert torch.equal(restored, cam * labels[:, :, None, None])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosa_dist.assignment.hard_split import best_split, split_likelihoods
+from cosa_dist.assignment.mixture import best_split, split_likelihoods
 
 CENTRES = (torch.arange(40) + 0.5).double() / 40
 

@@ -9,17 +9,16 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from cosa_dist.assignment.hard_split import best_split
 from cosa_dist.assignment.mixture import (
-    RELEASED,
-    EmSettings,
     Mixture,
+    best_split,
     component_borders,
     extreme_start,
     fit_mixture,
 )
 
 WIDTH = 0.0025
+RELEASED = {"max_iterations": 100, "tolerance": 1e-3}  # stops long before convergence
 
 
 def histogram(values, floor=0.05):
@@ -54,7 +53,7 @@ def converged_fit(values, start):
 def test_released_settings_give_the_reference_numbers_up_to_a_bin(golden, components, floor):
     data = golden("rungmm_three")
     counts, centres = histogram(data["in_queue"].astype("float64").ravel(), floor)
-    fit = fit_mixture(counts, centres, extreme_start(counts, centres, components), RELEASED)
+    fit = fit_mixture(counts, centres, extreme_start(counts, centres, components), **RELEASED)
     end, begin, usable = component_borders(counts, centres, fit)
     expected = np.atleast_1d(data[f"out_modal{components}_filter{floor}"])
     found = [end.item(), begin.item()][: len(expected)]
@@ -74,7 +73,7 @@ def test_two_components_equal_scikit_learn_on_the_raw_values(parts):
     values = hills(*parts)
     counts, centres = histogram(values)
     start = best_split(counts, centres)[2]
-    fit = fit_mixture(counts, centres, start, EmSettings(max_iterations=3000, tolerance=1e-10))
+    fit = fit_mixture(counts, centres, start, max_iterations=3000, tolerance=1e-10)
     model = converged_fit(values, start)
     order = model.means_[:, 0].argsort()
     np.testing.assert_allclose(fit.weight, model.weights_[order], atol=2e-3)
@@ -92,7 +91,7 @@ def test_three_components_equal_scikit_learn_on_the_raw_values():
     values = hills((1500, 0.2, 0.05), (1500, 0.5, 0.06), (1500, 0.8, 0.05))
     counts, centres = histogram(values)
     start = extreme_start(counts, centres, 3, 1 / 36)
-    fit = fit_mixture(counts, centres, start, EmSettings(max_iterations=3000, tolerance=1e-10))
+    fit = fit_mixture(counts, centres, start, max_iterations=3000, tolerance=1e-10)
     model = converged_fit(values, start)
     np.testing.assert_allclose(fit.mean, np.sort(model.means_[:, 0]), atol=2e-3)
     end, begin, usable = component_borders(counts, centres, fit)
@@ -128,8 +127,6 @@ def test_released_start_by_hand():
     start = extreme_start(counts, centres, 3)
     torch.testing.assert_close(start.mean, torch.tensor([0.2, 0.4, 0.5]).double(), rtol=0, atol=1e-6)
     assert start.variance.tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(ValueError, match="2 or 3"):
-        extreme_start(counts, centres, 4)
 
 
 def test_borders_by_hand():
@@ -194,7 +191,7 @@ def test_borders_are_where_scikit_learn_gives_bins_to_another_component(componen
     for number in range(240):
         counts, centres = random_histogram(number)
         start = extreme_start(counts, centres, components, 0.003)
-        fit = fit_mixture(counts, centres, start, EmSettings(max_iterations=20, regularisation=1e-3))
+        fit = fit_mixture(counts, centres, start, max_iterations=20, regularisation=1e-3)
         end, begin, usable = (value.item() for value in component_borders(counts, centres, fit))
         bins = list(zip(centres.tolist(), counts.tolist(), predicted(fit, centres), strict=True))
         mirrored = [(-x, count, label) for x, count, label in reversed(bins)]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cosa_dist.assignment.activation_histogram import BINS, bin_centres, count_activations
-from cosa_dist.assignment.hard_split import best_split
-from cosa_dist.assignment.mixture import EmSettings, component_borders, fit_mixture
-from cosa_dist.assignment.threshold import SingleThreshold, ThresholdPair
-from cosa_dist.assignment.threshold_search import LearnedThresholds, threshold_source
+from cosa_dist.assignment.mixture import (
+    BINS,
+    best_split,
+    bin_centres,
+    component_borders,
+    count_activations,
+    fit_mixture,
+)
+from cosa_dist.assignment.threshold import LearnedThresholds, Threshold, threshold_source
 from cosa_dist.config.method import ThresholdConfig
 
 CPU = torch.device("cpu")
@@ -42,9 +46,9 @@ def test_each_cam_gets_the_border_between_its_own_hills(variant):
     for step in range(20):
         learned.update(torch.stack([two_hills(step), two_hills(step, 0.5, 0.9)]))
     main, aux = learned.current()
-    assert isinstance(main, SingleThreshold)
-    assert 0.4 < float(main.value) < 0.55
-    assert 0.62 < float(aux.value) < 0.78
+    assert main.single
+    assert 0.4 < float(main.low) == float(main.high) < 0.55
+    assert 0.62 < float(aux.high) < 0.78
     assert learned.notices() == []
 
 
@@ -53,7 +57,7 @@ def test_three_components_give_a_pair_around_the_middle_hill():
     three = [hills(s, (500, 0.2, 0.04), (500, 0.5, 0.05), (500, 0.85, 0.04)) for s in range(20)]
     for histogram in three:
         learned.update(torch.stack([histogram, histogram]))
-    assert isinstance(learned.current().main, ThresholdPair)
+    assert not learned.current().main.single
     low, high = numbers(learned.current())[:2]
     assert 0.28 < low < 0.42
     assert 0.6 < high < 0.75
@@ -65,7 +69,7 @@ def test_no_component_sits_on_the_maxima_that_stretching_puts_at_one():
     borders = {}
     for regularisation in (1e-6, ThresholdConfig().regularisation):
         start = best_split(stretched, bin_centres())[2]
-        found = fit_mixture(stretched, bin_centres(), start, EmSettings(regularisation=regularisation))
+        found = fit_mixture(stretched, bin_centres(), start, regularisation=regularisation)
         borders[regularisation] = component_borders(stretched, bin_centres(), found)[0].item()
     assert borders[1e-6] > 0.9
     assert 0.2 < borders[ThresholdConfig().regularisation] < 0.75
@@ -132,7 +136,7 @@ def test_without_groups_the_threshold_stays_and_says_so_once(kind, bad):
     assert "stays" in notices[0]
     for _ in range(2):
         learned.update(torch.stack([good, good]))
-    assert learned.notices() == ["threshold search, main CAM: goes on"]
+    assert learned.notices() == ["threshold search, main CAM: continues"]
     assert all(0 <= value <= 1 for value in before + numbers(learned.current()))
 
 
@@ -175,8 +179,6 @@ def test_a_state_of_other_settings_is_refused(other):
 def test_the_configured_source():
     assert not threshold_source(ThresholdConfig(), CPU).learns
     single = threshold_source(ThresholdConfig(kind="fixed_single", single=0.3), CPU)
-    assert single.current().main == SingleThreshold(0.3)
+    assert single.current().main == Threshold(0.3, 0.3, single=True)
     assert not single.learns
     assert threshold_source(ThresholdConfig(kind="two_components"), CPU).learns
-    with pytest.raises(ValueError, match="nothing to learn"):
-        LearnedThresholds(ThresholdConfig(), CPU)

@@ -7,16 +7,21 @@ import torch
 from colour_network import ColourNetwork
 from test_evaluator import one_image
 
-from cosa_dist.assignment.pseudo_labels import AssignmentSettings
-from cosa_dist.assignment.threshold import SingleThreshold, Thresholds
+from cosa_dist.assignment.threshold import Threshold, Thresholds
+from cosa_dist.config.method import AssignmentConfig
 from cosa_dist.evaluation.evaluator import evaluation_mode
 from cosa_dist.evaluation.labeller import ImageLabels, Labeller, label_image
 
 
+def labeller_of(network: ColourNetwork, border: float, **settings: object) -> Labeller:
+    threshold = Threshold(border, border, single=True)
+    config = AssignmentConfig(flip=False, **settings)
+    return Labeller(network, 1, Thresholds(threshold, threshold), config)
+
+
 def labelled(border: float = 0.5, size: int = 8, **settings: bool) -> ImageLabels:
     network = ColourNetwork()
-    thresholds = Thresholds(SingleThreshold(border), SingleThreshold(border))
-    labeller = Labeller(network, (1.0,), False, 1, thresholds, AssignmentSettings(**settings))
+    labeller = labeller_of(network, border, scales=(1.0,), **settings)
     with evaluation_mode([network]), torch.inference_mode():
         return label_image(labeller, one_image(), size, torch.device("cpu"))
 
@@ -33,8 +38,8 @@ def test_only_the_tagged_class_is_labelled():
 
 
 def test_weights_have_mean_one_on_either_side_whether_or_not_the_losses_use_them():
-    for weigh in (False, True):
-        found = labelled(0.4, weigh=weigh)
+    for used in (False, True):
+        found = labelled(0.4, reliability=used)
         foreground = found.cam_label > 0
         assert found.weight[foreground].mean() == pytest.approx(1.0)
         assert found.weight[~foreground].mean() == pytest.approx(1.0)
@@ -51,8 +56,7 @@ def test_maps_come_back_at_the_images_own_size():
 def test_an_image_without_tags_is_background():
     sample = one_image()
     network = ColourNetwork().eval()
-    thresholds = Thresholds(SingleThreshold(0.5), SingleThreshold(0.5))
-    labeller = Labeller(network, (1.0, 0.5), False, 1, thresholds, AssignmentSettings())
+    labeller = labeller_of(network, 0.5, scales=(1.0, 0.5))
     untagged = type(sample)(id="none", image=sample.image, mask=None, labels=torch.zeros(3), context=None)
     with torch.inference_mode():
         found = label_image(labeller, untagged, 8, torch.device("cpu"))

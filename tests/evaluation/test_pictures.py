@@ -11,8 +11,8 @@ from colour_network import CLASSES, PALETTE, ColourNetwork
 from PIL import Image
 from test_evaluator import PLAIN, one_image
 
-from cosa_dist.assignment.pseudo_labels import AssignmentSettings
-from cosa_dist.assignment.threshold import SingleThreshold, Thresholds
+from cosa_dist.assignment.threshold import Threshold, Thresholds
+from cosa_dist.config.method import AssignmentConfig
 from cosa_dist.evaluation.labeller import Labeller
 from cosa_dist.evaluation.pictures import save_pictures
 
@@ -85,8 +85,9 @@ def test_tall_and_wide_images_are_drawn(tmp_path):
 
 
 def labeller_of(network: ColourNetwork) -> Labeller:
-    border = SingleThreshold(0.5)
-    return Labeller(network, (1.0,), False, 1, Thresholds(border, border), AssignmentSettings())
+    border = Threshold(0.5, 0.5, single=True)
+    config = AssignmentConfig(scales=(1.0,), flip=False)
+    return Labeller(network, 1, Thresholds(border, border), config)
 
 
 def test_pseudo_labels_are_drawn_where_an_assignment_network_is_there(tmp_path):

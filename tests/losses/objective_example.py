@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from cosa_dist.assignment.pseudo_labels import Assignment
-from cosa_dist.assignment.reliable_pixels import choose
+from cosa_dist.assignment.reliability import select_pixels
+from cosa_dist.data.reading.loader import Batch
 from cosa_dist.model.network import NetworkOutput
 
 SIZE, GRID, CLASSES = 32, 4, 3
@@ -43,12 +44,13 @@ def example_assignment(images, seed=1, whole=False):
     if not whole:
         return Assignment(main, aux, target)
     regions = names[torch.randint(0, 6, (images, GRID, GRID), generator=generator)]
-    return Assignment(main, aux, target, weights(main), weights(aux), choose(regions, 100))
+    return Assignment(main, aux, target, weights(main), weights(aux), select_pixels(regions, 100))
 
 
-def example_inputs(images, seed=2):
+def example_batch(images, seed=2):
     generator = torch.Generator().manual_seed(seed)
     strong = torch.rand(images, 3, SIZE, SIZE, generator=generator) * 255
     labels = (torch.rand(images, CLASSES, generator=generator) < 0.5).float()
     boxes = torch.tensor([[0, SIZE, 3, SIZE]] * images)
-    return labels, strong, boxes
+    numbers = list(range(images))
+    return Batch([str(i) for i in numbers], torch.tensor(numbers), strong, strong, labels, boxes)

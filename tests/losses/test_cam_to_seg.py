@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
-from cosa_dist.losses.cam_to_seg import (
-    balanced_negative_log_likelihood,
-    cam_to_seg_loss,
-    count_pixels,
-)
+from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+
+
+def loss_of(logits, label, counts=None, reliability=None):
+    """The loss of logits; by default of a batch that is not cut into parts."""
+    counts = count_pixels(label, reliability) if counts is None else counts
+    return cam_to_seg_loss(logits.float().log_softmax(1), label, counts, reliability)
 
 
 def loop_loss(logits, label, weights=None):
@@ -45,7 +47,7 @@ def example(images=3, seed=0):
 def test_reference_numbers(golden, name):
     data = golden(name)
     logits = torch.from_numpy(data["in_x"]).requires_grad_()
-    loss = cam_to_seg_loss(logits, torch.from_numpy(data["in_label"]))
+    loss = loss_of(logits, torch.from_numpy(data["in_label"]))
     loss.backward()
     torch.testing.assert_close(loss.detach(), torch.from_numpy(data["out"]))
     torch.testing.assert_close(logits.grad, torch.from_numpy(data["grad_x"]))
@@ -53,14 +55,14 @@ def test_reference_numbers(golden, name):
 
 def test_equals_the_loop():
     logits, label = example()
-    assert cam_to_seg_loss(logits, label).item() == pytest.approx(loop_loss(logits, label), rel=1e-5)
+    assert loss_of(logits, label).item() == pytest.approx(loop_loss(logits, label), rel=1e-5)
 
 
 def test_by_hand():
     logits = torch.tensor([[[[0.0, 1.0, 5.0]], [[0.0, 0.0, 0.0]]]])
     label = torch.tensor([[[0, 1, 255]]])
     expected = 0.5 * math.log(2) + 0.5 * math.log(1 + math.e)
-    assert cam_to_seg_loss(logits, label).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(logits, label).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_count_pixels_by_hand():
@@ -72,7 +74,7 @@ def test_count_pixels_by_hand():
 @pytest.mark.parametrize(("value", "half"), [(0, 1.0), (2, 1.0), (255, 0.0)])
 def test_a_missing_half_is_zero(value, half):
     logits = torch.zeros(1, 4, 3, 3, requires_grad=True)
-    loss = cam_to_seg_loss(logits, torch.full((1, 3, 3), value))
+    loss = loss_of(logits, torch.full((1, 3, 3), value))
     loss.backward()
     assert loss.item() == pytest.approx(half * 0.5 * math.log(4), rel=1e-5)
     assert bool(logits.grad.any()) == bool(half)
@@ -82,7 +84,7 @@ def test_gradient_against_finite_differences():
     logits, label = example(images=1)
     logits = logits.double().requires_grad_()
     # The loss itself is float32, so the step must be coarse.
-    (gradient,) = torch.autograd.grad(cam_to_seg_loss(logits, label), logits)
+    (gradient,) = torch.autograd.grad(loss_of(logits, label), logits)
     for position in [(0, 0, 0, 0), (0, 2, 3, 1), (0, 3, 5, 4)]:
         step = torch.zeros_like(logits)
         step[position] = 1e-2
@@ -99,12 +101,12 @@ def example_weights(label):
 def test_weights_equal_the_loop_and_matter():
     logits, label = example()
     weights = example_weights(label)
-    found = cam_to_seg_loss(logits, label, reliability=weights).item()
+    found = loss_of(logits, label, reliability=weights).item()
     assert found == pytest.approx(loop_loss(logits, label, weights), rel=1e-5)
-    assert abs(found - cam_to_seg_loss(logits, label).item()) > 1e-3
+    assert abs(found - loss_of(logits, label).item()) > 1e-3
     equal = torch.full_like(weights, 3.0).masked_fill(label == 255, 0.0)
-    assert cam_to_seg_loss(logits, label, reliability=equal).item() == pytest.approx(
-        cam_to_seg_loss(logits, label).item(), rel=1e-5
+    assert loss_of(logits, label, reliability=equal).item() == pytest.approx(
+        loss_of(logits, label).item(), rel=1e-5
     )
 
 
@@ -119,8 +121,9 @@ def test_weighted_gradient_in_float64():
     logits = logits[:, :, :3, :3].double().requires_grad_()
     label = label[:, :3, :3]
     weights = example_weights(label).double()
+    counts = count_pixels(label, weights)
     assert torch.autograd.gradcheck(
-        lambda x: balanced_negative_log_likelihood(x.log_softmax(1), label, None, weights), logits
+        lambda x: cam_to_seg_loss(x.log_softmax(1), label, counts, weights), logits
     )
 
 
@@ -133,27 +136,20 @@ def test_the_mean_over_parts_is_the_loss_of_the_whole(cut, weighted):
     weights = example_weights(label) if weighted else (label != 255).float()
     counts = count_pixels(label, weights) / len(cut)
     whole_logits = logits.clone().requires_grad_()
-    whole = cam_to_seg_loss(whole_logits, label, reliability=weights)
+    whole = loss_of(whole_logits, label, reliability=weights)
     whole.backward()
     part_logits = logits.clone().requires_grad_()
     pairs = zip(part_logits.split(cut), label.split(cut), weights.split(cut), strict=True)
-    parts = torch.stack([cam_to_seg_loss(x, y, counts, w) for x, y, w in pairs])
+    parts = torch.stack([loss_of(x, y, counts, w) for x, y, w in pairs])
     parts.mean().backward()
     torch.testing.assert_close(parts.mean(), whole)
     torch.testing.assert_close(part_logits.grad, whole_logits.grad)
-    naive = torch.stack(
-        [cam_to_seg_loss(x, y) for x, y in zip(logits.split(cut), label.split(cut), strict=True)]
-    )
+    naive = torch.stack([loss_of(x, y) for x, y in zip(logits.split(cut), label.split(cut), strict=True)])
     assert (naive.mean() - whole).abs() > 1e-3
 
 
 def test_float32_under_autocast_and_from_bfloat16():
     logits, label = example()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert cam_to_seg_loss(logits, label) == cam_to_seg_loss(logits.float(), label)
-    assert cam_to_seg_loss(logits.bfloat16(), label).dtype == torch.float32
-
-
-def test_logits_must_be_at_the_labels_size():
-    with pytest.raises(ValueError, match="resize the logits first"):
-        cam_to_seg_loss(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 4))
+        assert loss_of(logits, label) == loss_of(logits.float(), label)
+    assert loss_of(logits.bfloat16(), label).dtype == torch.float32

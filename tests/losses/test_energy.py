@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cosa_dist.assignment.boxes import inside_boxes
+from cosa_dist.assignment.activation import inside_boxes
+from cosa_dist.config.method import EnergyConfig
 from cosa_dist.lattice.bilateral import bilateral_filter
 from cosa_dist.losses.energy import dense_energy_loss
 
@@ -22,6 +23,10 @@ def case(classes=3, size=16, batch=2):
     return images, logits, label, boxes
 
 
+def energy_of(images, logits, label, boxes, **kernel):
+    return dense_energy_loss(images, logits, label, boxes, EnergyConfig(**kernel))
+
+
 def gradient(loss, logits):
     return torch.autograd.grad(loss, logits)[0]
 
@@ -31,7 +36,7 @@ def test_reference_numbers(golden):
     logits, label = map(torch.from_numpy, (arrays["in_logit"], arrays["in_label"]))
     images = (torch.from_numpy(arrays["in_img"]) * STD + MEAN) * 255
     boxes = torch.tensor([[0, 64, 0, 80]] * 2)
-    loss = dense_energy_loss(images, logits.requires_grad_(), label, boxes)
+    loss = energy_of(images, logits.requires_grad_(), label, boxes)
     torch.testing.assert_close(loss, torch.from_numpy(arrays["out"])[0], rtol=1e-4, atol=0)
     expected = torch.from_numpy(arrays["grad_logit"])
     largest = float(expected.abs().max())
@@ -51,7 +56,7 @@ def test_formula_and_gradient_written_out():
     filtered = bilateral_filter(images[..., ::2, ::2], masked, 15, 50)
     expected = -(masked * gate * filtered).sum() / 2 * 1e-3
     surrogate = (probabilities * (-2 * gate * filtered * inside) / 2).sum() * 1e-3
-    loss = dense_energy_loss(images, logits, label, boxes, weight=1e-3)
+    loss = energy_of(images, logits, label, boxes, weight=1e-3)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient(loss, logits), gradient(surrogate, logits))
 
@@ -62,10 +67,10 @@ def test_gradient_agrees_with_differences_where_the_gate_is_constant():
     label.fill_(255)
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     direction += logits.detach()
-    slope = (gradient(dense_energy_loss(images, logits, label, boxes), logits) * direction).sum()
+    slope = (gradient(energy_of(images, logits, label, boxes), logits) * direction).sum()
     step = 0.01 * direction
-    ahead = dense_energy_loss(images, logits.detach() + step, label, boxes)
-    behind = dense_energy_loss(images, logits.detach() - step, label, boxes)
+    ahead = energy_of(images, logits.detach() + step, label, boxes)
+    behind = energy_of(images, logits.detach() - step, label, boxes)
     torch.testing.assert_close((ahead - behind) / 0.02, slope, rtol=0.05, atol=0)
 
 
@@ -74,14 +79,14 @@ def test_grid_logits_are_upsampled_to_the_label():
     grid = logits.detach()[..., :5, :5]
     upsampled = F.interpolate(grid, size=(16, 16), mode="bilinear", align_corners=False)
     assert torch.equal(
-        dense_energy_loss(images, grid, label, boxes),
-        dense_energy_loss(images, upsampled, label, boxes),
+        energy_of(images, grid, label, boxes),
+        energy_of(images, upsampled, label, boxes),
     )
 
 
 def test_empty_box_is_zero_and_finite():
     images, logits, label, boxes = case()
-    loss = dense_energy_loss(images, logits, label, boxes * 0)
+    loss = energy_of(images, logits, label, boxes * 0)
     assert loss.item() == 0
     assert torch.equal(gradient(loss, logits), torch.zeros_like(logits))
 
@@ -89,7 +94,7 @@ def test_empty_box_is_zero_and_finite():
 def test_no_gradient_outside_the_box_and_some_inside():
     images, logits, label, boxes = case()
     boxes[:] = torch.tensor([4, 12, 4, 12])
-    found = gradient(dense_energy_loss(images, logits, label, boxes), logits)
+    found = gradient(energy_of(images, logits, label, boxes), logits)
     inside = inside_boxes(boxes, (16, 16))[:, None].expand_as(found)
     assert found[~inside].abs().max() == 0
     assert (found[inside] != 0).all()
@@ -98,14 +103,14 @@ def test_no_gradient_outside_the_box_and_some_inside():
 def test_confident_labelled_pixels_count_less_than_unlabelled_ones():
     images, logits, label, boxes = case()
     sure = logits.detach() * 20
-    labelled = dense_energy_loss(images, sure, label * 0, boxes)
-    unlabelled = dense_energy_loss(images, sure, label * 0 + 255, boxes)
+    labelled = energy_of(images, sure, label * 0, boxes)
+    unlabelled = energy_of(images, sure, label * 0 + 255, boxes)
     assert unlabelled < labelled * 2 < 0
 
 
 def test_one_channel_has_no_gradient():
     images, logits, label, boxes = case(classes=1)
-    loss = dense_energy_loss(images, logits, label * 0 + 255, boxes)
+    loss = energy_of(images, logits, label * 0 + 255, boxes)
     assert loss < 0
     assert gradient(loss, logits).abs().max() == 0
 
@@ -114,19 +119,18 @@ def test_batch_is_the_mean_of_its_images():
     images, logits, label, boxes = case(batch=3)
     boxes[2] = torch.tensor([0, 8, 0, 16])
     alone = [
-        dense_energy_loss(images[i : i + 1], logits[i : i + 1], label[i : i + 1], boxes[i : i + 1])
-        for i in range(3)
+        energy_of(images[i : i + 1], logits[i : i + 1], label[i : i + 1], boxes[i : i + 1]) for i in range(3)
     ]
-    together = dense_energy_loss(images, logits, label, boxes)
+    together = energy_of(images, logits, label, boxes)
     torch.testing.assert_close(together, torch.stack(alone).mean())
 
 
 def test_autocast_changes_nothing_for_float32_logits():
     images, logits, label, boxes = case()
-    plain = dense_energy_loss(images, logits, label, boxes)
+    plain = energy_of(images, logits, label, boxes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = dense_energy_loss(images, logits, label, boxes)
-        half = dense_energy_loss(images, logits.bfloat16(), label, boxes)
+        cast = energy_of(images, logits, label, boxes)
+        half = energy_of(images, logits.bfloat16(), label, boxes)
     assert torch.equal(plain, cast)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, plain, rtol=0.02, atol=0)
@@ -134,8 +138,8 @@ def test_autocast_changes_nothing_for_float32_logits():
 
 def test_weight_and_scale_of_the_gradient_follow_the_loss():
     images, logits, label, boxes = case()
-    one = dense_energy_loss(images, logits, label, boxes, weight=1e-7)
-    three = 3 * dense_energy_loss(images, logits, label, boxes, weight=1e-7)
+    one = energy_of(images, logits, label, boxes, weight=1e-7)
+    three = 3 * energy_of(images, logits, label, boxes, weight=1e-7)
     torch.testing.assert_close(gradient(three, logits), 3 * gradient(one, logits))
 
 
@@ -151,11 +155,10 @@ def test_the_box_is_half_open():
     [
         ({"images": torch.zeros(2, 3, 16, 8)}, "label"),
         ({"boxes": torch.zeros(1, 4)}, "boxes"),
-        ({"scale": 2.0}, "scale"),
     ],
 )
 def test_bad_input_is_named(change, words):
     images, logits, label, boxes = case()
-    arguments = {"images": images, "segmentation_logits": logits, "label": label, "boxes": boxes}
+    arguments = {"images": images, "logits": logits, "label": label, "boxes": boxes}
     with pytest.raises(ValueError, match=words):
-        dense_energy_loss(**(arguments | change))
+        energy_of(**(arguments | change))

@@ -16,20 +16,20 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosa_dist.assignment.activation_histogram import count_activations
-from cosa_dist.assignment.cam_label import cam_pseudo_label
+from cosa_dist.assignment.activation import present_classes
+from cosa_dist.assignment.cam_label import cam_pseudo_label, segmentation_pseudo_label
 from cosa_dist.assignment.inference import multi_scale
-from cosa_dist.assignment.segmentation_label import segmentation_pseudo_label
-from cosa_dist.assignment.threshold_search import LearnedThresholds
+from cosa_dist.assignment.mixture import count_activations
+from cosa_dist.assignment.threshold import LearnedThresholds, Threshold
 from cosa_dist.benchmark.workload import Workload
 from cosa_dist.config.method import ThresholdConfig
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, dense_crf
 from cosa_dist.lattice.pixel_adaptive import PixelAdaptiveSettings, pixel_adaptive
-from cosa_dist.losses.cam_to_seg import balanced_negative_log_likelihood
+from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
 from cosa_dist.losses.energy import dense_energy_loss
-from cosa_dist.losses.seg_to_cam import seg_to_cam_loss
+from cosa_dist.losses.objective import seg_to_cam_loss
 from cosa_dist.model.network import update_ema
 from tests.oracles.plain_assignment import (
     plain_cam_pseudo_label,
@@ -130,7 +130,13 @@ def cam_labels(given: Inputs) -> Comparison:
             label(cam, batch.labels, batch.boxes, low, high, settings.downscale) for cam, low, high in pairs
         ]
 
-    return Comparison("CPL of both CAMs", by(plain_cam_pseudo_label), by(cam_pseudo_label))
+    return Comparison("CPL of both CAMs", by(plain_cam_pseudo_label), by(_pair_label))
+
+
+def _pair_label(
+    cam: Tensor, labels: Tensor, boxes: Tensor, low: float, high: float, downscale: int = 2
+) -> Tensor:
+    return cam_pseudo_label(cam, present_classes(labels), boxes, Threshold(low, high), downscale)
 
 
 def segmentation_to_cam(given: Inputs) -> Comparison:
@@ -150,7 +156,7 @@ def segmentation_to_cam(given: Inputs) -> Comparison:
 
 def _labels(given: Inputs) -> list[Tensor]:
     return [
-        cam_pseudo_label(cam, given.batch.labels, given.batch.boxes, 0.4, 0.6)
+        _pair_label(cam, given.batch.labels, given.batch.boxes, 0.4, 0.6)
         for cam in (given.cam, given.aux_cam)
     ]
 
@@ -161,7 +167,7 @@ def cam_to_segmentation(given: Inputs) -> Comparison:
 
     def ours(logits: Tensor) -> Tensor:
         log_probabilities = logits.log_softmax(1)
-        parts = [balanced_negative_log_likelihood(log_probabilities, label) for label in (main, aux)]
+        parts = [cam_to_seg_loss(log_probabilities, label, count_pixels(label)) for label in (main, aux)]
         return parts[0] + parts[1]
 
     def plain(logits: Tensor) -> Tensor:
@@ -174,11 +180,11 @@ def cam_to_segmentation(given: Inputs) -> Comparison:
 def energy(given: Inputs) -> Comparison:
     """The dense energy with the recipe's kernel, forward and backward."""
     batch, label = given.batch, _labels(given)[0]
-    kernel = given.work.config.losses.energy_kernel.model_dump()
+    kernel = given.work.config.losses.energy_kernel
 
     def by(loss: Callable[..., Tensor]) -> Callable[[], object]:
         def value(logits: Tensor) -> Tensor:
-            return loss(batch.strong, logits, label, batch.boxes, **kernel)
+            return loss(batch.strong, logits, label, batch.boxes, kernel)
 
         return lambda: gradients(value, given.logits)
 

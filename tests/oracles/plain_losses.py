@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from cosa_dist.config.method import EnergyConfig
 from tests.oracles.plain_lattice import PlainLattice
 
 IGNORE = 255
@@ -80,15 +81,7 @@ class _PlainEnergy(torch.autograd.Function):
 
 
 def plain_energy(
-    images: Tensor,
-    logits: Tensor,
-    label: Tensor,
-    boxes: Tensor,
-    *,
-    sigma_rgb: float = 15.0,
-    sigma_xy: float = 100.0,
-    scale: float = 0.5,
-    weight: float = 1e-7,
+    images: Tensor, logits: Tensor, label: Tensor, boxes: Tensor, kernel: EnergyConfig
 ) -> Tensor:
     """The dense energy of `losses.energy`, written down step by step (released code).
 
@@ -97,11 +90,9 @@ def plain_energy(
         logits: `[B, K, H, W]` segmentation logits.
         label: `[B, H, W]` pseudo-label of the main CAM.
         boxes: `[B, 4]` (top, bottom, left, right), half-open.
-        sigma_rgb: of the colour kernel, in grey levels.
-        sigma_xy: of the position kernel, in pixels of the crop.
-        scale: everything is made smaller by this first.
-        weight: factor of the result.
+        kernel: sigmas, scale and weight.
     """
+    scale = kernel.scale
     content = torch.zeros_like(label, dtype=torch.float32)[:, None]
     for index, (top, bottom, left, right) in enumerate(boxes.tolist()):
         content[index, :, top:bottom, left:right] = 1.0
@@ -114,4 +105,5 @@ def plain_energy(
     masked = probabilities * inside
     gate = (inside - masked.detach().amax(1, keepdim=True)).relu()
     gate = torch.where(unlabelled > 0, torch.ones_like(gate), gate)
-    return weight * _PlainEnergy.apply(masked, small, gate, (sigma_rgb, sigma_xy * scale))
+    sigmas = (kernel.sigma_rgb, kernel.sigma_xy * scale)
+    return kernel.weight * _PlainEnergy.apply(masked, small, gate, sigmas)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from cosa_dist.assignment.threshold import ThresholdPair
+from cosa_dist.assignment.threshold import Threshold
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import Batch
@@ -31,7 +31,7 @@ from tests.oracles.plain_network import explicit_attention
 from tests.oracles.plain_optimizer import one_by_one, plain_move_towards
 
 EnergyLoss = Callable[..., Tensor]
-"""Takes strong views, logits, the main CAM's pseudo-label, boxes and the kernel's options."""
+"""Takes strong views, logits, the main CAM's pseudo-label, boxes and the kernel."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def plain_labels(state: TrainState, batch: Batch) -> PlainLabels:
     grid = (batch.weak.shape[-2] // stride, batch.weak.shape[-1] // stride)
     thresholds = state.thresholds.current()
 
-    def label(cam: Tensor, pair: object) -> Tensor:
-        assert isinstance(pair, ThresholdPair)
+    def label(cam: Tensor, pair: Threshold) -> Tensor:
         low, high = float(pair.low), float(pair.high)
         return plain_cam_pseudo_label(cam, batch.labels, batch.boxes, low, high, settings.downscale)
 
@@ -107,7 +106,7 @@ def plain_terms(
         "cam_to_seg": plain_cam_to_seg(logits, labels.cam),
         "aux_cam_to_seg": plain_cam_to_seg(logits, labels.aux_cam),
         "seg_to_cam": plain_seg_to_cam(output.cam, labels.segmentation),
-        "energy": energy(batch.strong, logits, labels.cam, batch.boxes, **losses.energy_kernel.model_dump()),
+        "energy": energy(batch.strong, logits, labels.cam, batch.boxes, losses.energy_kernel),
     }
     gate = float(state.co_training)
     cam_to_seg = (1 - losses.aux_weight) * terms["cam_to_seg"] + losses.aux_weight * terms["aux_cam_to_seg"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 
-from cosa_dist.assignment.activation_histogram import FLOOR
+from cosa_dist.assignment.mixture import FLOOR
 
 Floats = NDArray[np.float64]
 

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from cosa_dist.assignment.activation_histogram import count_activations
-from cosa_dist.assignment.threshold import threshold_values
+from cosa_dist.assignment.mixture import count_activations
 from cosa_dist.config.loading import build_config
 from cosa_dist.training.checkpoint import load_networks, restore, restore_newest, save_checkpoint
 from cosa_dist.training.checkpoint_files import (
@@ -79,9 +78,9 @@ def test_searched_thresholds_are_part_of_the_checkpoint(tmp_path):
     path = save_checkpoint(state, tmp_path, keep=1)
     resumed = learning_state()
     restore(resumed, path)
-    found = threshold_values(resumed.thresholds.current())
-    assert found == threshold_values(state.thresholds.current())
-    assert found["threshold"] != threshold_values(learning_state().thresholds.current())["threshold"]
+    found = resumed.thresholds.current().values()
+    assert found == state.thresholds.current().values()
+    assert found["threshold"] != learning_state().thresholds.current().values()["threshold"]
     with pytest.raises(CheckpointError, match="settings the run was started with"):
         restore(learning_state(queue=4), path)
     with pytest.raises(CheckpointError, match="fixed thresholds have no state"):
