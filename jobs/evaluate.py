@@ -12,9 +12,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cosa_dist.atomic import atomic_write
 from cosa_dist.config.paths import lasting_place, place, place_or_url
@@ -52,12 +53,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Load, evaluate, print and store."""
     from rich.progress import Progress
 
-    from cosa_dist.data.reading.loader import EvaluationLoader
-    from cosa_dist.data.reading.open import open_reading
+    from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
     from cosa_dist.evaluation.control import classification_control
-    from cosa_dist.evaluation.evaluator import evaluate
+    from cosa_dist.evaluation.evaluator import Evaluator, with_crf
     from cosa_dist.evaluation.report import as_text
-    from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.trained import load_chosen
     from cosa_dist.training.precision import autocast
@@ -71,12 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
     data = config.data.model_copy(update={"shards": arguments.shards or config.data.shards})
     split = open_reading(data, arguments.split or config.data.val_split)
-    how: dict[str, Any] = {
-        "class_names": split.class_names,
-        "settings": evaluation_settings(config, arguments.crf),
-        "device": device,
-        "precision": partial(autocast, config.training.precision, device),
-    }
+    precision = partial(autocast, config.training.precision, device)
+    evaluator = Evaluator.of_run(config, split.class_names, device=device, precision=precision)
+    if arguments.crf:
+        crf = config.evaluation.crf if arguments.crf == "configured" else arguments.crf
+        evaluator = replace(evaluator, config=with_crf(config.evaluation, crf))
 
     def samples(part: Split) -> EvaluationLoader:
         return EvaluationLoader(part, 0, 1, arguments.limit or None, config.data.loader_workers)
@@ -84,15 +82,15 @@ def run(arguments: argparse.Namespace) -> None:
     loader = samples(split)
     with Progress() as progress:
         task = progress.add_task(f"evaluating {split.name}", total=len(loader))
-        advance = partial(progress.update, task)
-        reports = evaluate(networks, loader, progress=lambda done: advance(completed=done), **how)
+        shown = replace(evaluator, progress=lambda done: progress.update(task, completed=done))
+        reports = shown.evaluate(networks, loader)
     print(as_text(list(reports.values())))
     store(reports, arguments.out or arguments.run, split.name)
     if not arguments.control:
         return
     train = open_reading(data, config.data.train_split)
     for name, network in networks.items():
-        result = classification_control(network, samples(train), samples(split), **how)
+        result = classification_control(network, samples(train), samples(split), evaluator)
         print(
             f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen on "
             f"{config.data.train_split}: {result.validation_miou:.2f}"

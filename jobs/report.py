@@ -79,7 +79,7 @@ def validation(config: RunConfig, asked: argparse.Namespace, class_names: tuple[
     Raises:
         ValueError: no shards, or other classes.
     """
-    from cosa_dist.data.reading.open import open_reading
+    from cosa_dist.data.reading.loader import open_reading
 
     data = config.data.model_copy(update={"shards": asked.shards or config.data.shards})
     split = open_reading(data, data.val_split)
@@ -118,7 +118,6 @@ def judge_images(asked: argparse.Namespace) -> ErrorAnalysis:
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader
-    from cosa_dist.evaluation.settings import evaluation_settings
     from cosa_dist.inference.device import device_named
     from cosa_dist.inference.segmentation import Segmenting
     from cosa_dist.inference.trained import load_trained
@@ -131,7 +130,7 @@ def judge_images(asked: argparse.Namespace) -> ErrorAnalysis:
     split = validation(config, asked, model.class_names)
     samples = EvaluationLoader(split, 0, 1, asked.images, config.data.loader_workers)
     precision = config.training.precision
-    segmenting = Segmenting(model.network, evaluation_settings(config), device, precision=precision)
+    segmenting = Segmenting(model.network, config.evaluation, device, precision=precision)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("looking at images", total=min(asked.images, split.size))
         found = analyse_errors(

@@ -23,11 +23,9 @@ from cosa_dist.benchmark.workload import class_count, has_shards, prepare
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig, RunConfig
 from cosa_dist.data.ingest.ingest import ingest
-from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader, TrainingLoader
-from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
-from cosa_dist.evaluation.evaluator import evaluate
-from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.evaluation.evaluator import Evaluator
 
 GENERATED_PICTURES = 64
 GENERATED_SIDE = 400
@@ -160,15 +158,10 @@ def measure_evaluation(config: RunConfig, device: torch.device, rounds: int, ima
         split = open_reading(config.data, config.data.val_split)
         samples, source = list(EvaluationLoader(split, limit=images)), config.data.shards
 
+    evaluator = Evaluator.of_run(config, names, device=device, precision=work.accelerator.autocast)
+
     def once() -> None:
-        evaluate(
-            {"online": work.state.online},
-            samples,
-            class_names=names,
-            settings=evaluation_settings(config),
-            device=device,
-            precision=work.accelerator.autocast,
-        )
+        evaluator.evaluate({"online": work.state.online}, samples)
 
     seconds = median_seconds(once, rounds, device)
     settings = config.evaluation

@@ -14,10 +14,8 @@ from cosa_dist.collective import rank
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader
 from cosa_dist.data.shards.split import Split
-from cosa_dist.evaluation.labeller import Labeller
-from cosa_dist.evaluation.pictures import save_pictures
+from cosa_dist.evaluation.pictures import Labeller, save_pictures
 from cosa_dist.evaluation.report import EvalReport, as_text, better_report
-from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.state import TrainState
 
@@ -80,7 +78,8 @@ def draw_pictures(
         class_names=val.class_names,
         palette=voc_colour_map(),
         labeller=labeller(state) if config.kind == "cosa" else None,
-        settings=evaluation_settings(config),
+        config=config.evaluation,
+        aux_cam_last_scale_only=config.assignment.aux_cam_last_scale_only,
         device=device,
         limit=config.evaluation.pictures,
     )

@@ -14,7 +14,8 @@ import ray
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.sharing import check_batch_norm, elastic_numbers, micro_batch
+from cosa_dist.data.reading.order import micro_batch
+from cosa_dist.distributed.sharing import check_batch_norm, elastic_numbers
 
 Choose = Callable[[Iterable[int]], int]
 __all__ = [

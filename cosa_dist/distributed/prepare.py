@@ -21,7 +21,7 @@ from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import COMMAND_LINE, build_config, nested, read_yaml, stacked, to_yaml
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.reading.open import check_reading
+from cosa_dist.data.reading.loader import check_reading
 from cosa_dist.data.shards.description import SplitDescription
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed.interruption import STOP, STOPPED, sole_driver

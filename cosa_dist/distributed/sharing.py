@@ -10,32 +10,7 @@ from collections.abc import Iterable
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
-
-
-def micro_batch(global_batch: int, workers: int, wanted: int) -> int:
-    """Images that a worker computes at a time.
-
-    Args:
-        global_batch: images of one optimiser step over all workers.
-        workers: number of workers.
-        wanted: micro-batch asked for, 0 for a worker's whole part.
-
-    Raises:
-        ConfigError: the batch cannot be cut evenly.
-    """
-    part, rest = divmod(global_batch, workers)
-    if rest or part == 0:
-        raise ConfigError(
-            f"training.global_batch_size {global_batch} cannot be shared evenly by {workers} "
-            f"workers; choose a multiple of {workers} or another distributed.workers"
-        )
-    micro = wanted or part
-    if part % micro:
-        raise ConfigError(
-            f"training.micro_batch_size {micro} does not divide a worker's part of {part} "
-            f"({global_batch} images / {workers} workers)"
-        )
-    return micro
+from cosa_dist.data.reading.order import micro_batch
 
 
 def largest_micro_batch(global_batch: int, workers: int, wanted: int) -> int:

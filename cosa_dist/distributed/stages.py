@@ -19,7 +19,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, load_config, merge
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.reading.open import check_reading
+from cosa_dist.data.reading.loader import check_reading
 from cosa_dist.data.shards.description import SplitDescription
 from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
 from cosa_dist.distributed.launch import Outcome, launch

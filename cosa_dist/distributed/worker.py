@@ -19,8 +19,7 @@ from torch import nn
 from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader
-from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.shards.split import MappedSplit, Split
 from cosa_dist.distributed.final_artifacts import draw_pictures, spared, write_reports
 from cosa_dist.distributed.interruption import STOP
@@ -28,10 +27,8 @@ from cosa_dist.distributed.sharing import largest_micro_batch
 from cosa_dist.distributed.sweep.trials import is_stopped
 from cosa_dist.distributed.task import WorkerTask
 from cosa_dist.evaluation.control import classification_control
-from cosa_dist.evaluation.evaluator import evaluate_parts, has_cams
-from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.evaluator import Evaluator, has_cams, with_crf
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore, restore_newest
 from cosa_dist.training.checkpoint_files import BrokenCheckpointError, checkpoint_name
@@ -61,8 +58,13 @@ class Evaluation:
     def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator):
         self.config = config
         self.val = val
-        self.accelerator = accelerator
-        self.settings = evaluation_settings(config)
+        self.evaluator = Evaluator.of_run(
+            config,
+            val.class_names,
+            device=accelerator.device,
+            precision=accelerator.autocast,
+            masks_needed=False,
+        )
 
     def samples(self, split: Split, limit: int, start: int = 0) -> EvaluationLoader:
         """This rank's part of a split."""
@@ -71,27 +73,20 @@ class Evaluation:
 
     def __call__(self, state: TrainState, last: bool) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
         """Return the reports of both networks on all images, and on the first `evaluation.limit`."""
-        if self.settings.crf is not None:
+        plain = replace(self.evaluator, config=with_crf(self.config.evaluation, None))
+        if self.config.evaluation.crf.enabled:
             with spared("scores after the dense CRF (evaluation.crf)"):
-                return self._evaluated(state, last, self.settings)
-        return self._evaluated(state, last, replace(self.settings, crf=None))
+                return self._evaluated(state, last, self.evaluator)
+        return self._evaluated(state, last, plain)
 
     def _evaluated(
-        self, state: TrainState, last: bool, settings: EvaluationSettings
+        self, state: TrainState, last: bool, evaluator: Evaluator
     ) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
         limit = self.config.evaluation.limit
         parts = [self.samples(self.val, limit)]
         if last and 0 < limit < self.val.size:
             parts.append(self.samples(self.val, 0, start=limit))
-        reports = evaluate_parts(
-            state.networks,
-            parts,
-            class_names=self.val.class_names,
-            settings=settings,
-            device=self.accelerator.device,
-            precision=self.accelerator.autocast,
-            masks_needed=False,
-        )
+        reports = evaluator.evaluate_parts(state.networks, parts)
         return reports[-1], reports[0]
 
     def control(self, state: TrainState, train: Split) -> dict[str, float]:
@@ -111,10 +106,7 @@ class Evaluation:
                 getattr(state, name),
                 self.samples(train, 0),
                 self.samples(self.val, 0),
-                class_names=self.val.class_names,
-                settings=self.settings,
-                device=self.accelerator.device,
-                precision=self.accelerator.autocast,
+                self.evaluator,
             )
             metrics[f"final/{name}/cam_control_predicted_labels"] = result.validation_miou
             metrics[f"final/{name}/cam_control_background"] = result.background

@@ -14,35 +14,29 @@ from dataclasses import dataclass
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo
 
 KEY_BYTES = 8
-# COCO lists its val ids in rising order; its 5,000 image part, used while training, is their beginning.
-_FIRST_OF_COCO = (42, 73, 74, 133, 1000, 2006, 3001, 4011, 5001, 6005, 7023, 8005)
-_LATER_OF_COCO = (71673, 71682, 71699, 71711, 71737, 71756, 71807, 71826, 71857)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of images that published results are of.
-
-    Attributes:
-        name: data set and split, e.g. `VOC val`.
-        info: its data set, whose classes must be evaluated.
-        images: number of its images.
-        ids_digest: `ids_digest` of its ids; empty where only `members` is known.
-        members: ids that must be among the evaluated ones.
-    """
+    """A set of images that published results are of."""
 
     name: str
+    """data set and split, e.g. `VOC val`"""
     info: DatasetInfo
+    """its data set, whose classes must be evaluated"""
     images: int
+    """number of its images"""
     ids_digest: str = ""
+    """`ids_digest` of its ids; empty where only `members` is known"""
     members: tuple[str, ...] = ()
+    """ids that must be among the evaluated ones"""
 
     def holds(self, class_names: Sequence[str], keys: Collection[int]) -> bool:
         """Whether these classes and images are the benchmark's."""
         if sorted(class_names) != sorted(self.info.class_names) or len(keys) != self.images:
             return False
-        there = set(keys)
-        return self.ids_digest in ("", ids_digest(keys)) and all(image_key(m) in there for m in self.members)
+        known = self.ids_digest in ("", ids_digest(keys))
+        return known and {image_key(member) for member in self.members} <= set(keys)
 
 
 def image_key(image_id: str) -> int:
@@ -58,12 +52,9 @@ def ids_digest(keys: Iterable[int]) -> str:
 
 
 def image_set(class_names: Sequence[str], keys: Collection[int], pixels: Sequence[int]) -> str:
-    """Digest of what was evaluated; the order of images and classes does not matter.
+    """Digest of C classes, image keys and the true pixels of the K = C + 1 classes (background first).
 
-    Args:
-        class_names: the C foreground classes.
-        keys: `image_key` of every evaluated image; without any, the digest is empty.
-        pixels: true pixels of each of the K = C + 1 classes, background first.
+    The order of images and classes does not matter; empty without images.
     """
     if not keys:
         return ""
@@ -77,10 +68,10 @@ def benchmark_of(class_names: Sequence[str], keys: Collection[int]) -> str:
     return next((known.name for known in BENCHMARKS if known.holds(class_names, keys)), "")
 
 
-def _coco(*numbers: int) -> tuple[str, ...]:
-    return tuple(f"COCO_val2014_{number:012d}" for number in numbers)
-
-
+# COCO lists its val ids in rising order; its 5,000 image part, used while training, is their beginning.
+_FIRST_OF_COCO = (42, 73, 74, 133, 1000, 2006, 3001, 4011, 5001, 6005, 7023, 8005)
+_LATER_OF_COCO = (71673, 71682, 71699, 71711, 71737, 71756, 71807, 71826, 71857)
+_COCO_MEMBERS = tuple(f"COCO_val2014_{number:012d}" for number in (*_FIRST_OF_COCO, *_LATER_OF_COCO))
 BENCHMARKS = (
     Benchmark(
         "VOC val",
@@ -90,7 +81,7 @@ BENCHMARKS = (
         ids_digest="2ed3d5f7e4a764a9de116cf12bbb3ef745675bca56e40d2f9c7b866fa8106c66",
     ),
     # No complete list of ids was at hand: the number and these members stand for it.
-    Benchmark("COCO val", COCO, 40137, members=_coco(*_FIRST_OF_COCO, *_LATER_OF_COCO)),
+    Benchmark("COCO val", COCO, 40137, members=_COCO_MEMBERS),
     # members: rulixiang/ToCo ab46ceb, datasets/coco/val_part.txt; the last one is the list's last
-    Benchmark("COCO val_part", COCO, 5000, members=_coco(*_FIRST_OF_COCO, *_LATER_OF_COCO)),
+    Benchmark("COCO val_part", COCO, 5000, members=_COCO_MEMBERS),
 )

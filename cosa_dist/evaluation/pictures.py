@@ -1,9 +1,9 @@
 """Pictures of what a run has learned: image, both CAMs, pseudo-labels, their weights, prediction and truth.
 
-One PNG per image, made without a display. The CAMs show the strongest activation over the image's labels;
-CAM pseudo-label (CPL), segmentation pseudo-label (SPL) and weights are those the assignment network gives
-the image; the prediction is `unfiltered`. Classes come in the data set's colours, with a legend of those
-that occur.
+One PNG per image, made without a display. The CAMs show the strongest activation over the image's labels; CAM
+pseudo-label (CPL), segmentation pseudo-label (SPL) and weights are those the assignment network gives the
+image; the prediction is `unfiltered`. Classes come in the data set's colours, with a legend of those that
+occur.
 """
 
 from __future__ import annotations
@@ -13,32 +13,121 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
+from cosa_dist.assignment.inference import multi_scale
+from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
+from cosa_dist.assignment.threshold import Thresholds
+from cosa_dist.config.method import AssignmentConfig
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.evaluation.evaluator import evaluation_mode, has_cams, resize_map, see, square_image
-from cosa_dist.evaluation.labeller import Labeller, label_image
+from cosa_dist.data.reading.samples import EvalSample
+from cosa_dist.evaluation.evaluator import evaluation_mode, has_cams
 from cosa_dist.evaluation.protocols import (
-    EvaluationSettings,
-    kept_classes,
-    predict,
+    multi_scale_forward,
+    resize_map,
+    square_image,
     strongest_activation,
 )
 
-if TYPE_CHECKING:
-    from cosa_dist.data.reading.loader import EvalSample
-
 IGNORE_COLOUR = (224, 224, 192)
 PANEL_INCHES = 2.4
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """An assignment network and how it labels."""
+
+    network: nn.Module
+    """in evaluation mode while it labels"""
+    stride: int
+    """pixels of the image to one of the CAM's grid"""
+    thresholds: Thresholds
+    """of both CAMs"""
+    config: AssignmentConfig
+    """of the pass and the pseudo-labels; `reliability` says whether the losses use the weights"""
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """CAMs and pseudo-labels of one image, `[H, W]` each."""
+
+    cam: Tensor
+    """float32 strongest activation of a tagged class in 0..1"""
+    aux_cam: Tensor
+    """the same of the auxiliary CAM"""
+    cam_label: Tensor
+    """int64 CAM pseudo-label (CPL): 0 background, 1..C, 255 ignore"""
+    segmentation_label: Tensor
+    """int64 most probable class of the segmentation pseudo-label (SPL): 0 background, 1..C"""
+    weight: Tensor
+    """float32 reliability of the CAM pseudo-label, mean 1 over its foreground and over its background"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map `[H, W]` of a picture: activations or weights as heat, or classes in their colours."""
+
+    title: str
+    values: NDArray[np.generic]
+    heat_up_to: float = 0.0
+    """value of the hottest colour; 0: the map holds classes"""
+
+
+def label_image(labeller: Labeller, sample: EvalSample, size: int, device: torch.device) -> ImageLabels:
+    """What the assignment network on `device` would tell the online network about a whole tagged image.
+
+    The multi-scale pass, thresholds and pseudo-labels of training, but on an evaluation's square of `size`,
+    and brought back to the image's size. Reliability weights are always made, so that a picture shows where
+    the labels are uncertain even if the losses do not use them.
+    """
+    image, tags = sample.image.to(device), sample.labels[None].to(device)
+    output = multi_scale(
+        labeller.network,
+        square_image(image, size)[None],
+        labeller.config.scales,
+        flip=labeller.config.flip,
+        aux_cam_last_scale_only=labeller.config.aux_cam_last_scale_only,
+        labels=tags,
+    )
+    grid = size // labeller.stride
+    whole = torch.tensor([[0, size, 0, size]], device=device)
+    config = labeller.config.model_copy(update={"reliability": True})
+    assignment = make_assignment(output, tags, whole, labeller.thresholds, (grid, grid), config)
+    shape = (image.shape[-2], image.shape[-1])
+    # The foreground's probabilities leave the rest to the background.
+    foreground = assignment.segmentation_pseudo_label
+    probable = torch.cat([1 - foreground.sum(1, keepdim=True), foreground], 1).argmax(1)
+    return ImageLabels(
+        cam=resize_map(output.cam[0].amax(0, keepdim=True), shape)[0],
+        aux_cam=resize_map(output.aux_cam[0].amax(0, keepdim=True), shape)[0],
+        cam_label=_nearest(assignment.cam_pseudo_label, shape).long(),
+        segmentation_label=_nearest(probable, shape).long(),
+        weight=_nearest(_normalised_weight(assignment), shape),
+    )
+
+
+def _normalised_weight(assignment: Assignment) -> Tensor:
+    """Weights `[B, H, W]` with mean 1 over the foreground and over the background, as the losses use them."""
+    label, weight = assignment.cam_pseudo_label, assignment.reliability
+    assert weight is not None
+    result = torch.zeros_like(weight)
+    for part in ((label > 0) & (weight > 0), label == 0):
+        result[part] = weight[part] / weight[part].mean()
+    return result
+
+
+def _nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image's plane `[1, h, w]`, resized to `size` by the nearest pixel: `[H, W]` float32."""
+    return functional.interpolate(maps[None].float(), size=size, mode="nearest-exact")[0, 0]
 
 
 def save_pictures(
@@ -48,36 +137,44 @@ def save_pictures(
     *,
     class_names: Sequence[str],
     palette: ArrayLike,
+    config: EvaluationConfig,
     labeller: Labeller | None = None,
-    settings: EvaluationSettings | None = None,
+    aux_cam_last_scale_only: bool = False,
     device: torch.device | str = "cpu",
     limit: int = 8,
 ) -> list[Path]:
-    """Draw the first `limit` samples, one PNG each.
+    """Draw the first `limit` samples with what a network on `device` predicts; see `save_panels`.
 
-    Args:
-        network: network on `device` that predicts; its training mode is put back afterwards.
-        samples: images with labels; a mask is not needed.
-        folder: where the files go; made if it is not there.
-        class_names: the C foreground classes.
-        palette: `[K or more, 3]` colours 0..255, background first.
-        labeller: the assignment network, for the CAMs and pseudo-labels; without one, the CAMs are the
-            predicting network's and there are no pseudo-labels.
-        settings: scales, flip and size of the multi-scale pass.
-        device: where the networks are.
-        limit: largest number of pictures.
-
-    Returns:
-        The files in the samples' order.
-
-    Raises:
-        ValueError: if the palette has fewer than K colours.
+    The CAMs and pseudo-labels are the labeller's; without one, the CAMs are the predicting network's and
+    there are no pseudo-labels. Training modes are put back afterwards.
     """
-    settings = settings or EvaluationSettings()
+
+    def panels(sample: EvalSample) -> list[Panel]:
+        size = (sample.image.shape[-2], sample.image.shape[-1])
+        square = square_image(sample.image.to(device), config.size)[None]
+        tags = sample.labels[None].to(device)
+        output = multi_scale_forward(network, square, config, tags, aux_cam_last_scale_only)
+        drawn: list[Panel] = []
+        if labeller is not None:
+            found = label_image(labeller, sample, config.size, torch.device(device))
+            used = "" if labeller.config.reliability else " (not used)"
+            drawn = [
+                heat_panel("CAM", found.cam),
+                heat_panel("auxiliary CAM", found.aux_cam),
+                class_panel("CAM pseudo-label", found.cam_label),
+                class_panel("segmentation pseudo-label", found.segmentation_label),
+                heat_panel(f"weight, 0 to 3{used}", found.weight, 3.0),
+            ]
+        elif has_cams(network):
+            for title, cam in (("CAM", output.cam), ("auxiliary CAM", output.aux_cam)):
+                drawn.append(heat_panel(title, strongest_activation(cam[0], tags[0] > 0.5, size)[0]))
+        prediction = resize_map(output.segmentation[0], size).argmax(0)
+        drawn.append(class_panel("prediction (unfiltered)", prediction))
+        return drawn if sample.mask is None else [*drawn, class_panel("truth", sample.mask)]
+
     with evaluation_mode([network, *([labeller.network] if labeller else [])]), torch.inference_mode():
-        chosen = islice(samples, limit)
-        drawn = ((sample, _panels(network, labeller, sample, settings, device)) for sample in chosen)
-        return save_panels(drawn, folder, class_names=class_names, palette=palette)
+        chosen = ((sample, panels(sample)) for sample in islice(samples, limit))
+        return save_panels(chosen, folder, class_names=class_names, palette=palette)
 
 
 def save_panels(
@@ -87,7 +184,10 @@ def save_panels(
     class_names: Sequence[str],
     palette: ArrayLike,
 ) -> list[Path]:
-    """Draw samples beside maps of them, one PNG each; see `save_pictures`."""
+    """Draw samples beside maps of them, one PNG each; the files come in the samples' order.
+
+    The palette is `[K or more, 3]` colours in 0..255, background first; ValueError for a shorter one.
+    """
     names = ("background", *class_names)
     colours = np.asarray(palette, dtype=np.uint8)
     if colours.ndim != 2 or colours.shape[0] < len(names) or colours.shape[1] != 3:
@@ -104,51 +204,6 @@ def save_panels(
         files.append(folder / f"{number:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', sample.id)}.png")
         figure.savefig(files[-1], dpi=110)
     return files
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One map `[H, W]` of a picture: activations or weights as heat, or classes in their colours."""
-
-    title: str
-    values: NDArray[np.generic]
-    heat_up_to: float = 0.0
-    """value of the hottest colour; 0: the map holds classes"""
-
-
-def _panels(
-    network: nn.Module,
-    labeller: Labeller | None,
-    sample: EvalSample,
-    settings: EvaluationSettings,
-    device: torch.device | str,
-) -> list[Panel]:
-    """The maps of one image, all of the image's size."""
-    size = (sample.image.shape[-2], sample.image.shape[-1])
-    image, labels = sample.image.to(device), sample.labels[None].to(device)
-    output = see(network, square_image(image, settings.size)[None], settings, labels)
-    logits = output.logits.float()
-    segmentation = resize_map(output.segmentation[0], size)[None]
-    prediction = predict(segmentation, logits, labels, "unfiltered")[0]
-    panels: list[Panel] = []
-    if labeller is None and has_cams(network):
-        kept = kept_classes(logits, labels, "true_labels")[0]
-        heats = [strongest_activation(m[0].float(), kept, size)[0] for m in (output.cam, output.aux_cam)]
-        panels = [heat_panel("CAM", heats[0]), heat_panel("auxiliary CAM", heats[1])]
-    elif labeller is not None:
-        given = label_image(labeller, sample, settings.size, torch.device(device))
-        used = "" if labeller.config.reliability else " (not used)"
-        panels = [
-            heat_panel("CAM", given.cam),
-            heat_panel("auxiliary CAM", given.aux_cam),
-            class_panel("CAM pseudo-label", given.cam_label),
-            class_panel("segmentation pseudo-label", given.segmentation_label),
-            heat_panel(f"weight, 0 to 3{used}", given.weight, 3.0),
-        ]
-    panels.append(class_panel("prediction (unfiltered)", prediction))
-    if sample.mask is not None:
-        panels.append(class_panel("truth", sample.mask))
-    return panels
 
 
 def heat_panel(title: str, values: Tensor, up_to: float = 1.0) -> Panel:
@@ -168,57 +223,32 @@ def _draw(
     height, width = sample.image.shape[-2:]
     rows = 1 if len(panels) <= 4 else 2
     columns = -(-(len(panels) + 1) // rows)
-    figure = Figure(
-        figsize=(columns * PANEL_INCHES, rows * PANEL_INCHES * min(height / width, 2.0) + 0.9),
-        layout="constrained",
-    )
+    inches = (columns * PANEL_INCHES, rows * PANEL_INCHES * min(height / width, 2.0) + 0.9)
+    figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns).ravel()
-    image = sample.image.permute(1, 2, 0).cpu().numpy()
     for place in axes:
         place.set_axis_off()
-    _show(axes[0], image, "image")
-    occurring: set[int] = set()
+    image = sample.image.permute(1, 2, 0).cpu().numpy()
+    # What is no class is light yellow.
+    table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
+    table[: min(len(colours), IGNORE)] = colours[:IGNORE]
+    titles = ["image", *(panel.title for panel in panels)]
+    shown = [image, *(image if p.heat_up_to else table[p.values.astype(np.int64)] for p in panels)]
+    for place, title, picture in zip(axes, titles, shown, strict=False):
+        place.set_title(title, fontsize=9)
+        place.imshow(picture, interpolation="nearest")
     for place, panel in zip(axes[1:], panels, strict=False):
         if panel.heat_up_to:
-            _show(place, image, panel.title)
             place.imshow(panel.values, cmap="turbo", vmin=0, vmax=panel.heat_up_to, alpha=0.6)
-        else:
-            _show(place, _coloured(panel.values.astype(np.int64), colours), panel.title)
-            occurring |= {int(index) for index in np.unique(panel.values)}
-    figure.legend(
-        handles=_legend(occurring, names, colours),
-        loc="outside lower center",
-        ncols=8,
-        fontsize=8,
-        frameon=False,
-    )
+    occurring = {int(index) for panel in panels if not panel.heat_up_to for index in np.unique(panel.values)}
+    legend = {index: name for index, name in enumerate(names) if index in occurring}
+    legend |= {IGNORE: "ignore"} if IGNORE in occurring else {}
+    handles = [
+        Patch(facecolor=tuple(table[index] / 255), edgecolor="black", linewidth=0.5, label=name)
+        for index, name in legend.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     tags = [name for name, on in zip(names[1:], sample.labels.tolist(), strict=True) if on > 0.5]
     figure.suptitle(f"{sample.id}: {', '.join(tags) or 'no label'}", fontsize=10)
     return figure
-
-
-def _show(panel: Axes, picture: NDArray[np.uint8], title: str) -> None:
-    panel.imshow(picture, interpolation="nearest")
-    panel.set_title(title, fontsize=9)
-
-
-def _coloured(classes: NDArray[np.integer], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Class indices `[H, W]` as colours `[H, W, 3]`; what is no class is light yellow."""
-    table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
-    table[: min(len(colours), IGNORE)] = colours[:IGNORE]
-    return table[classes]
-
-
-def _legend(occurring: set[int], names: Sequence[str], colours: NDArray[np.uint8]) -> list[Patch]:
-    handles = [
-        _patch(colours[index].tolist(), names[index]) for index in sorted(occurring) if index < len(names)
-    ]
-    if IGNORE in occurring:
-        handles.append(_patch(IGNORE_COLOUR, "ignore"))
-    return handles
-
-
-def _patch(colour: Sequence[int], label: str) -> Patch:
-    red, green, blue = (value / 255 for value in colour)
-    return Patch(facecolor=(red, green, blue), edgecolor="black", linewidth=0.5, label=label)

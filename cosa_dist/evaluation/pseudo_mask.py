@@ -1,13 +1,19 @@
-"""One image's pseudo-mask: what a trained CoSA says of it, turned into classes to train a segmenter on.
+"""Pseudo-masks: a trained CoSA's predictions, turned into classes to train a segmenter on, and their quality.
 
-The images are training images, so their tags may be used: only tagged classes (and background) are given
-out. A source says where classes come from, a refinement moves their borders to those of the image, and what
+The images are training images, so their tags may be used: only tagged classes (and background) are given out.
+A source says where classes come from, a refinement moves their borders to those of the image, and what
 remains uncertain is left out (255). The combination is ours; the parts are the field's.
+
+The mIoU leaves ignored pixels out, so masks that ignore what is hard look better than what can be learned
+from them. Three more figures say what was left out: the mIoU with ignored pixels counted as missed, the
+fraction of each class that is ignored, and each class's share of the labelled pixels beside its true one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +22,13 @@ from torch.nn import functional
 from cosa_dist.assignment.inference import MultiScaleOutput
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.evaluation.evaluator import resize_map
+from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class, mean_iou, per_cent
+from cosa_dist.evaluation.protocols import resize_map
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
+
+Refine = Callable[[Tensor], Tensor]
+"""refines probabilities `[K, H, W]`"""
 
 
 @dataclass(frozen=True)
@@ -37,24 +47,17 @@ def pseudo_mask(
     config: PseudoMaskConfig,
     passes: int,
 ) -> PseudoMask:
-    """Label one image of a batch.
+    """Label image `index` of a batch, `[3, H, W]` uint8 at its own size, by its tags `[C]` (multi-hot).
 
-    Args:
-        output: the multi-scale pass over the batch.
-        index: which image of it.
-        image: `[3, H, W]` uint8, at its own size.
-        labels: `[C]` multi-hot tags.
-        config: source, refinement and what is left out.
-        passes: scales times mirror images that the segmentation logits are summed over.
+    The output's segmentation logits are sums over `passes`, scales times mirror images.
     """
-    refine = _Refinement(image, config.refinement)
+    refine, size = _refinement(image, config.refinement), (image.shape[-2], image.shape[-1])
     if config.source == "cam":
-        return _from_cam(output.cam[index], labels, config, refine)
-    logits = output.segmentation[index] / passes
-    segmentation = _from_segmentation(logits, labels, config, refine)
+        return _from_cam(output.cam[index], labels, config, refine, size)
+    segmentation = _from_segmentation(output.segmentation[index] / passes, labels, config, refine, size)
     if config.source == "segmentation":
         return segmentation
-    cam = _from_cam(output.cam[index], labels, config, refine)
+    cam = _from_cam(output.cam[index], labels, config, refine, size)
     agreed = segmentation.classes == cam.classes
     return PseudoMask(
         segmentation.classes.masked_fill(~agreed, IGNORE),
@@ -62,51 +65,48 @@ def pseudo_mask(
     )
 
 
-class _Refinement:
-    """Refines probabilities `[K, H, W]` of one image; what it needs of the image is made once."""
+def _refinement(image: Tensor, kind: str) -> Refine:
+    """The refinement by an image `[3, H, W]`; what it needs of the image is made once."""
+    match kind:
+        case "crf" | "crf_ten_iterations":
+            config = CRF_SETTINGS["released" if kind == "crf" else "ten_iterations"]
+            crf = DenseCrf.build(image[None], config)
+            return lambda probabilities: crf.refine(probabilities[None])[0]
+        case "pixel_adaptive":
 
-    def __init__(self, image: Tensor, kind: str) -> None:
-        self.image, self.kind = image, kind
-        self.size = (image.shape[-2], image.shape[-1])
-        self.crf: DenseCrf | None = None
-        if kind.startswith("crf"):
-            settings = CRF_SETTINGS["released" if kind == "crf" else "ten_iterations"]
-            self.crf = DenseCrf.build(image[None], settings)
+            def refine(probabilities: Tensor) -> Tensor:
+                refined = pixel_adaptive(image[None].float(), probabilities[None])[0]
+                return refined / refined.sum(0, keepdim=True).clamp(min=1e-6)
 
-    def __call__(self, probabilities: Tensor) -> Tensor:
-        if self.crf is not None:
-            return self.crf.refine(probabilities[None])[0]
-        if self.kind == "pixel_adaptive":
-            refined = pixel_adaptive(self.image[None].float(), probabilities[None])[0]
-            return refined / refined.sum(0, keepdim=True).clamp(min=1e-6)
-        return probabilities
+            return refine
+    return lambda probabilities: probabilities
 
 
 def _from_segmentation(
-    logits: Tensor, labels: Tensor, config: PseudoMaskConfig, refine: _Refinement
+    logits: Tensor, labels: Tensor, config: PseudoMaskConfig, refine: Refine, size: tuple[int, int]
 ) -> PseudoMask:
     """The most probable class of a segmentation `[C + 1, h, w]`; reliability is its probability."""
     planes = functional.pad(labels > 0.5, (1, 0), value=True).nonzero().flatten()
-    probabilities = refine(resize_map(logits[planes], refine.size).softmax(0))
-    most, place = probabilities.max(0)
+    most, place = refine(resize_map(logits[planes], size).softmax(0)).max(0)
     classes = planes[place].masked_fill(most < config.min_probability, IGNORE)
     return PseudoMask(classes.to(torch.uint8), most)
 
 
-def _from_cam(cam: Tensor, labels: Tensor, config: PseudoMaskConfig, refine: _Refinement) -> PseudoMask:
+def _from_cam(
+    cam: Tensor, labels: Tensor, config: PseudoMaskConfig, refine: Refine, size: tuple[int, int]
+) -> PseudoMask:
     """Foreground where a CAM `[C, h, w]` beats the high level, background where all lose to the low one.
 
     Reliability grows with the distance of the strongest activation from the level on its side, 0 on it.
     """
     planes = (labels > 0.5).nonzero().flatten()
-    activations = resize_map(cam[planes], refine.size).clamp(0, 1)
+    activations = resize_map(cam[planes], size).clamp(0, 1)
     if not len(planes):
-        nothing = cam.new_zeros(refine.size)
+        nothing = cam.new_zeros(size)
         return PseudoMask(nothing.to(torch.uint8), nothing + 1)
 
     def against(level: float) -> Tensor:
-        background = activations.new_full((1, *refine.size), level)
-        scores = torch.cat([background, activations])
+        scores = torch.cat([activations.new_full((1, *size), level), activations])
         return refine(scores / scores.sum(0, keepdim=True).clamp(min=1e-6)).argmax(0)
 
     above, below = against(config.cam_high), against(config.cam_low)
@@ -117,3 +117,78 @@ def _from_cam(cam: Tensor, labels: Tensor, config: PseudoMaskConfig, refine: _Re
     under = (config.cam_low - strongest) / max(config.cam_low, 1e-6)
     reliability = torch.where(classes > 0, over, under).clamp(0, 1) * (classes != IGNORE)
     return PseudoMask(classes.to(torch.uint8), reliability)
+
+
+@dataclass
+class MaskCounts:
+    """Pixel counts of pseudo-masks over some images; those of several parts are added."""
+
+    table: Tensor
+    """[K + 1, K + 1] int64: true class, pseudo-class; last column: ignored pixels, last row: empty"""
+    pixels: int = 0
+    ignored: int = 0
+    """pixels that the pseudo-masks ignore"""
+    images: int = 0
+    judged: int = 0
+    """images whose true mask is known"""
+
+    @classmethod
+    def empty(cls, classes: int) -> MaskCounts:
+        """Counts of no image, for K = `classes` with the background."""
+        return cls(torch.zeros(classes + 1, classes + 1, dtype=torch.int64))
+
+    def add(self, classes: Tensor, truth: Tensor | None) -> None:
+        """Count one image: pseudo-classes and, if known, true classes (`[H, W]` each)."""
+        self.images += 1
+        self.pixels += classes.numel()
+        self.ignored += int((classes == IGNORE).sum())
+        if truth is not None:
+            self.judged += 1
+            ignored = len(self.table) - 1
+            given = torch.where(classes == IGNORE, ignored, classes.long())
+            known = torch.where(truth < ignored, truth.long(), -1)
+            self.table += confusion_matrix(given, known, len(self.table)).cpu()
+
+    def __add__(self, other: MaskCounts) -> MaskCounts:
+        names = [field.name for field in fields(self)]
+        return MaskCounts(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values that `from_row` reads back."""
+        return {**vars(self), "table": self.table.tolist()}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> MaskCounts:
+        """Counts from what `as_row` gave; KeyError for a row of an earlier version."""
+        return cls(**{**row, "table": torch.tensor(row["table"], dtype=torch.int64)})
+
+    def true_pixels(self) -> Tensor:
+        """Pixels of each of the K classes in the true masks, `[K]`."""
+        return self.table[:-1].sum(1)
+
+    def quality(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Quality in per cent; where no true mask is known, only `ignored` has a value.
+
+        `miou`, `iou`: over the pixels that are not ignored; `miou_missed`: ignored pixels count as missed;
+        `ignored`: of all pixels; `ignored_of_class`: of a class's true pixels; `share`, `true_share`: a
+        class's part of the labelled pixels and of the truth, both where the truth is known. A class that a
+        figure has no pixel to stand on for has None.
+        """
+        confusion, missed = self.table[:-1, :-1], self.table[:-1, -1]
+        truth, labelled = self.true_pixels(), confusion.sum(0)
+
+        def by_class(fractions: Tensor) -> dict[str, float | None]:
+            values = map(per_cent, fractions.tolist())
+            return dict(zip(("background", *class_names), values, strict=True)) if self.judged else {}
+
+        return {
+            "images": self.images,
+            "images_with_truth": self.judged,
+            "miou": per_cent(mean_iou(confusion)) if self.judged else None,
+            "miou_missed": per_cent(mean_iou(self.table)) if self.judged else None,
+            "ignored": 100.0 * self.ignored / self.pixels if self.pixels else None,
+            "iou": by_class(iou_per_class(confusion)),
+            "ignored_of_class": by_class(missed.double() / truth),
+            "share": by_class(labelled.double() / labelled.sum()),
+            "true_share": by_class(truth.double() / truth.sum()),
+        }

@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosa_dist.evaluation.evaluator import resize_map, see, square_image
-from cosa_dist.evaluation.protocols import EvaluationSettings, Protocol, kept_classes
+from cosa_dist.config.schema import EvaluationConfig
+from cosa_dist.evaluation.protocols import (
+    Protocol,
+    kept_classes,
+    multi_scale_forward,
+    resize_map,
+    square_image,
+)
 from cosa_dist.training.precision import autocast
 
 BAND_VALUES = 2**26
@@ -42,7 +48,7 @@ class Segmenting:
     def __init__(
         self,
         network: nn.Module,
-        settings: EvaluationSettings,
+        settings: EvaluationConfig,
         device: torch.device,
         *,
         precision: str = "auto",
@@ -72,7 +78,7 @@ class Segmenting:
         """Segment pictures `[3, H, W]` uint8, each of its own size."""
         squares = [square_image(image.to(self.device), self.settings.size) for image in images]
         with autocast(self.precision, self.device):
-            output = see(self.network, torch.stack(squares), self.settings)
+            output = multi_scale_forward(self.network, torch.stack(squares), self.settings)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         logits = output.logits.float()
         kept = kept_classes(logits, torch.zeros_like(logits), self.protocol)

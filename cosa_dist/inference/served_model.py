@@ -23,7 +23,6 @@ from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.reading.views import to_tensor
 from cosa_dist.data.sources.record import MAX_FILE_BYTES
-from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.inference.trained import load_trained
 from cosa_dist.inference.writing import palette_mask
@@ -39,7 +38,7 @@ class ServedModel(PythonModel):
         self.names = ("background", *model.class_names)
         config = model.config
         precision = config.training.precision
-        self.segmenting = Segmenting(model.network, evaluation_settings(config), device, precision=precision)
+        self.segmenting = Segmenting(model.network, config.evaluation, device, precision=precision)
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
         """Answer a table with a column `image` by one with `mask`, `classes` and `error`."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cosa_dist.evaluation.protocols import EvaluationSettings
-from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.inference.coco_rle import annotations_of
 from cosa_dist.inference.pictures import Picture, Skipped
 from cosa_dist.inference.reading import ReadPicture, read_picture
@@ -70,27 +69,23 @@ class Predicted:
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
-def prediction_settings(model: TrainedModel, task: PredictionTask) -> EvaluationSettings:
-    """The run's evaluation settings with the task's changes.
-
-    Raises:
-        ValueError: a setting out of its range.
-    """
-    settings = replace(evaluation_settings(model.config), crf=None)
+def prediction_settings(model: TrainedModel, task: PredictionTask) -> EvaluationConfig:
+    """The run's evaluation settings with the task's changes."""
+    settings = model.config.evaluation
     changes: dict[str, Any] = {
         "scales": task.scales or settings.scales,
         "flip": settings.flip if task.flip is None else task.flip,
         "size": task.size or settings.size,
         "batch_size": task.batch_size or settings.batch_size,
     }
-    return replace(settings, **changes)
+    return settings.model_copy(update=changes)
 
 
 class PredictionWorker:
     """Holds a network and predicts batch after batch."""
 
     def __init__(self, task: PredictionTask) -> None:
-        """Load the network; raises what `load_trained` and `prediction_settings` raise."""
+        """Load the network; raises what `load_trained` raises."""
         # PIL warns of oddities (transparent palettes, strange EXIF) that its result does not suffer from.
         warnings.filterwarnings("ignore", module="PIL")
         if task.threads:

@@ -1,8 +1,7 @@
 """Bilateral filtering of maps by the colours and positions of images.
 
-The kernel between two pixels is a Gaussian of their distance in the image (standard deviation
-`sigma_xy`, in pixels) times one of their distance in colour (`sigma_rgb`, in grey levels of
-0..255), evaluated on the permutohedral lattice.
+The kernel between two pixels is a Gaussian of their distance in the image (standard deviation `sigma_xy`, in
+pixels) times one of their distance in colour (`sigma_rgb`, in grey levels of 0..255).
 """
 
 from __future__ import annotations
@@ -14,20 +13,7 @@ from cosa_dist.lattice.permutohedral import PermutohedralLattice
 
 
 def position_features(height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
-    """Pixel positions (x, y) in units of `sigma_xy`.
-
-    Args:
-        height: Rows.
-        width: Columns.
-        sigma_xy: Standard deviation in pixels.
-        device: Where to make them.
-
-    Returns:
-        `[height * width, 2]` float32, row by row.
-
-    Raises:
-        ValueError: Where `sigma_xy` is not positive.
-    """
+    """Pixel positions (x, y) in units of `sigma_xy`, `[height * width, 2]` float32, row by row."""
     if not sigma_xy > 0:
         raise ValueError(f"sigma_xy must be positive, not {sigma_xy}")
     rows = torch.arange(height, device=device, dtype=torch.float32)
@@ -37,19 +23,7 @@ def position_features(height: int, width: int, sigma_xy: float, device: torch.de
 
 
 def bilateral_features(images: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
-    """Features (x, y, red, green, blue) of every pixel, in standard deviations.
-
-    Args:
-        images: `[B, 3, H, W]` colours in 0..255, any dtype.
-        sigma_rgb: Standard deviation in grey levels.
-        sigma_xy: Standard deviation in pixels.
-
-    Returns:
-        `[B, H * W, 5]` float32.
-
-    Raises:
-        ValueError: Where a standard deviation is not positive or the shape is not `[B, 3, H, W]`.
-    """
+    """Features (x, y, red, green, blue) of `[B, 3, H, W]` colours in 0..255, `[B, H * W, 5]` float32."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
     if not sigma_rgb > 0:
@@ -61,19 +35,9 @@ def bilateral_features(images: Tensor, sigma_rgb: float, sigma_xy: float) -> Ten
 
 
 def bilateral_filter(images: Tensor, values: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
-    """Filter maps bilaterally by their images; not normalised, no gradient (released code).
+    """Filter maps `[B, K, H, W]` bilaterally by `[B, 3, H, W]` colours in 0..255 (released code).
 
-    Args:
-        images: `[B, 3, H, W]` colours in 0..255.
-        values: `[B, K, H, W]`, one lattice per image for all K channels.
-        sigma_rgb: Standard deviation in grey levels.
-        sigma_xy: Standard deviation in pixels.
-
-    Returns:
-        `[B, K, H, W]` float32, about 0.52 times the exact sum over all pixels (`permutohedral`).
-
-    Raises:
-        ValueError: Where shapes do not fit or a standard deviation is not positive.
+    Not normalised (about 0.52 times the exact sum, see `permutohedral`), float32, without gradient.
     """
     if values.dim() != 4 or values.shape[0] != len(images) or values.shape[2:] != images.shape[2:]:
         raise ValueError(

@@ -1,18 +1,15 @@
 """Dense CRF: mean-field refinement of class probabilities by the image they belong to.
 
-Every pixel is joined to every other by two Gaussian kernels, one of position and one of position and
-colour, and pays for each neighbour of another class (Potts). Mean-field inference repeats
-`Q = softmax(log p + sum_m w_m K_m Q)` with kernels normalised symmetrically, `K = D^-1/2 G D^-1/2`
-where `D = G 1` (Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian
-Edge Potentials", 2011); `G` is the permutohedral lattice's filter.
-
-The lattice of positions is the same for all images of a size, that of positions and colours is built
-once per image; both serve all classes, all iterations and any number of predictions.
+Every pixel is joined to every other by two Gaussian kernels, one of position and one of position and colour,
+and pays for each neighbour of another class (Potts). Mean-field inference repeats `Q = softmax(log p + sum_m
+w_m K_m Q)` with kernels normalised symmetrically, `K = D^-1/2 G D^-1/2` where `D = G 1` (Krähenbühl and
+Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011); `G` is the
+permutohedral lattice's filter. The lattice of positions is shared by all images of a size, that of positions
+and colours is built once per image; both serve all classes, iterations and predictions.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -20,55 +17,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cosa_dist.config.schema import CrfConfig
 from cosa_dist.lattice.bilateral import bilateral_features, position_features
 from cosa_dist.lattice.permutohedral import PermutohedralLattice
 
 CrfName = Literal["released", "ten_iterations"]
-
-_LEAST_PROBABILITY = 1e-5  # the common packages' floor: no class is ever quite impossible
-
-
-@dataclass(frozen=True)
-class CrfSettings:
-    """Kernels and length of the inference; the defaults are those of the released evaluation.
-
-    Attributes:
-        iterations: mean-field iterations.
-        position_sigma: standard deviation of the position kernel in pixels.
-        position_weight: weight of the position kernel, in units of log probability.
-        bilateral_sigma_xy: standard deviation in position of the position-and-colour kernel, in pixels.
-        bilateral_sigma_rgb: its standard deviation in colour, in grey levels of 0..255.
-        bilateral_weight: its weight.
-    """
-
-    iterations: int = 1
-    position_sigma: float = 1.0
-    position_weight: float = 1.0
-    bilateral_sigma_xy: float = 121.0
-    bilateral_sigma_rgb: float = 5.0
-    bilateral_weight: float = 4.0
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot be computed.
-
-        Raises:
-            ValueError: naming the setting, its value and what is allowed.
-        """
-        if self.iterations < 1:
-            raise ValueError(f"iterations of the CRF must be at least 1, not {self.iterations}")
-        for name in ("position_sigma", "bilateral_sigma_xy", "bilateral_sigma_rgb"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} of the CRF must be above 0, not {getattr(self, name)}")
-        for name in ("position_weight", "bilateral_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} of the CRF must be at least 0, not {getattr(self, name)}")
-
-
-CRF_SETTINGS: dict[CrfName, CrfSettings] = {
-    "released": CrfSettings(),
-    "ten_iterations": CrfSettings(10, 4.0, 3.0, 83.0, 5.0, 3.0),
+CRF_SETTINGS: dict[CrfName, CrfConfig] = {
+    "released": CrfConfig(enabled=True),
+    "ten_iterations": CrfConfig(
+        enabled=True,
+        iterations=10,
+        position_sigma=4.0,
+        position_weight=3.0,
+        bilateral_sigma_xy=83.0,
+        bilateral_sigma_rgb=5.0,
+        bilateral_weight=3.0,
+    ),
 }
 """The released evaluation's setting, and a stronger one, which no published result is of."""
+
+_LEAST_PROBABILITY = 1e-5  # the common packages' floor: no class is ever quite impossible
 
 
 @dataclass(frozen=True)
@@ -105,13 +73,7 @@ def _position_kernel(height: int, width: int, sigma: float, weight: float, devic
 
 @dataclass(frozen=True)
 class DenseCrf:
-    """The CRF of B images of one size; make one with `build`, refine any number of predictions.
-
-    Attributes:
-        shape: (B, H, W).
-        kernels: the kernels of positive weight.
-        iterations: mean-field iterations.
-    """
+    """The CRF of B images of one size, `shape` (B, H, W); `build` one, `refine` any number of predictions."""
 
     shape: tuple[int, int, int]
     kernels: tuple[_Kernel, ...]
@@ -119,41 +81,24 @@ class DenseCrf:
 
     @classmethod
     @torch.no_grad()
-    def build(cls, images: Tensor, settings: CrfSettings = CRF_SETTINGS["released"]) -> DenseCrf:
-        """Build the kernels of some images, on the device where they are.
-
-        Args:
-            images: `[B, 3, H, W]` colours in 0..255, any dtype.
-            settings: kernels and iterations.
-
-        Raises:
-            ValueError: Where the shape is wrong or empty, or colours are not finite.
-        """
-        features = bilateral_features(images, settings.bilateral_sigma_rgb, settings.bilateral_sigma_xy)
+    def build(cls, images: Tensor, config: CrfConfig = CRF_SETTINGS["released"]) -> DenseCrf:
+        """Build the kernels of images `[B, 3, H, W]` with colours in 0..255, on their device."""
+        features = bilateral_features(images, config.bilateral_sigma_rgb, config.bilateral_sigma_xy)
         batch, _, height, width = images.shape
         kernels = []
-        if settings.position_weight:
-            sigma, weight = settings.position_sigma, settings.position_weight
+        if config.position_weight:
+            sigma, weight = config.position_sigma, config.position_weight
             kernels.append(_position_kernel(height, width, sigma, weight, images.device))
-        if settings.bilateral_weight:
-            kernels.append(_Kernel.build(features, settings.bilateral_weight))
-        return cls((batch, height, width), tuple(kernels), settings.iterations)
+        if config.bilateral_weight:
+            kernels.append(_Kernel.build(features, config.bilateral_weight))
+        return cls((batch, height, width), tuple(kernels), config.iterations)
 
     @torch.no_grad()
     def refine(self, probabilities: Tensor) -> Tensor:
-        """Mean-field inference; no gradient flows through.
+        """Mean-field beliefs `[B, K, H, W]` float32 of such probabilities; both sum to 1 over K, no gradient.
 
-        Probabilities count as at least 1e-5 (as in the released code), so a class that is left out
-        everywhere (0) stays far below the others, but is not 0.
-
-        Args:
-            probabilities: `[B, K, H, W]`, sums over K are 1; taken as float32.
-
-        Returns:
-            `[B, K, H, W]` float32 beliefs, which sum to 1 over K.
-
-        Raises:
-            ValueError: Where batch or size is not the images'.
+        Probabilities count as at least 1e-5 (as in the released code), so a class that is left out everywhere
+        (0) stays far below the others, but is not 0.
         """
         batch, height, width = self.shape
         if probabilities.dim() != 4 or (len(probabilities), *probabilities.shape[2:]) != self.shape:
@@ -184,20 +129,6 @@ class DenseCrf:
         return beliefs
 
 
-def dense_crf(
-    images: Tensor, probabilities: Tensor, settings: CrfSettings = CRF_SETTINGS["released"]
-) -> Tensor:
-    """Refine the class probabilities of images once: `DenseCrf.build(...).refine(...)`.
-
-    Args:
-        images: `[B, 3, H, W]` colours in 0..255, any dtype.
-        probabilities: `[B, K, H, W]`, sums over K are 1.
-        settings: kernels and iterations; the released evaluation's if left out.
-
-    Returns:
-        `[B, K, H, W]` float32 beliefs, which sum to 1 over K.
-
-    Raises:
-        ValueError: Where shapes do not fit or are empty, or colours are not finite.
-    """
-    return DenseCrf.build(images, settings).refine(probabilities)
+def dense_crf(images: Tensor, probabilities: Tensor, config: CrfConfig = CRF_SETTINGS["released"]) -> Tensor:
+    """Refine class probabilities `[B, K, H, W]` by their images once: `DenseCrf.build(...).refine(...)`."""
+    return DenseCrf.build(images, config).refine(probabilities)

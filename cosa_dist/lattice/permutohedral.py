@@ -1,72 +1,131 @@
 """Gaussian filtering of values at scattered points on the permutohedral lattice.
 
-Splat the values onto the vertices around each point, blur along the d + 1 lattice axes with (1/2,
-1, 1/2), slice back with the same weights and the factor 1 / (1 + 2^-d) (Adams et al. 2010, in the
-form of the released code). The filter is linear and **not normalised**: with five dimensions a
-constant image comes out as about 0.52 times the exact sum of Gaussians, a gain that the loss
-weights of the method take into account. Divide by the filtered constant 1 where a mean is wanted.
+Splat the values onto the vertices around each point, blur along the d + 1 lattice axes with (1/2, 1, 1/2),
+slice back with the same weights and the factor 1 / (1 + 2^-d) (Adams, Baek and Davis, "Fast High-Dimensional
+Filtering Using the Permutohedral Lattice", 2010, in the form of the released code). The filter is linear and
+**not normalised**: in five dimensions a constant image comes out as about 0.52 times the exact sum of
+Gaussians, a gain that the loss weights of the method take into account. Divide by the filtered constant 1
+where a mean is wanted.
 
-The vertices are found by sorting integer keys, one lattice for a whole batch, and each pass is a
-weighted sum of gathered rows (`embedding_bag`), so that there is no loop over points, no compiled
-extension and no atomic addition: the result is the same on every call, on GPUs too.
+The lattice lives in the hyperplane of d + 1 coordinates that sum to zero. Its vertices have integer
+coordinates that all leave the same remainder modulo d + 1, and every simplex has exactly one vertex of each
+remainder, so a point is described by the nearest vertex of remainder 0 and the order of its offsets from
+there. Vertices are found by sorting integer keys, one lattice for a whole batch, and each pass is a weighted
+sum of gathered rows (`embedding_bag`): no loop over points, no compiled extension and no atomic addition, so
+the result is the same on every call, on GPUs too. Tensors of coordinates are `[d + 1, P]`, which keeps every
+pass contiguous.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from cosa_dist.lattice.simplex import Simplices, enclosing_simplices
 
 _LARGEST_KEY = 2**62
 _LARGEST_INDEX = 2**31 - 1
 _FARTHEST = 1e5  # beyond, float32 has no digits left for the place inside a simplex
 
 
+class Simplices(NamedTuple):
+    """The enclosing simplex of each of P points, `[d + 1, P]` each."""
+
+    origin: Tensor  # float32 of whole numbers, the simplex's vertex of remainder 0
+    rank: Tensor  # int64, each coordinate's place in the descending order of the offsets
+    weights: Tensor  # float32 barycentric weight of the vertex of remainder 0..d; columns sum to 1
+
+
+def elevate(features: Tensor) -> Tensor:
+    """Map points `[P, d]` (float32, in standard deviations) into the hyperplane, `[d + 1, P]` (Adams et al.).
+
+    The basis is orthogonal, of length sqrt(2/3) (d + 1), so that splat, blur and slice together have the
+    variance 1 in feature units.
+    """
+    columns = _basis(features.shape[1], features.device).unbind(1)
+    # Sums of products instead of a matrix product: TF32 would round the coordinates on GPUs.
+    elevated = columns[-1][:, None] * features[:, -1]
+    for axis in reversed(range(features.shape[1] - 1)):
+        elevated = elevated + columns[axis][:, None] * features[:, axis]
+    return elevated
+
+
+@lru_cache(maxsize=16)
+def _basis(dimensions: int, device: torch.device) -> Tensor:
+    """The map into the hyperplane, `[d + 1, d]` float32; kept, as its copy to a GPU makes the host wait."""
+    basis = torch.zeros(dimensions + 1, dimensions, dtype=torch.float64)
+    for axis in range(dimensions):
+        scale = (dimensions + 1) * math.sqrt(2 / 3) / math.sqrt((axis + 1) * (axis + 2))
+        basis[: axis + 1, axis] = scale
+        basis[axis + 1, axis] = -(axis + 1) * scale
+    return basis.float().to(device)
+
+
+def enclosing_simplices(features: Tensor) -> Simplices:
+    """Find the simplex around each point `[P, d]` and the point's barycentric weights in it."""
+    size = features.shape[1] + 1
+    elevated = elevate(features)
+    # ceil(x - 1/2): halves go down, as in the common implementations.
+    quotient = (elevated / size - 0.5).ceil_()
+    offset = elevated - quotient * size
+    rank = _descending_rank(offset)
+    # Rounding each coordinate by itself may leave the hyperplane; the ranks say which to correct.
+    rank += quotient.sum(0).to(rank.dtype)
+    shift = (rank < 0).to(rank.dtype) - (rank >= size).to(rank.dtype)
+    rank += shift * size
+    quotient += shift
+    origin = quotient * size
+    rank = rank.long()
+    ordered = torch.empty_like(elevated).scatter_(0, rank, (elevated - origin) / size)
+    # The descents of the ordered offsets; the last closes the sum to 1 and is the origin's weight.
+    weights = -ordered.diff(dim=0, append=ordered[:1] - 1).flip(0)
+    return Simplices(origin, rank, weights)
+
+
+def _descending_rank(offset: Tensor) -> Tensor:
+    """Place of each entry of `[d + 1, P]` in its column's descending order, int8; ties stay in order."""
+    size = offset.shape[0]
+    # Counting starts from the order as it stands and moves each pair that is the wrong way round.
+    # Bytes, since the many small passes are bound by memory.
+    rank = torch.arange(size, dtype=torch.int8, device=offset.device)[:, None].repeat(1, offset.shape[1])
+    for first in range(size):
+        for second in range(first + 1, size):
+            smaller = (offset[first] < offset[second]).view(torch.int8)
+            rank[first] += smaller
+            rank[second] -= smaller
+    return rank
+
+
 @dataclass(frozen=True)
 class PermutohedralLattice:
-    """The lattice of B sets of N points in d dimensions, with M occupied vertices in all.
-
-    Sets (images) do not see each other. Make one with `build`; it may filter any number of times.
-
-    Attributes:
-        shape: (B, N, d).
-        splat_points: `[B * N * (d + 1)]` int32, points in the order of their vertices.
-        splat_weights: `[B * N * (d + 1)]` float32, the weights that belong to them.
-        splat_offsets: `[M + 1]` int32, where each vertex's run of points starts; the last run is
-            empty, so that vertex M, which stands for all those that are missing, has the value 0.
-        slice_vertices: `[B * N, d + 1]` int32, the vertices around each point.
-        slice_weights: `[B * N, d + 1]` float32, barycentric weights, with the slice factor.
-        blur_vertices: `[d + 1, M + 1, 3]` int32, per axis the vertex before, itself, the vertex
-            after.
-    """
+    """The lattice of B separate sets of N points in d dimensions, with M occupied vertices in all."""
 
     shape: tuple[int, int, int]
+    """(B, N, d)"""
     splat_points: Tensor
+    """`[B * N * (d + 1)]` int32, points in the order of their vertices"""
     splat_weights: Tensor
+    """`[B * N * (d + 1)]` float32, the weights that belong to them"""
     splat_offsets: Tensor
+    """`[M + 1]` int32, where each vertex's run of points starts; the last run is empty, so that vertex M,
+    which stands for all missing ones, has the value 0"""
     slice_vertices: Tensor
+    """`[B * N, d + 1]` int32, the vertices around each point"""
     slice_weights: Tensor
+    """`[B * N, d + 1]` float32, barycentric weights times the slice factor"""
     blur_vertices: Tensor
+    """`[d + 1, M + 1, 3]` int32, per axis the vertex before, itself, the vertex after"""
 
     @classmethod
     @torch.no_grad()
     def build(cls, features: Tensor) -> PermutohedralLattice:
-        """Build the lattice of the given points.
+        """Build the lattice of points `[B, N, d]` in standard deviations (taken as float32).
 
-        Args:
-            features: `[B, N, d]`, positions in units of the wanted standard deviations; taken as
-                float32.
-
-        Returns:
-            The lattice, on the device of `features`.
-
-        Raises:
-            ValueError: Where the shape is wrong or empty, or values are not finite or too far
-                apart.
+        ValueError where the shape is wrong or empty, or values are not finite or too far apart.
         """
         if features.dim() != 3 or 0 in features.shape:
             raise ValueError(f"lattice features must be [B, N, d] and not empty, not {list(features.shape)}")
@@ -99,51 +158,31 @@ class PermutohedralLattice:
 
     @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
-        """Filter values given at the points; no gradient flows through.
-
-        Args:
-            values: `[B, N, K]`, taken as float32; all K channels share the lattice.
-
-        Returns:
-            `[B, N, K]` float32, not normalised.
-
-        Raises:
-            ValueError: Where B or N is not the lattice's.
-        """
+        """Filter values `[B, N, K]` (taken as float32) at the points, not normalised and without gradient."""
         batch, points, _ = self.shape
         if values.dim() != 3 or values.shape[:2] != (batch, points):
             raise ValueError(
                 f"values must be [{batch}, {points}, K] as the lattice is, not {list(values.shape)}"
             )
-        flat = values.reshape(batch * points, -1).float()
+        flat, weights = values.reshape(batch * points, -1).float(), self.splat_weights
         vertices = F.embedding_bag(
-            self.splat_points,
-            flat,
-            self.splat_offsets,
-            mode="sum",
-            per_sample_weights=self.splat_weights,
+            self.splat_points, flat, self.splat_offsets, mode="sum", per_sample_weights=weights
         )
         blur = vertices.new_full((len(vertices), 3), 0.5)
         blur[:, 1] = 1.0
-        for neighbours in self.blur_vertices:
-            vertices = _weighted_rows(neighbours, blur, vertices)
-        return _weighted_rows(self.slice_vertices, self.slice_weights, vertices).view(values.shape)
-
-
-def _weighted_rows(rows: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-    """Sum of `table[rows]` with weights: `[R, n]`, `[R, n]`, `[M, K]` to `[R, K]`."""
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+        for rows in self.blur_vertices:
+            vertices = F.embedding_bag(rows, vertices, mode="sum", per_sample_weights=blur)
+        weights = self.slice_weights
+        sliced = F.embedding_bag(self.slice_vertices, vertices, mode="sum", per_sample_weights=weights)
+        return sliced.view(values.shape)
 
 
 def _vertex_keys(simplices: Simplices, batch: int) -> tuple[Tensor, list[int]]:
-    """Pack each vertex's set and first d coordinates (the last follows from them) into one number.
+    """Pack each vertex's set and first d coordinates (the last follows from them) into one int64.
 
-    A step in coordinate i adds `strides[i]` to the key. The ranges leave room for the blur's
-    neighbours, so that no neighbour's key can be that of another vertex.
-
-    Returns:
-        `[d + 1, B * N]` int64 keys of the vertices of remainder 0..d, and the d + 1 strides (the
-        last 0).
+    Returns the keys `[d + 1, B * N]` of the vertices of remainder 0..d and the d + 1 strides (the last 0): a
+    step in coordinate i adds `strides[i]`. The ranges leave room for the blur's neighbours, so that no
+    neighbour's key can be that of another vertex.
     """
     size, points = simplices.origin.shape
     low, high = simplices.origin[:-1].aminmax(dim=1)
@@ -171,16 +210,9 @@ def _vertex_keys(simplices: Simplices, batch: int) -> tuple[Tensor, list[int]]:
 
 
 def _neighbours(keys: Tensor, strides: list[int]) -> Tensor:
-    """Find both neighbours of every vertex along each lattice axis.
+    """Both neighbours of each vertex (ascending keys `[M]`) along each axis, `[d + 1, M + 1, 3]`; M: none.
 
     One step along axis j adds 1 to every coordinate and takes d + 1 off coordinate j.
-
-    Args:
-        keys: `[M]` int64, ascending.
-        strides: As from `_vertex_keys`.
-
-    Returns:
-        `[d + 1, M + 1, 3]` int32 vertices, where M stands for a missing one.
     """
     count = len(keys)
     sought = F.pad(keys, (0, 1), value=_LARGEST_KEY)

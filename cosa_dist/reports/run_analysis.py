@@ -8,7 +8,7 @@ best one) make of the same images. Predictions are `unfiltered`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +22,13 @@ from torch import Tensor, nn
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class
-from cosa_dist.evaluation.evaluator import has_cams, resize_map, see, square_image
-from cosa_dist.evaluation.protocols import predict, strongest_activation
-from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.evaluation.evaluator import has_cams
+from cosa_dist.evaluation.protocols import (
+    multi_scale_forward,
+    resize_map,
+    square_image,
+    strongest_activation,
+)
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import PREFIX, CheckpointError, checkpoints
@@ -169,18 +173,17 @@ def _snapshot(
     config: RunConfig,
     device: torch.device,
 ) -> CheckpointSnapshot:
-    settings = evaluation_settings(config)
+    settings, training = config.evaluation, config.assignment
     size = (sample.image.shape[-2], sample.image.shape[-1])
     labels = sample.labels[None].to(device)
     square = square_image(sample.image.to(device), settings.size)[None]
-    output = see(predicting, square, settings, labels)
-    maps = resize_map(output.segmentation[0], size)[None]
-    prediction = predict(maps, output.logits.float(), labels, "unfiltered")[0]
+    output = multi_scale_forward(predicting, square, settings, labels)
+    prediction = resize_map(output.segmentation[0], size).argmax(0)
     cam = None
     if has_cams(average):
         # As in training, where the CAMs become pseudo-labels.
-        in_training = replace(settings, scales=config.assignment.scales, flip=config.assignment.flip)
-        maps = see(average, square, in_training, labels).cam[0].float()
+        in_training = settings.model_copy(update={"scales": training.scales, "flip": training.flip})
+        maps = multi_scale_forward(average, square, in_training, labels).cam[0]
         cam = heat_over(_pixels(sample), strongest_activation(maps, labels[0] > 0.5, size)[0])
     return CheckpointSnapshot(step, cam, prediction.to(torch.uint8).cpu().numpy())
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.reading import samples
-from cosa_dist.data.reading.loader import Batch, EvaluationLoader, TrainingLoader
-from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.reading.loader import Batch, EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.reading.views import draw_view, strong_view, to_tensor, weak_view
 from cosa_dist.data.shards.split import MappedSplit, Split, open_split
 from tests.data.shard_server import served
@@ -274,20 +274,14 @@ def test_batches_move_as_a_whole(make_shards: Maker) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"crop_size": 0}, "crop size"),
-        ({"scale_range": (2.0, 1.0)}, "scale range"),
-        ({"scale_range": (0.0, 1.0)}, "scale range"),
-        ({"seed": -1}, "seed"),
-        ({"num_workers": -1}, "workers"),
         ({"start_step": 5}, "start step"),
-        ({"world_size": 3}, "4 cannot be shared equally by 3"),
-        ({"micro_batch_size": 3}, "micro-batches of 3"),
-        ({"shuffle_window": 0}, "shuffle window"),
+        ({"world_size": 3}, "4 cannot be shared evenly by 3"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3"),
     ],
 )
 def test_settings_are_checked(make_shards: Maker, changes: dict[str, object], words: str) -> None:
     split = open_split(make_shards(4), "train")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, ConfigError), match=words):
         loader(split, **changes)
     with pytest.raises(DataError, match="limit"):
         EvaluationLoader(split, limit=0)

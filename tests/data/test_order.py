@@ -1,12 +1,11 @@
 """The order: each epoch a permutation, and the same samples in a step for any number of workers."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.data.errors import DataError
-from cosa_dist.data.reading.order import check_batch, epoch_order, sample_at, step_positions
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.data.reading.order import epoch_order, micro_batch, sample_at, step_positions
 
 
 @given(size=st.integers(1, 60), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
@@ -50,28 +49,15 @@ def test_all_ranks_together_take_the_step_once(
 
 def test_blocks_by_hand() -> None:
     assert step_positions(3, 8, rank=1, world_size=2, micro_batch_size=2) == [[28, 29], [30, 31]]
-    assert step_positions(0, 4) == [[0, 1, 2, 3]]
+    assert step_positions(0, 4, 0, 1, 4) == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((8, 0, 3, None), "8 cannot be shared equally by 3"),
-        ((8, 0, 2, 3), "share of 4 samples cannot be cut into micro-batches of 3"),
-        ((8, 0, 2, 0), "micro-batches of 0"),
-        ((8, 2, 2, None), "rank 2, world size 2"),
-        ((0, 0, 1, None), "batch 0"),
-    ],
-)
-def test_sizes_that_do_not_divide_are_refused(
-    arguments: tuple[int, int, int, int | None], words: str
-) -> None:
-    with pytest.raises(DataError, match=words):
-        check_batch(*arguments)
-
-
-def test_numbers_below_zero_are_refused() -> None:
-    for call in (lambda: sample_at(-1, 4, 0), lambda: step_positions(-1, 4), lambda: epoch_order(0, 0, 0)):
-        with pytest.raises(DataError):
-            call()
-    assert epoch_order(3, 0, 0).dtype == np.int64
+def test_a_batch_is_cut_evenly_or_refused() -> None:
+    assert [micro_batch(8, 2), micro_batch(8, 2, 2), micro_batch(8, 8)] == [4, 2, 1]
+    for sizes, words in (
+        ((8, 3, 0), "8 cannot be shared evenly by 3"),
+        ((8, 2, 3), "micro_batch_size 3 does not divide a worker's part of 4"),
+        ((1, 2, 0), "1 cannot be shared evenly by 2"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            micro_batch(*sizes)

@@ -11,7 +11,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.reading.open import check_reading, open_reading
+from cosa_dist.data.reading.loader import check_reading, open_reading
 from cosa_dist.data.reading.streaming import StreamingSplit
 from cosa_dist.data.shards.split import MappedSplit
 from tests.data.shard_server import served

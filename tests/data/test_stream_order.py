@@ -8,13 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosa_dist.data.reading.stream_order import Piece, StreamOrder, contiguous_pieces
+from cosa_dist.data.reading.order import Piece, StreamOrder, pieces
 
 
 def handed_out(order: StreamOrder, reader: int, start: int, stop: int) -> dict[int, tuple[int, int, int]]:
     """Position -> (epoch, shard, row of the shard), in the order that the reader hands them out."""
     found: dict[int, tuple[int, int, int]] = {}
-    for share in order.shares(reader, start, stop):
+    for share in order.parts(reader, start, stop):
         rows = [(p.shard, row) for p in order.pieces(share) for row in range(p.first, p.stop)]
         assert len(rows) == len(share.rows) == sum(window.size for window in share.windows)
         for window in share.windows:
@@ -73,7 +73,7 @@ def test_readers_have_contiguous_parts_and_may_share_a_shard() -> None:
     order = make((5, 5), window=100, world_size=2)
     parts = []
     for reader in (0, 1):
-        (share,) = order.shares(reader, 0, 2)
+        (share,) = order.parts(reader, 0, 2)
         (window,) = share.windows
         parts.append((share.rows, window.positions.tolist(), list(order.pieces(share))))
     # Epoch 0 has positions 0..9; rank 0 owns 0 1, 4 5, 8 9, and of these steps 0 and 1 want four.
@@ -86,7 +86,7 @@ def test_readers_have_contiguous_parts_and_may_share_a_shard() -> None:
 
 def test_a_resume_leaves_out_windows_that_are_over() -> None:
     order = make((5, 5), window=2, micro_batch_size=2)
-    (share,) = order.shares(0, 3, 5)
+    (share,) = order.parts(0, 3, 5)
     assert share.rows == range(6, 10)
     assert [window.positions.tolist() for window in share.windows] == [[6, 7], [8, 9]]
 
@@ -103,6 +103,7 @@ def test_epochs_seeds_and_readers_have_orders_of_their_own() -> None:
     assert [row for _, row in rows(one, 0)] != list(range(10)) * 4
 
 
-def test_contiguous_pieces() -> None:
-    assert list(contiguous_pieces((3, 1, 4), 2, 6)) == [Piece(0, 2, 3), Piece(1, 0, 1), Piece(2, 0, 2)]
-    assert list(contiguous_pieces((3,), 1, 1)) == []
+def test_pieces_of_shards_end_to_end() -> None:
+    assert list(pieces((3, 1, 4), range(2, 6))) == [Piece(0, 2, 3), Piece(1, 0, 1), Piece(2, 0, 2)]
+    assert list(pieces((3,), range(1, 1))) == []
+    assert list(pieces((3, 1, 4), range(3, 6), (2, 0, 1))) == [Piece(2, 3, 4), Piece(0, 0, 2)]

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 from cosa_dist.data.reading.loader import TrainingLoader
+from cosa_dist.data.reading.order import StreamOrder
 from cosa_dist.data.reading.streaming import open_stream
 from cosa_dist.data.shards.description import DESCRIPTION
 from cosa_dist.data.shards.files import ShardFiles
@@ -92,8 +93,8 @@ def test_training_rows_have_no_masks(make_shards: Maker) -> None:
     split = open_stream(make_shards(4, context=True), "train")
     row = next(iter(split.evaluation_rows(0, 4, 1)))
     assert {"mask", "context"} <= set(row)
-    loader = TrainingLoader(split, crop_size=16, seed=0, global_batch_size=2, stop_step=1)
-    assert set(next(iter(loader._source.rows))) == {
+    order = StreamOrder(split.shard_counts, 0, 4, 2, 1, 1, 1)
+    assert set(next(iter(split.training_rows(order, 0, 0, 1)))) == {
         "position",
         "epoch",
         "id",

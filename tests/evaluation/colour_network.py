@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cosa_dist.data.reading.loader import EvalSample
-from cosa_dist.data.reading.views import denormalise
+from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD
 from cosa_dist.model.network import NetworkOutput
 
 CLASSES = ("red", "green", "blue")
@@ -24,7 +24,8 @@ class ColourNetwork(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        colour = self.dropout(denormalise(images) / 255)
+        mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+        colour = self.dropout(images * std + mean)
         logits = 2 * colour.amax((-2, -1)) - 1
         background = torch.full_like(colour[:, :1], 0.1)
         segmentation = torch.cat([background, colour], 1)

@@ -12,13 +12,19 @@ import torch.multiprocessing as multiprocessing
 from colour_network import CLASSES, ColourNetwork, colour_sample
 from torch import nn
 
+from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.loader import EvalSample
-from cosa_dist.evaluation.evaluator import evaluate, evaluate_parts
-from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.evaluation.evaluator import Evaluator, with_crf
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.lattice.dense_crf import CrfSettings, DenseCrf, dense_crf
+from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf, dense_crf
+from jobs.evaluate import parse
 
-PLAIN = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
+
+def changed(config: EvaluationConfig, **changes: object) -> EvaluationConfig:
+    return config.model_copy(update=changes)
+
+
+PLAIN = changed(EvaluationConfig(), size=8, scales=(1.0,), batch_size=2)
 
 
 def one_image() -> EvalSample:
@@ -47,9 +53,8 @@ def many_images(count: int) -> list[EvalSample]:
     return samples
 
 
-def run(samples: list[EvalSample], settings: EvaluationSettings = PLAIN) -> EvalReport:
-    network = ColourNetwork()
-    return evaluate({"online": network}, samples, class_names=CLASSES, settings=settings)["online"]
+def run(samples: list[EvalSample], config: EvaluationConfig = PLAIN, **how: object) -> EvalReport:
+    return Evaluator(CLASSES, config, **how).evaluate({"online": ColourNetwork()}, samples)["online"]
 
 
 def test_protocols_by_hand():
@@ -104,11 +109,11 @@ def test_the_grid_equals_one_evaluation_per_threshold():
     # Labels made those that the classifier predicts, so that both protocols keep the same classes.
     samples = [replace(s, labels=(s.image.amax((1, 2)) > 127).float()) for s in samples]
     grid = (0.55, 0.2, 0.8)
-    settings = replace(PLAIN, size=12, scales=(1.0, 0.5))
-    together = run(samples, replace(settings, cam_background_grid=grid))
+    config = changed(PLAIN, size=12, scales=(1.0, 0.5))
+    together = run(samples, config, cam_background_grid=grid)
     assert list(together.cam_miou_by_background) == [0.2, 0.55, 0.8]
     for threshold in grid:
-        alone = run(samples, replace(settings, cam_background=threshold))
+        alone = run(samples, changed(config, cam_background=threshold))
         expected = alone.scores["cam_true_labels"].miou
         assert together.cam_miou_by_background[threshold] == pytest.approx(expected, abs=1e-12)
         assert 0 < expected < 100
@@ -116,7 +121,7 @@ def test_the_grid_equals_one_evaluation_per_threshold():
 
 def test_the_grid_changes_nothing_else():
     samples = many_images(3)
-    assert run(samples).scores == run(samples, replace(PLAIN, cam_background_grid=(0.3,))).scores
+    assert run(samples).scores == run(samples, cam_background_grid=(0.3,)).scores
 
 
 def crf_sample() -> EvalSample:
@@ -128,7 +133,7 @@ def crf_sample() -> EvalSample:
     return replace(sample, image=image)
 
 
-CRF = replace(PLAIN, crf=CrfSettings(position_weight=0, bilateral_sigma_rgb=60.0, bilateral_weight=20.0))
+CRF = with_crf(PLAIN, CrfConfig(position_weight=0, bilateral_sigma_rgb=60.0, bilateral_weight=20.0))
 
 
 def test_the_crf_is_judged_beside_the_plain_protocols():
@@ -154,12 +159,8 @@ def test_the_crf_sees_the_original_image_and_the_filtered_softmax(monkeypatch):
 
     monkeypatch.setattr(DenseCrf, "refine", spy)
     sample = many_images(1)[0]
-    evaluate(
-        {"online": ColourNetwork(), "assignment": ColourNetwork()},
-        [sample],
-        class_names=CLASSES,
-        settings=replace(CRF, size=12),
-    )
+    networks = {"online": ColourNetwork(), "assignment": ColourNetwork()}
+    Evaluator(CLASSES, changed(CRF, size=12)).evaluate(networks, [sample])
     assert [tuple(p.shape) for _, p in seen] == [(1, 4, 6, 9)] * 4
     # One lattice for two networks and two protocols.
     assert len({id(crf) for crf, _ in seen}) == 1
@@ -168,8 +169,32 @@ def test_the_crf_sees_the_original_image_and_the_filtered_softmax(monkeypatch):
     assert filtered[0].amax((1, 2)).gt(0).tolist() == [True, *(sample.labels > 0).tolist()]
     kept = unfiltered * filtered.gt(0)
     torch.testing.assert_close(filtered, kept / kept.sum(1, keepdim=True))
-    assert CRF.crf is not None
     assert torch.equal(refine(seen[0][0], unfiltered), dense_crf(sample.image[None], unfiltered, CRF.crf))
+
+
+def test_a_crf_by_name_comes_before_the_configured_one():
+    config = EvaluationConfig(crf=CrfConfig(enabled=True, iterations=2, position_sigma=3))
+    assert with_crf(config, config.crf) == config
+    assert with_crf(config, "ten_iterations").crf == CRF_SETTINGS["ten_iterations"]
+    assert not with_crf(config, None).crf.enabled
+    chosen = with_crf(EvaluationConfig(), CrfConfig(iterations=2)).crf
+    assert (chosen.enabled, chosen.iterations) == (True, 2)
+    assert CRF_SETTINGS["released"] == CrfConfig(enabled=True)
+
+
+def test_the_job_knows_the_crfs_by_name(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "nowhere", "--crf", "twenty"])
+    with pytest.raises(SystemExit):
+        parse()
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("configured", *CRF_SETTINGS))
+
+
+def test_a_run_is_evaluated_as_it_says():
+    config = RunConfig(evaluation={"size": 64}, assignment={"aux_cam_last_scale_only": True})
+    evaluator = Evaluator.of_run(config, CLASSES, masks_needed=False)
+    assert (evaluator.config.size, evaluator.aux_cam_last_scale_only) == (64, True)
+    assert not evaluator.masks_needed
 
 
 def test_without_a_crf_nothing_of_it_is_computed(monkeypatch):
@@ -185,7 +210,7 @@ def test_a_report_tells_which_images_it_is_of():
     assert report.tags() == {
         "image_set": report.image_set, "benchmark": "", "evaluated_images": "5", "classes": "3",
     }  # fmt: skip
-    assert run(samples[::-1], replace(PLAIN, scales=(1.0, 0.5), flip=False)).image_set == report.image_set
+    assert run(samples[::-1], changed(PLAIN, scales=(1.0, 0.5), flip=False)).image_set == report.image_set
     assert run(samples[:4]).image_set != report.image_set
     filled = [replace(s, mask=s.mask.masked_fill(s.mask == 255, 0)) for s in samples]
     assert run(filled).image_set != report.image_set
@@ -195,8 +220,8 @@ def test_a_report_tells_which_images_it_is_of():
 
 def test_any_batch_size_gives_the_same():
     samples = many_images(5)
-    settings = replace(PLAIN, scales=(1.0, 0.5, 1.5), cam_background_grid=(0.4,))
-    reports = [run(samples, replace(settings, batch_size=size)) for size in (1, 3)]
+    config = changed(PLAIN, scales=(1.0, 0.5, 1.5))
+    reports = [run(samples, changed(config, batch_size=n), cam_background_grid=(0.4,)) for n in (1, 3)]
     assert reports[0].metrics() == reports[1].metrics()
     assert reports[0].scores == reports[1].scores
 
@@ -212,14 +237,9 @@ def test_several_networks_and_progress_and_precision():
         def __exit__(self, *_):
             return None
 
-    reports = evaluate(
-        {"online": ColourNetwork(), "assignment": ColourNetwork()},
-        many_images(5),
-        class_names=CLASSES,
-        settings=PLAIN,
-        precision=Context,
-        progress=counted.append,
-    )
+    networks = {"online": ColourNetwork(), "assignment": ColourNetwork()}
+    evaluator = Evaluator(CLASSES, PLAIN, precision=Context, progress=counted.append)
+    reports = evaluator.evaluate(networks, many_images(5))
     assert counted == [2, 4, 5]
     assert len(entered) == 6
     assert reports["online"].scores == reports["assignment"].scores
@@ -233,7 +253,7 @@ def test_the_training_mode_of_every_module_is_put_back():
     modes = []
     network[0].forward = lambda images: modes.append(network[0].training) or forward(images)  # type: ignore[func-returns-value]
     network.forward = network[0].forward  # type: ignore[method-assign]
-    evaluate({"online": network}, [one_image()], class_names=CLASSES, settings=PLAIN)
+    Evaluator(CLASSES, PLAIN).evaluate({"online": network}, [one_image()])
     assert modes == [False]
     assert (network.training, network[0].dropout.training, network[1].training) == (
         True,
@@ -241,7 +261,7 @@ def test_the_training_mode_of_every_module_is_put_back():
         False,
     )
     with pytest.raises(ValueError, match="no image with a mask"):
-        evaluate({"online": network}, [], class_names=CLASSES, settings=PLAIN)
+        Evaluator(CLASSES, PLAIN).evaluate({"online": network}, [])
     assert network.training
 
 
@@ -250,9 +270,7 @@ def test_parts_give_the_reports_of_growing_sets_of_images(sizes):
     samples = many_images(7)
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     parts = [samples[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    found = evaluate_parts(
-        {"online": ColourNetwork()}, parts, class_names=CLASSES, settings=PLAIN, masks_needed=False
-    )
+    found = Evaluator(CLASSES, PLAIN, masks_needed=False).evaluate_parts({"online": ColourNetwork()}, parts)
     assert [reports["online"].images for reports in found] == ends
     for end, reports in zip(ends, found, strict=True):
         if end:
@@ -289,12 +307,13 @@ def test_an_image_counted_twice_is_refused():
 def test_a_network_of_other_classes_is_refused():
     sample = replace(one_image(), labels=torch.zeros(2))
     with pytest.raises(ValueError, match="3 classes and 4 segmentation planes"):
-        evaluate({"online": ColourNetwork()}, [sample], class_names=CLASSES[:2], settings=PLAIN)
+        Evaluator(CLASSES[:2], PLAIN).evaluate({"online": ColourNetwork()}, [sample])
 
 
 # Samples of each rank: uneven, with an image without a mask, and a rank without any image.
 SHARES = {"uneven": ((4, 0, 1, 2), (3,)), "one rank idle": ((0, 1, 2, 3, 4), ())}
-DISTRIBUTED = replace(PLAIN, scales=(1.0, 0.5), cam_background_grid=(0.2, 0.4), crf=CrfSettings())
+DISTRIBUTED = with_crf(changed(PLAIN, scales=(1.0, 0.5)), "released")
+GRID = (0.2, 0.4)
 
 
 def shared_samples() -> list[EvalSample]:
@@ -309,14 +328,14 @@ def evaluate_share(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     samples = shared_samples()
     for name, shares in SHARES.items():
-        report = run([samples[index] for index in shares[rank]], DISTRIBUTED)
+        report = run([samples[index] for index in shares[rank]], DISTRIBUTED, cam_background_grid=GRID)
         (Path(folder) / f"{name}-{rank}.json").write_text(report.to_json())
     dist.destroy_process_group()
 
 
 def test_two_ranks_equal_a_single_process_exactly(tmp_path):
     multiprocessing.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
-    alone = run(shared_samples(), DISTRIBUTED)
+    alone = run(shared_samples(), DISTRIBUTED, cam_background_grid=GRID)
     assert (alone.images, alone.images_without_mask) == (4, 1)
     assert alone.scores["unfiltered"].context_false_foreground is not None
     for name in SHARES:

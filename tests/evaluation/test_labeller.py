@@ -10,7 +10,7 @@ from test_evaluator import one_image
 from cosa_dist.assignment.threshold import Threshold, Thresholds
 from cosa_dist.config.method import AssignmentConfig
 from cosa_dist.evaluation.evaluator import evaluation_mode
-from cosa_dist.evaluation.labeller import ImageLabels, Labeller, label_image
+from cosa_dist.evaluation.pictures import ImageLabels, Labeller, label_image
 
 
 def labeller_of(network: ColourNetwork, border: float, **settings: object) -> Labeller:

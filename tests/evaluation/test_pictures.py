@@ -13,8 +13,7 @@ from test_evaluator import PLAIN, one_image
 
 from cosa_dist.assignment.threshold import Threshold, Thresholds
 from cosa_dist.config.method import AssignmentConfig
-from cosa_dist.evaluation.labeller import Labeller
-from cosa_dist.evaluation.pictures import save_pictures
+from cosa_dist.evaluation.pictures import Labeller, save_pictures
 
 COLOURS = ((17, 34, 51), (250, 10, 20), (30, 240, 40), (50, 60, 230))
 
@@ -35,7 +34,7 @@ def test_one_picture_per_sample_with_the_classes_colours(tmp_path):
         tmp_path / "new" / "folder",
         class_names=CLASSES,
         palette=COLOURS,
-        settings=PLAIN,
+        config=PLAIN,
         limit=2,
     )
     assert [file.name for file in files] == ["000_s0.png", "001_s1.png"]
@@ -51,7 +50,7 @@ def test_an_id_cannot_lead_out_of_the_folder(tmp_path):
     sample = replace(one_image(), id="../../evil/näme")
     folder = tmp_path / "pictures"
     (file,) = save_pictures(
-        ColourNetwork(), [sample], folder, class_names=CLASSES, palette=PALETTE, settings=PLAIN
+        ColourNetwork(), [sample], folder, class_names=CLASSES, palette=PALETTE, config=PLAIN
     )
     assert file.parent == folder
     assert [path.name for path in tmp_path.rglob("*.png")] == [file.name]
@@ -65,6 +64,7 @@ def test_a_palette_that_is_too_short_is_refused(tmp_path):
             tmp_path,
             class_names=CLASSES,
             palette=np.zeros((3, 3), dtype=np.uint8),
+            config=PLAIN,
         )
 
 
@@ -78,7 +78,7 @@ def test_tall_and_wide_images_are_drawn(tmp_path):
             tmp_path,
             class_names=CLASSES,
             palette=PALETTE,
-            settings=PLAIN,
+            config=PLAIN,
         )
         with Image.open(file) as picture:
             assert np.ptp(np.asarray(picture)) > 0
@@ -100,7 +100,7 @@ def test_pseudo_labels_are_drawn_where_an_assignment_network_is_there(tmp_path):
             class_names=CLASSES,
             palette=COLOURS,
             labeller=labeller,
-            settings=PLAIN,
+            config=PLAIN,
         )[0]
         for name, labeller in (("plain", None), ("labelled", labeller_of(assignment)))
     )

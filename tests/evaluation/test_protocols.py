@@ -8,7 +8,6 @@ import torch
 
 from cosa_dist.assignment.activation import cam_to_mask, filter_logits_by_labels
 from cosa_dist.evaluation.protocols import (
-    EvaluationSettings,
     cam_prediction,
     kept_classes,
     predict,
@@ -38,19 +37,21 @@ def test_prediction_equals_filtered_logits(protocol):
     labels[2] = 0
     kept = kept_classes(logits, labels, protocol)
     expected = filter_logits_by_labels(segmentation, kept.float()).argmax(1)
-    assert torch.equal(predict(segmentation, logits, labels, protocol), expected)
+    for one, classes, wanted in zip(segmentation, kept, expected, strict=True):
+        assert torch.equal(predict(one, classes), wanted)
 
 
 def test_an_unknown_protocol_is_named():
     with pytest.raises(ValueError, match="'validated': choose one of unfiltered"):
-        predict(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1), torch.zeros(1, 1), "validated")
+        kept_classes(torch.zeros(1), torch.zeros(1), "validated")
 
 
 def test_golden_released_filter(golden):
     numbers = golden("seg_validation")
     segmentation, labels = (torch.from_numpy(numbers[name]) for name in ("in_seg", "in_label"))
-    ours = predict(segmentation, torch.zeros_like(labels), labels, "true_labels")
-    assert np.array_equal(ours.numpy(), numbers["out"].argmax(1))
+    kept = kept_classes(torch.zeros_like(labels), labels, "true_labels")
+    ours = [predict(one, classes).numpy() for one, classes in zip(segmentation, kept, strict=True)]
+    assert np.array_equal(ours, numbers["out"].argmax(1))
 
 
 def test_golden_cam_mask(golden):
@@ -81,19 +82,3 @@ def test_without_a_kept_class_all_is_background():
     assert value.shape == strongest.shape == (6, 8)
     assert not value.any()
     assert not strongest.any()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"size": 0},
-        {"batch_size": 0},
-        {"scales": ()},
-        {"scales": (1.0, -1.0)},
-        {"cam_background": 1.5},
-        {"cam_background_grid": (0.1, float("nan"))},
-    ],
-)
-def test_settings_that_cannot_be_evaluated_are_refused(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        EvaluationSettings(**fields)

@@ -8,8 +8,7 @@ import torch
 from cosa_dist.assignment.inference import MultiScaleOutput
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.evaluation.mask_quality import MaskCounts
-from cosa_dist.evaluation.pseudo_mask import pseudo_mask
+from cosa_dist.evaluation.pseudo_mask import MaskCounts, pseudo_mask
 
 LABELS = torch.tensor([1.0, 0.0, 1.0])
 

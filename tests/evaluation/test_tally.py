@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.evaluation.control import choose_background
-from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.evaluation.report import as_text
 from cosa_dist.evaluation.tally import Tally
 
 
 def test_a_value_at_a_threshold_of_the_grid_is_background():
-    tally = Tally(("a", "b"), EvaluationSettings(cam_background_grid=(0.5, 0.25)), torch.device("cpu"))
+    tally = Tally(("a", "b"), EvaluationConfig(), torch.device("cpu"), grid=(0.5, 0.25))
     value = torch.tensor([[0.1, 0.25, 0.3, 0.5, 0.9]])
     strongest = torch.tensor([[1, 1, 1, 2, 2]])
     mask = torch.tensor([[0, 0, 1, 2, 255]], dtype=torch.uint8)
@@ -27,7 +27,7 @@ def test_a_value_at_a_threshold_of_the_grid_is_background():
 
 @pytest.mark.parametrize("values", [[255, 255, 255], [0, 0, 0], [0, 255, 0]])
 def test_masks_without_a_class_give_no_score_and_no_metric(values):
-    tally = Tally(("a",), EvaluationSettings(cam_background_grid=(0.5,)), torch.device("cpu"))
+    tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"), grid=(0.5,))
     mask = torch.tensor([values], dtype=torch.uint8)
     tally.add_prediction("unfiltered", torch.zeros(1, 3, dtype=torch.int64), mask, None)
     tally.add_activation(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.int64), mask)
@@ -43,6 +43,6 @@ def test_masks_without_a_class_give_no_score_and_no_metric(values):
 
 
 def test_images_without_masks_give_no_score_for_another_reason():
-    tally = Tally(("a",), EvaluationSettings(), torch.device("cpu"))
+    tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"))
     tally.skip_image()
     assert tally.report("online", masks_needed=False).without_score() == "no image has a mask"

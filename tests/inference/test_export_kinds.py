@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from cosa_dist.config.loading import build_config
-from cosa_dist.evaluation.settings import evaluation_settings
 from cosa_dist.inference.export import export
 from cosa_dist.inference.export_graph import example, graph_of
 from cosa_dist.inference.segmentation import Segmenting
@@ -108,7 +107,7 @@ def test_mlflow_answers_with_the_predictors_mask(what, tmp_path):
     Image.fromarray(pixels).save(buffer, format="PNG")
     answer = served.predict(pandas.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     mask = decode_mask(base64.b64decode(answer["mask"][0]))
-    segmenting = Segmenting(model.network, evaluation_settings(model.config), CPU)
+    segmenting = Segmenting(model.network, model.config.evaluation, CPU)
     wanted = segmenting([torch.from_numpy(pixels).permute(2, 0, 1)])[0].classes
     assert answer["error"][0] == ""
     assert (mask == wanted).mean() > 0.99

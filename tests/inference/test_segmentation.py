@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cosa_dist.evaluation.evaluator import resize_map
-from cosa_dist.evaluation.protocols import EvaluationSettings
+from cosa_dist.config.schema import EvaluationConfig
+from cosa_dist.evaluation.protocols import resize_map
 from cosa_dist.inference.segmentation import Segmenting, enlarged_bands
 from tests.evaluation.colour_network import ColourNetwork
 
-SETTINGS = EvaluationSettings(size=8, scales=(1.0,), flip=True)
+SETTINGS = EvaluationConfig(scales=(1.0,), flip=True).model_copy(update={"size": 8})
 RED, GREEN, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 0)
 
 

@@ -16,11 +16,10 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.sources.synthetic import synthetic_info
-from cosa_dist.distributed import worker
 from cosa_dist.distributed.labelling import run as labelling_run
 from cosa_dist.distributed.prepare import write_note
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.evaluation.evaluator import evaluate_parts
+from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.evaluation.tally import MEASUREMENTS
 from cosa_dist.inference.trained import choose, load_trained
@@ -57,12 +56,12 @@ def run_scored(monkeypatch, shards: Path, folder: Path, evaluations: list[list[P
     """Train the tiny run whose evaluations have these scores, part by part of each; return its folder."""
     coming = iter(evaluations)
 
-    def scripted(networks, parts, **options):
+    def scripted(evaluator, networks, parts):
         found = next(coming)
         assert len(parts) == len(found)
         return [reports_of(images, mious) for images, mious in zip((4, 11), found, strict=False)]
 
-    monkeypatch.setattr(worker, "evaluate_parts", scripted)
+    monkeypatch.setattr(Evaluator, "evaluate_parts", scripted)
     config = small_config(shards, folder.parent, folder.name, **{**LIMITED, **sections})
     atomic_write(folder / "config.yaml", to_yaml(config))
     run_worker(task_of(config, folder, 4))
@@ -119,14 +118,9 @@ def test_a_real_last_evaluation_scores_the_first_images_as_those_before_it(shard
     model = load_trained(tmp_path / "run", "newest", "online", CPU)
     from cosa_dist.data.reading.loader import EvaluationLoader
     from cosa_dist.data.shards.split import open_split
-    from cosa_dist.evaluation.settings import evaluation_settings
 
-    (alone,) = evaluate_parts(
-        {"online": model.network},
-        [EvaluationLoader(open_split(shards, "val"), limit=4)],
-        class_names=NAMES,
-        settings=evaluation_settings(config),
-    )
+    first = EvaluationLoader(open_split(shards, "val"), limit=4)
+    alone = Evaluator.of_run(config, NAMES).evaluate({"online": model.network}, first)
     assert curve(tmp_path / "run", "val/online/miou_unfiltered")[1] == alone["online"].miou()
 
 

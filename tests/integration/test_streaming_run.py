@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from cosa_dist.config.loading import to_yaml
-from cosa_dist.data.reading.stream_order import StreamOrder
+from cosa_dist.data.reading.order import StreamOrder
 from cosa_dist.data.shards.description import describe_split
 from tests.data.shard_server import ShardServer, served
 from tests.integration.small_run import curve, make_shards, small_config
@@ -55,7 +55,7 @@ def shards_of_first_epoch(server: ShardServer) -> int:
     """How many shards the two readers open before the second epoch."""
     counts = tuple(shard.count for shard in describe_split(server.url, "train").shards)
     order = StreamOrder(counts, 0, 5, 2, 1, 2, 1)
-    return sum(1 for reader in (0, 1) for share in order.shares(reader, 0, 6) for _ in order.pieces(share))
+    return sum(1 for reader in (0, 1) for share in order.parts(reader, 0, 6) for _ in order.pieces(share))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cosa_dist.evaluation.mask_quality import MaskCounts
+from cosa_dist.evaluation.pseudo_mask import MaskCounts
 from jobs.pseudo_masks import quality_text
 
 

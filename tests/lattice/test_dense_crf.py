@@ -1,16 +1,24 @@
 """The dense CRF: reference numbers, exact Gaussian sums, the plain formulation, errors."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
+from cosa_dist.config.schema import CrfConfig
 from cosa_dist.lattice.bilateral import bilateral_features, position_features
-from cosa_dist.lattice.dense_crf import CRF_SETTINGS, CrfSettings, DenseCrf, dense_crf
+from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf, dense_crf
 from cosa_dist.lattice.permutohedral import PermutohedralLattice
 
 TEN = CRF_SETTINGS["ten_iterations"]
-SMALL = CrfSettings(3, 2.0, 3.0, 8.0, 40.0, 6.0)
+
+
+def crf_config(*values):
+    """A configuration from iterations, position sigma and weight, bilateral sigmas (xy, rgb) and weight."""
+    names = ("iterations", "position_sigma", "position_weight")
+    names += ("bilateral_sigma_xy", "bilateral_sigma_rgb", "bilateral_weight")
+    return CrfConfig(**dict(zip(names, values, strict=True)))
+
+
+SMALL = crf_config(3, 2.0, 3.0, 8.0, 40.0, 6.0)
 
 
 def random(*shape, seed=0):
@@ -63,7 +71,7 @@ def lattice_kernel(features):
     ("settings", "name"),
     [
         (CRF_SETTINGS["released"], "out_infv2"),
-        (replace(TEN, iterations=1), "out_inf_t1"),
+        (TEN.model_copy(update={"iterations": 1}), "out_inf_t1"),
         (TEN, "out_inf"),
     ],
 )
@@ -97,7 +105,7 @@ def test_one_iteration_by_hand():
     image = torch.zeros(1, 3, 1, 2)
     image[..., 1] = 255
     probabilities = torch.tensor([[[[0.9, 0.4]], [[0.1, 0.6]]]])
-    settings = CrfSettings(1, 1.0, 2.0, 121.0, 1.0, 0.5)
+    settings = crf_config(1, 1.0, 2.0, 121.0, 1.0, 0.5)
     lattice = PermutohedralLattice.build(torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]))
     matrix = lattice.filter(torch.eye(2)[None])[0]
     gain = matrix.sum(1)
@@ -145,17 +153,17 @@ def test_an_edge_in_colour_corrects_a_ragged_prediction():
     images[..., 8:] = 255
     right = torch.full((1, 16, 16), 0.3)
     right[..., 6:] = 0.7
-    beliefs = dense_crf(images, torch.stack((1 - right, right), 1), CrfSettings(bilateral_weight=10))
+    beliefs = dense_crf(images, torch.stack((1 - right, right), 1), CrfConfig(bilateral_weight=10))
     truth = (torch.arange(16) >= 8).long().expand(1, 16, 16)
     assert torch.equal(beliefs.argmax(1), truth)
 
 
 def test_without_kernels_the_probabilities_come_back():
     images, probabilities = smooth_images(1, 6, 7), some_probabilities(1, 3, 6, 7)
-    settings = CrfSettings(position_weight=0, bilateral_weight=0)
+    settings = CrfConfig(position_weight=0, bilateral_weight=0)
     torch.testing.assert_close(dense_crf(images, probabilities, settings), probabilities)
-    position_only = dense_crf(images, probabilities, CrfSettings(bilateral_weight=0))
-    assert torch.equal(position_only, dense_crf(255 - images, probabilities, CrfSettings(bilateral_weight=0)))
+    position_only = dense_crf(images, probabilities, CrfConfig(bilateral_weight=0))
+    assert torch.equal(position_only, dense_crf(255 - images, probabilities, CrfConfig(bilateral_weight=0)))
 
 
 def test_inference_mode_leaves_nothing_behind_that_fails_outside():
@@ -186,4 +194,4 @@ def test_probabilities_of_another_size_are_refused(shape):
 )
 def test_settings_that_cannot_be_computed_are_named(change, words):
     with pytest.raises(ValueError, match=words):
-        CrfSettings(**change)
+        CrfConfig(**change)

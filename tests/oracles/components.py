@@ -26,7 +26,7 @@ from cosa_dist.config.method import ThresholdConfig
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, dense_crf
-from cosa_dist.lattice.pixel_adaptive import PixelAdaptiveSettings, pixel_adaptive
+from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
 from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.objective import seg_to_cam_loss
@@ -228,11 +228,10 @@ def refinement(given: Inputs, side: int = 224) -> Comparison:
     device = given.batch.weak.device
     images = functional.interpolate(given.batch.weak[:2].float(), size=(side, side))
     maps = torch.rand(len(images), 5, side, side, generator=torch.Generator().manual_seed(1)).to(device)
-    settings = PixelAdaptiveSettings()
     return Comparison(
         "PAR, 10 iterations",
-        lambda: plain_pixel_adaptive(images, maps, settings),
-        lambda: pixel_adaptive(images, maps, settings),
+        lambda: plain_pixel_adaptive(images, maps),
+        lambda: pixel_adaptive(images, maps),
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa_dist.lattice.dense_crf import CrfSettings
-from cosa_dist.lattice.pixel_adaptive import PixelAdaptiveSettings
+from cosa_dist.config.schema import CrfConfig
 from tests.oracles.plain_lattice import Floats, PlainLattice
 
 
@@ -22,30 +21,34 @@ def _shifted(planes: Tensor, down: int, right: int) -> Tensor:
 
 
 @torch.no_grad()
-def plain_pixel_adaptive(images: Tensor, maps: Tensor, settings: PixelAdaptiveSettings) -> Tensor:
+def plain_pixel_adaptive(
+    images: Tensor,
+    maps: Tensor,
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24),
+    iterations: int = 10,
+    sharpness: float = 0.3,
+    position_weight: float = 0.01,
+) -> Tensor:
     """Pixel-adaptive refinement (paper of `lattice.pixel_adaptive`), one image after another.
 
-    Args:
-        images: `[B, 3, H, W]` colours.
-        maps: `[B, K, H, W]`.
-        settings: neighbourhood, kernel and iterations.
+    Images are `[B, 3, H, W]`, maps `[B, K, H, W]`.
     """
     offsets = [
         (distance * down, distance * right)
-        for distance in settings.dilations
+        for distance in dilations
         for down in (-1, 0, 1)
         for right in (-1, 0, 1)
         if down or right
     ]
     distances = torch.tensor(offsets, dtype=torch.float32, device=maps.device).norm(dim=1)
-    nearness = (-((distances / (settings.sharpness * (distances.std() + 1e-8))) ** 2)).softmax(0)
+    nearness = (-((distances / (sharpness * (distances.std() + 1e-8))) ** 2)).softmax(0)
     refined = []
     for image, planes in zip(images.float(), maps.float(), strict=True):
         around = torch.stack([_shifted(image, *offset) for offset in offsets])
         spread = around.std(0) + 1e-8
-        likeness = -(((around - image) / (settings.sharpness * spread)) ** 2).mean(1)
-        weights = likeness.softmax(0) + settings.position_weight * nearness[:, None, None]
-        for _ in range(settings.iterations):
+        likeness = -(((around - image) / (sharpness * spread)) ** 2).mean(1)
+        weights = likeness.softmax(0) + position_weight * nearness[:, None, None]
+        for _ in range(iterations):
             neighbours = torch.stack([_shifted(planes, *offset) for offset in offsets])
             planes = (neighbours * weights[:, None]).sum(0)
         refined.append(planes)
@@ -60,7 +63,7 @@ def _normalised_kernel(features: Floats) -> Callable[[Floats], Floats]:
 
 
 @torch.no_grad()
-def plain_dense_crf(images: Tensor, probabilities: Tensor, settings: CrfSettings) -> Tensor:
+def plain_dense_crf(images: Tensor, probabilities: Tensor, settings: CrfConfig) -> Tensor:
     """Mean field as the paper writes it (Krähenbühl and Koltun, 2011), one image, one class at a time.
 
     Args:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from cosa_dist.atomic import atomic_write
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.reading.samples import EvalSample
-from cosa_dist.evaluation.protocols import EvaluationSettings
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.reports.run_analysis import (
     CheckpointSnapshot,
@@ -51,7 +51,7 @@ def errors() -> ErrorAnalysis:
         striped("no mask", [1, 1], None),
         striped("ignored", [1, 1], [255, 255]),
     ]
-    settings = EvaluationSettings(size=8, scales=(1.0,), batch_size=2)
+    settings = EvaluationConfig(scales=(1.0,), batch_size=2).model_copy(update={"size": 8})
     segmenting = Segmenting(ColourNetwork().eval(), settings, torch.device("cpu"))
     return analyse_errors(segmenting, samples, 4, shown=2)
 

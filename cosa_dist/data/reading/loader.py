@@ -1,81 +1,132 @@
 """Batches of a run: records read, decoded and made into views, in worker processes or in this one.
 
-`TrainingLoader` yields, step by step, the micro-batches of one rank; what a step holds depends only
-on the seed, the step and the global batch (and, for a streaming split, on the number of readers), so a
-run resumes by its step number alone. `EvaluationLoader` yields whole images, each exactly once over all
-ranks. Both take a split of either reading mode. Batches leave the workers as cropped uint8; normalising
-is left to the device.
+`TrainingLoader` yields, step by step, the micro-batches of one rank; what a step holds depends only on the
+seed, the step and the global batch (and, for a streaming split, on the number of readers), so a run resumes
+by its step number alone. `EvaluationLoader` yields whole images, each exactly once over all ranks. Batches
+leave the workers as cropped uint8; normalising is left to the device.
+
+Both take a split of either reading mode. `mapped` reaches any record at once and gives the samples of a step
+for any number of workers; it needs the shards on a file system of the node or in its cache. `streaming` reads
+shard after shard, from anywhere, with flat memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
+import torch
+from datasets import IterableDataset as RowStream
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.reading.feed import (
-    Keyed,
-    LoaderProcesses,
-    Streamed,
-    load,
-    mapped_batch,
-    mapped_sample,
-    streamed_batches,
-    streamed_samples,
+from cosa_dist.data.reading.order import StreamOrder, micro_batch, sample_at, step_positions
+from cosa_dist.data.reading.samples import (
+    Batch,
+    EvalSample,
+    PlacedRecord,
+    evaluation_sample,
+    training_batch,
 )
-from cosa_dist.data.reading.order import check_batch, step_positions
-from cosa_dist.data.reading.samples import Batch, EvalSample, evaluation_sample, training_batch
-from cosa_dist.data.reading.stream_order import StreamOrder
-from cosa_dist.data.reading.streaming import StreamingSplit
-from cosa_dist.data.shards.split import MappedSplit, Split
+from cosa_dist.data.reading.streaming import StreamingSplit, open_stream
+from cosa_dist.data.shards.description import SplitDescription, describe_split
+from cosa_dist.data.shards.remote import is_remote
+from cosa_dist.data.shards.split import MappedSplit, Split, open_split, record_of
 
-__all__ = ["Batch", "EvalSample", "EvaluationLoader", "TrainingLoader"]
+__all__ = ["Batch", "EvalSample", "EvaluationLoader", "TrainingLoader", "check_reading", "open_reading"]
 
-SHUFFLE_WINDOW = 256
-"""Rows that each reader of a streaming split shuffles at a time, unless told otherwise."""
+MakeBatch = Callable[[Iterable[PlacedRecord]], Batch]
 
 
-class _Positions:
-    """The positions of a rank's micro-batches from one step to another, one list at a time."""
-
-    def __init__(self, steps: range, batch: tuple[int, int, int, int]) -> None:
-        self.steps = steps
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield from step_positions(step, *self.batch)
-
-    def __len__(self) -> int:
-        total, _, world_size, micro = self.batch
-        return len(self.steps) * (total // world_size // micro)
-
-
-class TrainingLoader:
-    """Iterable of steps; each is the list of this rank's micro-batches.
-
-    Args:
-        split: the training split, mapped or streaming.
-        crop_size: side S of the square crops.
-        scale_range: smallest and largest random scale.
-        seed: the run's seed; order and views depend on it.
-        global_batch_size: samples of a step over all ranks.
-        rank: this rank.
-        world_size: number of ranks.
-        micro_batch_size: samples of one forward pass; None takes the rank's whole share.
-        start_step: first step to yield; a resumed run passes the next one.
-        stop_step: step before which to stop.
-        num_workers: processes that decode; 0 decodes in this one.
-        pin_memory: put batches in page-locked memory.
-        multiprocessing_context: how workers start ("fork", "spawn", "forkserver"); None: torch's
-            way.
-        shuffle_window: rows that each reader of a streaming split shuffles at a time.
-        masks: also read the masks; training on tags leaves them unread.
+def open_reading(data: DataConfig, split: str) -> Split:
+    """Open a split in the configured way; a `mapped` one with a cache is fetched now.
 
     Raises:
-        DataError: a setting is out of range or the batch cannot be shared (see `check_batch`); while
-            iterating, for a shard that cannot be read.
+        DataError: there is no such split, or it cannot be read this way.
+    """
+    opening = open_stream if data.reading == "streaming" else open_split
+    return opening(data.shards, split, data.cache)
+
+
+def check_reading(data: DataConfig, split: str) -> SplitDescription:
+    """Return a split's description after checking as much as takes no long transfer.
+
+    Local shards are all opened; of remote ones, only the description is read.
+
+    Raises:
+        DataError: there is no such split, or it cannot be read this way.
+    """
+    if is_remote(data.shards):
+        return describe_split(data.shards, split)
+    return open_split(data.shards, split).files.description
+
+
+class MapDataset(Dataset[Any]):
+    """The item of each key, made by a function that can be sent to another process.
+
+    Torch would wrap an error of a worker process in its traceback, so errors travel as items.
+    """
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.make(key)
+        except DataError as error:
+            return error
+
+
+class StreamDataset(IterableDataset[Any]):
+    """Items made of a stream of rows, of which each process takes its own part; errors travel as items."""
+
+    def __init__(self, rows: RowStream, make: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+        self.rows = rows
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.make(iter(self.rows))
+        except DataError as error:
+            yield error
+
+
+class _Loader:
+    """A data set, and the processes that make its items (0: this one)."""
+
+    def __init__(self, num_workers: int, pin_memory: bool, context: str | None) -> None:
+        self._dataset: MapDataset | StreamDataset
+        self._options: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "multiprocessing_context": context if num_workers else None,
+        }
+
+    def _items(self, keys: Iterable[Any] | None) -> Iterator[Any]:
+        """Yield the items of a map's keys, or all of a stream; raise the first error that a process met."""
+        # A generator of its own: torch's loader would otherwise draw from the run's random numbers.
+        loader = DataLoader(self._dataset, sampler=keys, generator=torch.Generator(), **self._options)
+        for item in loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+class TrainingLoader(_Loader):
+    """Iterable of steps; each is the list of this rank's micro-batches.
+
+    Sizes and seed are those of the configuration; a micro-batch of 0 is the rank's whole part of the global
+    batch. The steps run from `start_step`, the next one of a resumed run, to `stop_step` - 1. `num_workers`
+    processes decode (0: this one), started by torch's `multiprocessing_context`. Each reader of a streaming
+    split shuffles `shuffle_window` rows at a time. Without `masks`, they are not read.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly.
+        DataError: while iterating, for a shard that cannot be read.
         RecordError: while iterating, for a record that cannot be decoded; it names the record.
     """
 
@@ -90,64 +141,49 @@ class TrainingLoader:
         scale_range: tuple[float, float] = (0.5, 2.0),
         rank: int = 0,
         world_size: int = 1,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int = 0,
         start_step: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
-        shuffle_window: int = SHUFFLE_WINDOW,
+        shuffle_window: int = 256,
         masks: bool = False,
     ) -> None:
-        _check_settings(crop_size, scale_range, seed, num_workers, shuffle_window)
         if not 0 <= start_step <= stop_step:
             raise DataError(f"need 0 <= start step <= stop step; got {start_step} and {stop_step}")
-        micro = check_batch(global_batch_size, rank, world_size, micro_batch_size)
-        if shuffle_window < 1:
-            raise DataError(f"a shuffle window needs 1 row or more; got {shuffle_window}")
+        super().__init__(num_workers, pin_memory, multiprocessing_context)
+        micro = micro_batch(global_batch_size, world_size, micro_batch_size)
         self._steps = range(start_step, stop_step)
+        self._batch = (global_batch_size, rank, world_size, micro)
         self._batches_per_step = global_batch_size // world_size // micro
-        self._processes = LoaderProcesses(num_workers, pin_memory, multiprocessing_context)
         views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "masks": masks}
-        make = partial(training_batch, source=_named(split), seed=seed, **views)
-        self._source: Keyed | Streamed
-        self._keys: _Positions | None = None
+        make = partial(training_batch, source=_source_of(split), seed=seed, **views)
         if isinstance(split, StreamingSplit):
             sizes = (micro, self._batches_per_step, world_size, max(1, num_workers))
             order = StreamOrder(split.shard_counts, seed, shuffle_window, *sizes)
             rows = split.training_rows(order, rank, start_step, stop_step, masks=masks)
             classes = split.info.num_foreground
-            self._source = Streamed(
-                rows, partial(streamed_batches, size=micro, num_foreground=classes, make=make)
-            )
-        elif isinstance(split, MappedSplit):
-            self._keys = _Positions(self._steps, (global_batch_size, rank, world_size, micro))
-            self._source = Keyed(partial(mapped_batch, split=split, seed=seed, masks=masks, make=make))
+            self._dataset = StreamDataset(rows, partial(_streamed_batches, micro, classes, make))
         else:
-            raise TypeError(f"a split is mapped or streaming; got {type(split).__name__}")
+            assert isinstance(split, MappedSplit)
+            self._dataset = MapDataset(partial(_mapped_batch, split, seed, masks, make))
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        batches = load(self._source, self._keys, self._processes)
+        mapped = isinstance(self._dataset, MapDataset)
+        keys = chain.from_iterable(step_positions(step, *self._batch) for step in self._steps)
+        batches = self._items(keys if mapped else None)
         for _ in self._steps:
             yield [next(batches) for _ in range(self._batches_per_step)]
 
 
-class EvaluationLoader:
+class EvaluationLoader(_Loader):
     """Iterable of one rank's samples of a split; over all ranks each comes exactly once.
 
     A mapped split is dealt out one by one (rank, rank + world_size, ...), a streaming one in contiguous
-    parts, so that no rank reads what it does not need.
-
-    Args:
-        split: the split to evaluate, mapped or streaming.
-        rank: this rank.
-        world_size: number of ranks.
-        limit: only the first `limit` records of the split; None takes all.
-        start: without the first `start` records of these.
-        num_workers: processes that decode; 0 decodes in this one.
-        multiprocessing_context: how workers start; None: torch's way.
+    parts, so that no rank reads what it does not need. Only the records `start` .. `limit` - 1 count.
 
     Raises:
         DataError: a setting is out of range; while iterating, for a shard that cannot be read.
@@ -164,50 +200,54 @@ class EvaluationLoader:
         multiprocessing_context: str | None = None,
         start: int = 0,
     ) -> None:
-        check_batch(world_size, rank, world_size, None)
         if num_workers < 0 or (limit is not None and limit < 1):
             raise DataError(f"need workers >= 0 and limit >= 1; got {num_workers} and {limit}")
+        super().__init__(num_workers, False, multiprocessing_context)
         total = split.size if limit is None else min(limit, split.size)
         start = min(start, total)
-        self._processes = LoaderProcesses(num_workers, False, multiprocessing_context)
-        make = partial(evaluation_sample, source=_named(split))
-        self._source: Keyed | Streamed
-        self._keys: range | None = None
+        make = partial(evaluation_sample, source=_source_of(split))
         if isinstance(split, StreamingSplit):
             first, stop = (start + (total - start) * n // world_size for n in (rank, rank + 1))
             rows = split.evaluation_rows(first, stop, max(1, num_workers))
-            classes = split.info.num_foreground
-            self._source = Streamed(rows, partial(streamed_samples, num_foreground=classes, make=make))
-            self._count = stop - first
-        elif isinstance(split, MappedSplit):
-            self._keys = range(start + rank, total, world_size)
-            self._source = Keyed(partial(mapped_sample, split=split, make=make))
-            self._count = len(self._keys)
+            self._records = range(first, stop)
+            self._dataset = StreamDataset(rows, partial(_streamed_samples, split.info.num_foreground, make))
         else:
-            raise TypeError(f"a split is mapped or streaming; got {type(split).__name__}")
+            assert isinstance(split, MappedSplit)
+            self._records = range(start + rank, total, world_size)
+            self._dataset = MapDataset(partial(_mapped_sample, split, make))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._records)
 
     def __iter__(self) -> Iterator[EvalSample]:
-        return load(self._source, self._keys, self._processes)
+        return self._items(self._records if isinstance(self._dataset, MapDataset) else None)
 
 
-def _named(split: Split) -> str:
-    """Return how messages call a split."""
+def _source_of(split: Split) -> str:
+    """How messages name a split."""
     return f"split '{split.name}' in {split.root}"
 
 
-def _check_settings(
-    crop_size: int, scale_range: tuple[float, float], seed: int, num_workers: int, shuffle_window: int
-) -> None:
-    """Raise `DataError` for a setting that makes no batch."""
-    low, high = scale_range
-    if crop_size < 1:
-        raise DataError(f"crop size must be 1 or more; got {crop_size}")
-    if not 0.0 < low <= high:
-        raise DataError(f"scale range needs 0 < low <= high; got {low} and {high}")
-    if seed < 0 or num_workers < 0:
-        raise DataError(f"seed and workers must be 0 or more; got {seed} and {num_workers}")
-    if shuffle_window < 1:
-        raise DataError(f"a shuffle window needs 1 row or more; got {shuffle_window}")
+def _mapped_batch(
+    split: MappedSplit, seed: int, masks: bool, make: MakeBatch, positions: Sequence[int]
+) -> Batch:
+    placed = []
+    for position in positions:
+        epoch, index = sample_at(position, split.size, seed)
+        placed.append(PlacedRecord(position, epoch, split.record(index, annotations=masks)))
+    return make(placed)
+
+
+def _mapped_sample(split: MappedSplit, make: Callable[..., EvalSample], index: int) -> EvalSample:
+    return make(split.record(index))
+
+
+def _streamed_batches(size: int, classes: int, make: MakeBatch, rows: Iterator[Any]) -> Iterator[Batch]:
+    while held := list(islice(rows, size)):
+        yield make([PlacedRecord(r["position"], r["epoch"], record_of(r, classes)) for r in held])
+
+
+def _streamed_samples(
+    classes: int, make: Callable[..., EvalSample], rows: Iterator[Any]
+) -> Iterator[EvalSample]:
+    return (make(record_of(row, classes)) for row in rows)

@@ -1,29 +1,41 @@
-"""Which record comes when: pure arithmetic, the same for any number of workers and after any resume.
+"""Which record comes when: pure arithmetic, so that a run resumes by its step number alone.
 
-A run reads one endless sequence of sample positions 0, 1, 2, ... Position p belongs to epoch
-p // size, and each epoch's order is a permutation that depends only on (seed, epoch). Step n takes the
-positions n*G .. n*G + G - 1 of the global batch G; rank r of W takes the r-th contiguous block of G / W
-of them, cut into micro-batches. So the samples of step n are the same for every W.
+A run reads one endless sequence of sample positions 0, 1, 2, ...; position p belongs to epoch p // size. Step
+n takes the positions n*G .. n*G + G - 1 of the global batch G; rank r of W takes the r-th contiguous block of
+G / W of them, cut into micro-batches.
+
+*Mapped*: each epoch is a permutation of the records that depends only on (seed, epoch), so the samples of
+step n are the same for any W.
+
+*Streaming*: a *reader* is one loader process of one rank; it owns the positions of every L-th micro-batch of
+its rank, L loader processes sharing them. What is ours here:
+
+- An epoch puts the shards in an order that depends only on (seed, epoch) and lays their rows end to end.
+- Each reader reads one contiguous part of these rows, as many as it owns positions of the epoch; parts follow
+  each other in the order of the readers: each row is read once, and a part may begin or end within a shard.
+- Within its part it takes `window` rows at a time and hands them out in a random order of their own.
+
+So a sample is a function of (seed, position) and of the number of readers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosa_dist.data.errors import DataError
+from cosa_dist.config.errors import ConfigError
 
-# Tells the order's random numbers from those of the views, which use the same seed.
-_ORDER_STREAM = 1
+# Tell the random numbers apart: all use the run's seed (the views use 2).
+_ORDER_STREAM, _SHARD_STREAM, _WINDOW_STREAM = 1, 3, 4
 
 
 @lru_cache(maxsize=4)
 def epoch_order(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the epoch's permutation of `range(size)`, `[size]` int64, read-only (ours)."""
-    if size < 1 or seed < 0 or epoch < 0:
-        raise DataError(f"an order needs size >= 1, seed >= 0, epoch >= 0; got {size}, {seed}, {epoch}")
     key = np.random.SeedSequence([_ORDER_STREAM, seed, epoch])
     order = np.random.default_rng(key).permutation(size).astype(np.int64)
     order.flags.writeable = False
@@ -32,59 +44,133 @@ def epoch_order(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def sample_at(position: int, size: int, seed: int) -> tuple[int, int]:
     """Return (epoch, record index) of a position in the endless sequence of a split of `size`."""
-    if position < 0:
-        raise DataError(f"a sample position is 0 or more; got {position}")
     epoch, place = divmod(position, size)
     return epoch, int(epoch_order(size, seed, epoch)[place])
 
 
-def check_batch(global_batch_size: int, rank: int, world_size: int, micro_batch_size: int | None) -> int:
-    """Return the micro-batch size after checking that the sizes divide each other.
-
-    Args:
-        global_batch_size: samples of one step over all ranks.
-        rank: this rank, 0 .. world_size - 1.
-        world_size: number of ranks.
-        micro_batch_size: samples of one forward pass; None takes the rank's whole share.
+def micro_batch(global_batch: int, workers: int, wanted: int = 0) -> int:
+    """Images that a worker computes at a time: `wanted`, or its whole part of the global batch (0).
 
     Raises:
-        DataError: the batch does not divide by the ranks, or a rank's share by the micro-batch.
+        ConfigError: the batch cannot be cut evenly.
     """
-    if global_batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
-        raise DataError(
-            f"need a global batch >= 1 and 0 <= rank < world size; got batch {global_batch_size}, "
-            f"rank {rank}, world size {world_size}"
+    part, rest = divmod(global_batch, workers)
+    if rest or part == 0:
+        raise ConfigError(
+            f"training.global_batch_size {global_batch} cannot be shared evenly by {workers} "
+            f"workers; choose a multiple of {workers} or another distributed.workers"
         )
-    share, rest = divmod(global_batch_size, world_size)
-    if rest:
-        raise DataError(
-            f"a global batch of {global_batch_size} cannot be shared equally by {world_size} "
-            "workers; choose a multiple"
-        )
-    micro = share if micro_batch_size is None else micro_batch_size
-    if micro < 1 or share % micro:
-        raise DataError(
-            f"a worker's share of {share} samples cannot be cut into micro-batches of {micro}; "
-            "choose a divisor"
+    micro = wanted or part
+    if micro < 1 or part % micro:
+        raise ConfigError(
+            f"training.micro_batch_size {micro} does not divide a worker's part of {part} "
+            f"({global_batch} images / {workers} workers)"
         )
     return micro
 
 
 def step_positions(
-    step: int,
-    global_batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    micro_batch_size: int | None = None,
+    step: int, global_batch_size: int, rank: int, world_size: int, micro_batch_size: int
 ) -> list[list[int]]:
-    """Return the positions of one rank's micro-batches in step `step` (0-based).
+    """Return the positions of one rank's micro-batches in step `step` (0-based)."""
+    part = global_batch_size // world_size
+    first = step * global_batch_size + rank * part
+    return [
+        list(range(start, start + micro_batch_size)) for start in range(first, first + part, micro_batch_size)
+    ]
 
-    Raises:
-        DataError: the sizes do not divide each other (see `check_batch`) or the step is negative.
-    """
-    if step < 0:
-        raise DataError(f"a step is 0 or more; got {step}")
-    micro = check_batch(global_batch_size, rank, world_size, micro_batch_size)
-    share = global_batch_size // world_size
-    first = step * global_batch_size + rank * share
-    return [list(range(start, start + micro)) for start in range(first, first + share, micro)]
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` .. `stop` - 1 of one shard."""
+
+    shard: int
+    first: int
+    stop: int
+
+
+def pieces(counts: Sequence[int], rows: range, order: Iterable[int] | None = None) -> Iterator[Piece]:
+    """Yield the parts of shards that hold `rows` of all shards laid end to end (in `order`)."""
+    begin = 0
+    for shard in range(len(counts)) if order is None else order:
+        first, stop = max(rows.start, begin), min(rows.stop, begin + counts[shard])
+        if first < stop:
+            yield Piece(shard, first - begin, stop - begin)
+        begin += counts[shard]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are read together and handed out in random order."""
+
+    size: int
+    """rows to read"""
+    picks: NDArray[np.int64]
+    """`[n]` which of them to hand out, in order; fewer than `size` where a run starts or ends"""
+    positions: NDArray[np.int64]
+    """`[n]` the positions that they get"""
+
+
+@dataclass(frozen=True)
+class EpochPart:
+    """What one reader reads in one epoch: rows of the epoch's sequence, cut into windows."""
+
+    epoch: int
+    rows: range
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The order of a streamed training."""
+
+    counts: tuple[int, ...]
+    """records of each shard"""
+    seed: int
+    window: int
+    """rows that a reader shuffles at a time"""
+    micro_batch_size: int
+    batches_per_step: int
+    """micro-batches of a rank's step"""
+    world_size: int
+    loaders: int
+    """readers of each rank"""
+
+    @property
+    def size(self) -> int:
+        """Records of the split, which are the positions of an epoch."""
+        return sum(self.counts)
+
+    def owners(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return each position's reader, rank * loaders + loader; micro-batches go round a rank's readers."""
+        block = positions // self.micro_batch_size
+        step, rest = np.divmod(block, self.batches_per_step * self.world_size)
+        rank, number = np.divmod(rest, self.batches_per_step)
+        return rank * self.loaders + (step * self.batches_per_step + number) % self.loaders
+
+    def parts(self, reader: int, start_step: int, stop_step: int) -> Iterator[EpochPart]:
+        """Yield what a reader reads from one step to another, epoch by epoch."""
+        batch = self.micro_batch_size * self.batches_per_step * self.world_size
+        first, stop = start_step * batch, stop_step * batch
+        for epoch in range(first // self.size, -(-stop // self.size)):
+            positions = np.arange(epoch * self.size, (epoch + 1) * self.size)
+            owners = self.owners(positions)
+            begin = int(np.count_nonzero(owners < reader))
+            windows, starts = [], []
+            owned = positions[owners == reader]
+            for number, start in enumerate(range(0, len(owned), self.window)):
+                held = owned[start : start + self.window]
+                wanted = (held >= first) & (held < stop)
+                if wanted.any():
+                    key = np.random.SeedSequence([_WINDOW_STREAM, self.seed, epoch, reader, number])
+                    picks = np.random.default_rng(key).permutation(len(held))
+                    windows.append(Window(len(held), picks[wanted], held[wanted]))
+                    starts.append(begin + start)
+            if windows:
+                yield EpochPart(epoch, range(starts[0], starts[-1] + windows[-1].size), tuple(windows))
+
+    def pieces(self, part: EpochPart) -> Iterator[Piece]:
+        """Yield the parts of shards that make up a part's rows, in reading order."""
+        key = np.random.SeedSequence([_SHARD_STREAM, self.seed, part.epoch])
+        order = np.random.default_rng(key).permutation(len(self.counts)).tolist()
+        return pieces(self.counts, part.rows, order)

@@ -6,13 +6,12 @@ which process and when is the loader's business. A record that cannot be decoded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.reading.views import (
-    ViewDraw,
     draw_view,
     mask_view,
     strong_view,
@@ -46,24 +44,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (torch's loader calls this)."""
-        return self._with_tensors(lambda tensor: tensor.pin_memory())
+        return self._map(lambda tensor: tensor.pin_memory())
 
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with each tensor changed."""
-        return Batch(
-            ids=self.ids,
-            positions=change(self.positions),
-            weak=change(self.weak),
-            strong=change(self.strong),
-            labels=change(self.labels),
-            boxes=change(self.boxes),
-            masks=None if self.masks is None else change(self.masks),
-            reliability=None if self.reliability is None else change(self.reliability),
-        )
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = [getattr(self, field.name) for field in fields(self)]
+        changed: list[Any] = [change(value) if isinstance(value, Tensor) else value for value in values]
+        return Batch(*changed)
 
 
 @dataclass(frozen=True)
@@ -97,43 +87,23 @@ def training_batch(
 ) -> Batch:
     """Return the batch of the given records; each image is decoded once for its two views.
 
-    Without `masks`, they are not looked at. An image without tags gets a row of zeros.
-
-    Args:
-        placed: the records with their positions, which the random views depend on.
-        source: where the records come from, for messages.
-        crop_size: side S of the square crops.
-        scale_range: smallest and largest random scale.
-        seed: the run's seed.
-        masks: whether each record's mask, and its reliability if stored, becomes part of the batch.
+    `source` says in messages where they come from. With `masks`, each record's mask, and its reliability if
+    stored, becomes part of the batch. An image without tags gets a row of zeros.
 
     Raises:
         RecordError: an image or a mask cannot be decoded, or a mask is missing.
     """
-    ids, positions, weak_views, strong_views, labels, boxes = [], [], [], [], [], []
-    planes: list[tuple[Tensor, Tensor | None]] = []
-    numbers = partial(draw_view, seed=seed, crop_size=crop_size, scale_range=scale_range)
-    for sample in placed:
-        image = _decoded(source, sample.record)
-        draw = numbers(epoch=sample.epoch, position=sample.position, size=image.size)
-        weak, box = weak_view(image, draw, crop_size)
-        ids.append(sample.record.id)
-        positions.append(sample.position)
-        weak_views.append(to_tensor(weak))
-        strong_views.append(to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
-        labels.append(torch.from_numpy(sample.record.labels))
-        boxes.append(box)
-        if masks:
-            planes.append(_supervision(source, sample.record, image.size, draw, crop_size))
+    rows = [_views(sample, source, crop_size, scale_range, seed, masks) for sample in placed]
+    ids, positions, weak, strong, labels, boxes, mask_views, reliability = zip(*rows, strict=True)
     return Batch(
-        ids=ids,
+        ids=list(ids),
         positions=torch.tensor(positions, dtype=torch.int64),
-        weak=torch.stack(weak_views),
-        strong=torch.stack(strong_views),
+        weak=torch.stack(weak),
+        strong=torch.stack(strong),
         labels=torch.stack(labels),
         boxes=torch.tensor(boxes, dtype=torch.int64),
-        masks=_stacked([mask for mask, _ in planes]),
-        reliability=_stacked([reliability for _, reliability in planes]),
+        masks=_stack_if_all(mask_views),
+        reliability=_stack_if_all(reliability),
     )
 
 
@@ -143,65 +113,71 @@ def evaluation_sample(record: Record, *, source: str) -> EvalSample:
     Raises:
         RecordError: image or mask cannot be decoded, or they differ in size.
     """
-    image = _decoded(source, record)
-    size = (image.height, image.width)
-    return EvalSample(
-        id=record.id,
-        image=to_tensor(image),
-        mask=_tensor(_decoded_mask(source, record, record.mask, size)),
-        labels=torch.from_numpy(record.labels),
-        context=_tensor(_decoded_mask(source, record, record.context, size)),
-    )
+    with _naming(record, source):
+        image = decode_image(record.image)
+        return EvalSample(
+            id=record.id,
+            image=to_tensor(image),
+            mask=_mask(record.mask, image),
+            labels=torch.from_numpy(record.labels),
+            context=_mask(record.context, image),
+        )
 
 
-def _supervision(
-    source: str, record: Record, size: tuple[int, int], draw: ViewDraw, crop_size: int
-) -> tuple[Tensor, Tensor | None]:
-    """A record's mask and, if stored, its reliability, in the geometry of the views (`[S, S]` each)."""
-    shape = (size[1], size[0])
-    mask = _decoded_mask(source, record, record.mask, shape)
-    if mask is None:
-        raise _named(source, record, "it has no mask to train on")
-    view = to_plane(mask_view(Image.fromarray(mask), draw, crop_size, IGNORE))
-    reliability = _decoded_mask(source, record, record.reliability, shape)
-    if reliability is None:
-        return view, None
-    return view, to_plane(mask_view(Image.fromarray(reliability), draw, crop_size, 0))
+def _views(
+    sample: PlacedRecord,
+    source: str,
+    crop_size: int,
+    scale_range: tuple[float, float],
+    seed: int,
+    masks: bool,
+) -> tuple[Any, ...]:
+    """One sample's values in the order of a batch's fields."""
+    record = sample.record
+    with _naming(record, source):
+        image = decode_image(record.image)
+        draw = draw_view(
+            seed=seed,
+            epoch=sample.epoch,
+            position=sample.position,
+            size=image.size,
+            crop_size=crop_size,
+            scale_range=scale_range,
+        )
+        weak, box = weak_view(image, draw, crop_size)
+        views = (to_tensor(weak), to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
+        planes: list[Tensor | None] = [None, None]
+        if masks:
+            stored = (_mask(record.mask, image), _mask(record.reliability, image))
+            if stored[0] is None:
+                raise RecordError("it has no mask to train on")
+            for index, (plane, fill) in enumerate(zip(stored, (IGNORE, 0), strict=True)):
+                if plane is not None:
+                    view = mask_view(Image.fromarray(plane.numpy()), draw, crop_size, fill)
+                    planes[index] = to_plane(view)
+    return record.id, sample.position, *views, torch.from_numpy(record.labels), box, *planes
 
 
-def _stacked(planes: Sequence[Tensor | None]) -> Tensor | None:
+def _stack_if_all(planes: Sequence[Tensor | None]) -> Tensor | None:
     """`[B, S, S]` if every sample has the plane."""
     found = [plane for plane in planes if plane is not None]
-    return torch.stack(found) if found and len(found) == len(planes) else None
+    return torch.stack(found) if len(found) == len(planes) else None
 
 
-def _decoded(source: str, record: Record) -> Image.Image:
-    """Decode a record's image; the error names the record."""
-    try:
-        return decode_image(record.image)
-    except RecordError as error:
-        raise _named(source, record, str(error)) from error
-
-
-def _decoded_mask(
-    source: str, record: Record, data: bytes | None, size: tuple[int, int]
-) -> NDArray[np.uint8] | None:
-    """Decode a mask `[H, W]` of the image's size (H, W); the error names the record."""
+def _mask(data: bytes | None, image: Image.Image) -> Tensor | None:
+    """Decode a mask `[H, W]` uint8 of the image's size."""
     if data is None:
         return None
-    try:
-        mask = decode_mask(data)
-    except RecordError as error:
-        raise _named(source, record, str(error)) from error
+    mask, size = decode_mask(data), (image.height, image.width)
     if mask.shape != size:
-        raise _named(source, record, f"mask {list(mask.shape)} and image {list(size)} differ in size")
-    return mask
+        raise RecordError(f"mask {list(mask.shape)} and image {list(size)} differ in size")
+    return torch.from_numpy(mask)
 
 
-def _tensor(mask: NDArray[np.uint8] | None) -> Tensor | None:
-    return None if mask is None else torch.from_numpy(mask)
-
-
-def _named(source: str, record: Record, reason: str) -> RecordError:
-    """Return an error that says which record of which split it is about."""
-    return RecordError(f"record '{record.id}' of {source}: {reason}")
+@contextmanager
+def _naming(record: Record, source: str) -> Iterator[None]:
+    """Let errors say which record of which split they are about."""
+    try:
+        yield
+    except RecordError as error:
+        raise RecordError(f"record '{record.id}' of {source}: {error}") from error

@@ -56,30 +56,18 @@ def draw_view(
     crop_size: int,
     scale_range: tuple[float, float] = (0.5, 2.0),
 ) -> ViewDraw:
-    """Draw the numbers of one sample, a pure function of its arguments.
+    """Draw the numbers of the sample at a position, for an image of `size` (width, height).
 
-    Args:
-        seed: the run's seed, 0 or more.
-        epoch: how often the split was read before.
-        position: the sample's position in the run's endless sequence.
-        size: (width, height) of the decoded image.
-        crop_size: side of the square crop.
-        scale_range: smallest and largest scale; the scaled sides are `int(scale * side)`, at least
-            1.
+    The scaled sides are `int(scale * side)`, at least 1.
     """
     generator = np.random.default_rng(np.random.SeedSequence([_VIEW_STREAM, seed, epoch, position]))
     scale = generator.uniform(*scale_range)
     width, height = (max(1, int(scale * side)) for side in size)
     flip = bool(generator.random() < FLIP_PROBABILITY)
     canvas_height, canvas_width = max(crop_size, height), max(crop_size, width)
-    pad = (
-        int(generator.integers(canvas_height - height + 1)),
-        int(generator.integers(canvas_width - width + 1)),
-    )
-    window = (
-        int(generator.integers(canvas_height - crop_size + 1)),
-        int(generator.integers(canvas_width - crop_size + 1)),
-    )
+    spare = (canvas_height - height, canvas_width - width)
+    beyond = (canvas_height - crop_size, canvas_width - crop_size)
+    pad_top, pad_left, top, left = (int(generator.integers(most + 1)) for most in (*spare, *beyond))
     blur = bool(generator.random() < BLUR_PROBABILITY)
     radius = float(generator.uniform(*BLUR_RADIUS))
     names = tuple(COLOUR_OPERATIONS)
@@ -87,8 +75,8 @@ def draw_view(
         width=width,
         height=height,
         flip=flip,
-        pad=pad,
-        window=window,
+        pad=(pad_top, pad_left),
+        window=(top, left),
         blur_radius=radius if blur else None,
         operation=names[int(generator.integers(len(names)))],
         magnitude=int(generator.integers(MAGNITUDES.start, MAGNITUDES.stop)),
@@ -100,11 +88,8 @@ def place_and_crop(
 ) -> tuple[Image.Image, Box]:
     """Put the image on a canvas of `fill` at `pad` and cut the square at `window` (both y, x) out of it.
 
-    The canvas has `max(crop_size, side)` pixels per side and is never built: only the part of the
-    image inside the window is copied.
-
-    Returns:
-        The crop of `crop_size` x `crop_size` and the box of the image content in it.
+    Returns the crop of `crop_size` x `crop_size` and the box of the image content in it. The canvas has
+    `max(crop_size, side)` pixels per side and is never built: only the part inside the window is copied.
     """
     spans = []
     for side, offset, start in zip(image.size[::-1], pad, window, strict=True):
@@ -128,10 +113,9 @@ def place_and_crop(
 
 def weak_view(image: Image.Image, draw: ViewDraw, crop_size: int) -> tuple[Image.Image, Box]:
     """Scale (bilinear), flip, place and crop, and perhaps blur an RGB image; return crop and box."""
-    scaled = image.resize((draw.width, draw.height), Image.Resampling.BILINEAR)
-    if draw.flip:
-        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    crop, box = place_and_crop(scaled, crop_size, draw.pad, draw.window)
+    crop, box = place_and_crop(
+        _scaled(image, draw, Image.Resampling.BILINEAR), crop_size, draw.pad, draw.window
+    )
     if draw.blur_radius is not None:
         crop = crop.filter(ImageFilter.GaussianBlur(draw.blur_radius))
     return crop, box
@@ -139,18 +123,17 @@ def weak_view(image: Image.Image, draw: ViewDraw, crop_size: int) -> tuple[Image
 
 def mask_view(mask: Image.Image, draw: ViewDraw, crop_size: int, fill: int) -> Image.Image:
     """Give a map of the image's size the views' geometry: nearest pixels, `fill` where there is no image."""
-    scaled = mask.resize((draw.width, draw.height), Image.Resampling.NEAREST)
-    if draw.flip:
-        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scaled = _scaled(mask, draw, Image.Resampling.NEAREST)
     return place_and_crop(scaled, crop_size, draw.pad, draw.window, fill)[0]
 
 
-def strong_view(weak: Image.Image, operation: str, magnitude: int) -> Image.Image:
-    """Apply one named colour operation of magnitude 1..9 to the weak view.
+def _scaled(image: Image.Image, draw: ViewDraw, resample: Image.Resampling) -> Image.Image:
+    scaled = image.resize((draw.width, draw.height), resample)
+    return scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.flip else scaled
 
-    Raises:
-        DataError: unknown operation or magnitude.
-    """
+
+def strong_view(weak: Image.Image, operation: str, magnitude: int) -> Image.Image:
+    """Apply one named colour operation of magnitude 1..9 to the weak view."""
     if operation not in COLOUR_OPERATIONS or magnitude not in MAGNITUDES:
         raise DataError(
             f"no colour operation '{operation}' of magnitude {magnitude}; known: "
@@ -190,25 +173,11 @@ def to_plane(mask: Image.Image) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Return uint8 `[..., 3, H, W]` as float32 with ImageNet mean and standard deviation removed."""
-    mean, std = _channel_constants(images)
-    return images.to(torch.float32).div(255.0).sub(mean).div(std)
-
-
-def denormalise(images: Tensor) -> Tensor:
-    """Return normalised `[..., 3, H, W]` as float32 colours in 0..255 (not rounded)."""
-    mean, std = _channel_constants(images)
-    return images.to(torch.float32).mul(std).add(mean).mul(255.0)
-
-
-def _channel_constants(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation as float32 `[3, 1, 1]`, made on the images' device.
-
-    A list copied to a GPU would make every step wait for the device.
-    """
     if images.dim() < 3 or images.shape[-3] != 3:
         raise DataError(f"images are [..., 3, H, W]; got {list(images.shape)}")
+    # Made on the images' device: a list copied to a GPU would make every step wait for the device.
     mean, std = (
         torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
-    return mean, std
+    return images.to(torch.float32).div(255.0).sub(mean).div(std)

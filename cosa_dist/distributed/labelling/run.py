@@ -14,8 +14,7 @@ from cosa_dist.config.loading import build_config, read_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import voc_colour_map
-from cosa_dist.data.reading.loader import EvaluationLoader
-from cosa_dist.data.reading.open import open_reading
+from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.data.shards.description import describe_split
 from cosa_dist.distributed.final_artifacts import spared

@@ -41,7 +41,7 @@ from cosa_dist.distributed.labelling.worker import (
 )
 from cosa_dist.distributed.plan import node_resources
 from cosa_dist.evaluation.image_set import image_key, image_set
-from cosa_dist.evaluation.mask_quality import MaskCounts
+from cosa_dist.evaluation.pseudo_mask import MaskCounts
 
 QUALITY = "quality.json"
 CPUS_PER_WORKER = 2

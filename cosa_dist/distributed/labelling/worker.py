@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset, Features, Image
 from torch import Tensor, nn
 
-from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
@@ -34,11 +33,8 @@ from cosa_dist.data.shards.writer import (
     stored,
     write_shard_record,
 )
-from cosa_dist.evaluation.evaluator import see, square_image
-from cosa_dist.evaluation.mask_quality import MaskCounts
-from cosa_dist.evaluation.protocols import EvaluationSettings
-from cosa_dist.evaluation.pseudo_mask import PseudoMask, pseudo_mask
-from cosa_dist.evaluation.settings import evaluation_settings
+from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
+from cosa_dist.evaluation.pseudo_mask import MaskCounts, PseudoMask, pseudo_mask
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.precision import autocast
 
@@ -104,7 +100,9 @@ class ShardLabeller:
         self.config, networks = load_networks(Path(task.run), task.checkpoint, self.device)
         self.network: nn.Module = networks[task.network]
         self.masks = PseudoMaskConfig(**task.masks)
-        self.settings = labelling_settings(self.config, self.masks)
+        evaluation = self.config.evaluation
+        scales = self.masks.scales or evaluation.scales
+        self.settings = evaluation.model_copy(update={"scales": scales})
         data = self.config.data
         self.files = ShardFiles(describe_split(data.shards, data.train_split), data.cache)
 
@@ -154,23 +152,12 @@ class ShardLabeller:
         images = torch.stack([square_image(s.image.to(self.device), self.settings.size) for s in samples])
         labels: Tensor = torch.stack([sample.labels for sample in samples]).to(self.device)
         with autocast(self.config.training.precision, self.device):
-            output = see(self.network, images, self.settings, labels)
+            output = multi_scale_forward(self.network, images, self.settings, labels)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         return [
             pseudo_mask(output, index, sample.image.to(self.device), labels[index], self.masks, passes)
             for index, sample in enumerate(samples)
         ]
-
-
-def labelling_settings(config: RunConfig, masks: PseudoMaskConfig) -> EvaluationSettings:
-    """How images are seen: as in the run's evaluation, perhaps at other scales."""
-    chosen = config.evaluation.model_copy(
-        update={
-            "scales": masks.scales or config.evaluation.scales,
-            "crf": config.evaluation.crf.model_copy(update={"enabled": False}),
-        }
-    )
-    return evaluation_settings(config.model_copy(update={"evaluation": chosen}))
 
 
 def labelled_features(features: Features, reliability: bool) -> Features:
