@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Generate, train, compare."""
     started = time.monotonic()
     from cosa_dist.config.loading import load_config
+    from cosa_dist.distributed.checks import resolve
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.prepare import prepare_run
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
                 config = load_config("demo", None, {**place, "seed": seed, **extra})
                 kind = "classification-only control" if extra else "CoSA"
                 logging.info("%s, seed %d: %d steps", kind, seed, config.training.steps)
-                outcome = launch(prepare_run(config), resources)
+                outcome = launch(prepare_run(resolve(config)), resources)
     if outcome is None:
         return
     print(as_text(list(outcome.reports.values()), per_class=False))

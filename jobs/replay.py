@@ -22,20 +22,20 @@ def send(name: str, output: Path) -> int:
         ConfigError: no such run, or one without a tracking run.
         StoreError: the store cannot be reached, or does not know the run.
     """
-    from cosa_dist.distributed.prepare import read_note, why_no_run
+    from cosa_dist.distributed.run_folder import RunFolder
     from cosa_dist.tracking.store import prepare_store, require_store, resolve_uri
     from cosa_dist.tracking.upload import replay
 
-    folder = output / "runs" / name
-    if not (folder / "run.json").is_file():
-        raise ConfigError(why_no_run(folder, "run.json"))
-    note = read_note(folder)
-    if not note.get("run_id"):
+    folder = RunFolder(output / "runs" / name)
+    if not folder.note_file.is_file():
+        raise ConfigError(folder.why_missing(folder.note_file))
+    note = folder.read_note()
+    if not note.run_id:
         raise ConfigError(f"run {name} was trained without tracking (tracking.enabled false)")
-    uri = resolve_uri(str(note["tracking_uri"]), output)
+    uri = resolve_uri(note.tracking_uri, output)
     require_store(uri)  # an empty one made here would not know the run
     prepare_store(uri, output)
-    return replay(folder, uri, str(note["run_id"]))
+    return replay(folder.path, uri, note.run_id)
 
 
 def main() -> int:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
-from cosa_dist.config.errors import Start, starting
+from cosa_dist.config.errors import ConfigError, Start, starting
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
+from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -24,73 +26,74 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Prepare and launch the run that the command line asks for, and print its outcome."""
+    """Prepare or resume the run that the command line asks for, execute it, and print its outcome."""
     with starting() as start:
-        conduct(arguments, rest, start)
-
-
-def conduct(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
-    """The work of `run`; `start` hears of the run folder."""
-    overrides = parse_overrides(rest)
-    if arguments.resume:
-        refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
-    elif arguments.print_config:
-        print(to_yaml(load_config(arguments.recipe, arguments.config, rest)), end="")
+        outcome: Outcome | None
+        overrides = parse_overrides(rest)
+        if arguments.resume:
+            refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
+            output = absolute(str(overrides.get("output", "outputs")), "output", True)
+            outcome = execute(RunConfig(name=arguments.resume, output=output), overrides, start)
+        else:
+            config = load_config(arguments.recipe, arguments.config, rest)
+            if arguments.print_config:
+                print(to_yaml(config), end="")
+                return
+            outcome = start_or_restart(config, overrides, arguments.restarted, start)
+    if outcome is None:
         return
-    name, config = arguments.resume, None
-    if not name:
-        config = load_config(arguments.recipe, arguments.config, rest)
-    from cosa_dist.distributed.prepare import begun, read_note
-    from cosa_dist.distributed.run_folder import run_folder, with_absolute_paths
     from cosa_dist.evaluation.report import as_text
 
-    if config is not None and arguments.restarted and begun(config):
-        if read_note(run_folder(with_absolute_paths(config)))["finished"]:
-            print(f"run {config.name} is finished already")
-            return
-        kept = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
-        name, overrides, config = config.name, {**kept, "output": config.output}, None
-    outcome = trained(config, name, overrides, start)
     print(as_text(list(outcome.reports.values()), per_class=False))
     print(f"run folder  {outcome.folder}")
     print(f"pictures    {outcome.folder / 'pictures'}")
     print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
 
 
-def trained(config: RunConfig | None, name: str, overrides: dict[str, Any], start: Start) -> Outcome:
-    """Prepare a new run, or take up the run `name`, and launch it; Ray is up before anything is made."""
+def start_or_restart(
+    config: RunConfig, overrides: Mapping[str, object], restarted: bool, start: Start
+) -> Outcome | None:
+    """Execute a new run, or the one that an earlier start of this command has begun; None if that is over."""
+    if restarted and not config.name:
+        raise ConfigError("--restarted: without --name the run of the earlier start cannot be found")
+    from cosa_dist.distributed.checks import resolve
+    from cosa_dist.distributed.prepare import already_started
+    from cosa_dist.distributed.run_folder import RunFolder
+
+    config = resolve(config)
+    if not restarted or not already_started(config):
+        return execute(config, None, start)
+    if RunFolder.of(config).read_note().finished:
+        print(f"run {config.name} is finished already")
+        return None
+    workers = {key: value for key, value in overrides.items() if key.startswith("distributed.")}
+    return execute(config, workers, start)
+
+
+def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: Start) -> Outcome:
+    """Execute a new run, or resume the one of this name; Ray is up before anything is made."""
     from cosa_dist.distributed.cluster import ray_cluster
-    from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
-    from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
-    from cosa_dist.distributed.stages import (
-        StagedRun,
-        conduct_stages,
-        is_staged,
-        prepare_staged,
-        reopen_staged,
-    )
+    from cosa_dist.distributed.prepare import prepare_run, reopen
+    from cosa_dist.distributed.run_folder import RunFolder
 
-    resources: dict[str, float] = {}
     with ExitStack() as until_the_end:
+        resources: dict[str, float] = {}
 
-        def cluster(checked: RunConfig) -> None:
+        def start_ray(checked: RunConfig) -> None:
             resources.update(until_the_end.enter_context(ray_cluster()))
             plan = plan_workers(checked, resources, node_resources())
             await_resources(plan, checked.distributed.placement_deadline)
 
-        prepared: PreparedRun | StagedRun
-        if config is None:
-            output = str(overrides.get("output", "outputs"))
-            staged = reopen_staged(name, output, overrides, cluster)
-            prepared = staged or reopen(name, output, overrides, cluster)
+        if resume_with is None:
+            prepared = prepare_run(config, ready=start_ray)
         else:
-            prepared = (prepare_staged if is_staged(config) else prepare_run)(config, ready=cluster)
+            prepared = reopen(RunFolder.of(config), resume_with, start_ray)
         start.made = True
-        logging.info("run folder %s", prepared.folder)
-        if isinstance(prepared, StagedRun):
-            return conduct_stages(prepared, resources)
-        return launch(prepared, resources)
+        logging.info("run folder %s", prepared.folder.path)
+        from cosa_dist.distributed import stages
+
+        return stages.execute(prepared, resources)
 
 
 def main() -> int:

@@ -47,16 +47,16 @@ def configurations(
 
 def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> None:
     """Run them one after the other."""
+    from cosa_dist.distributed.checks import check_inputs, check_places, check_writable, resolve
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.prepare import check_inputs, check_places, check_writable, prepare_run
-    from cosa_dist.distributed.run_folder import with_absolute_paths
+    from cosa_dist.distributed.prepare import prepare_run
     from cosa_dist.tracking.provenance import provenance
 
     commit = provenance()["git_commit"]
     check_writable(path.parent)
     for _, _, config in wanted:
-        checked = with_absolute_paths(config)
+        checked = resolve(config)
         check_places(checked)
         check_inputs(checked)
     with ray_cluster() as resources:
@@ -67,7 +67,7 @@ def train(wanted: list[tuple[str, tuple[str, ...], RunConfig]], path: Path) -> N
                 update={"name": f"ablation-{config.recipe}-{name}-s{config.seed}-{stamp}"}
             )
             started = time.monotonic()
-            run = prepare_run(named)
+            run = prepare_run(resolve(named))
             outcome = launch(run, resources)
             trained = config.kind == "cosa"
             judged = "unfiltered" if trained else "cam_true_labels"

@@ -16,17 +16,15 @@ import logging
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosa_dist.config.ablation import is_ablation, read_ablation
 from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
 from cosa_dist.config.errors import ConfigError, Start, starting
 from cosa_dist.config.loading import is_recipe_file, load_config, parse_overrides, to_yaml
-from cosa_dist.config.paths import place
+from cosa_dist.config.paths import absolute, place
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.run_folder import with_absolute_paths
 
 if TYPE_CHECKING:
     from cosa_dist.distributed.sweep.plan import SweepPlan
@@ -39,67 +37,54 @@ def space_path(name: str) -> Path:
     return place(name) if is_recipe_file(name) else HERE / f"{name}.yaml"
 
 
-def asked_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
-    """The plan that the command line asks for.
-
-    Raises:
-        ConfigError: a space or an option that cannot work.
-    """
+def requested_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
+    """The plan that the command line asks for; `ConfigError` for a space or an option that cannot work."""
     from cosa_dist.distributed.sweep.plan import SweepPlan
-    from cosa_dist.distributed.sweep.space import check_space, read_space
-    from cosa_dist.distributed.sweep.trial_points import trial_points
+    from cosa_dist.distributed.sweep.space import check_space, read_space, trial_points
 
     path = space_path(arguments.space)
-    objectives = ("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",)
-    plan = SweepPlan(
-        base=config.model_dump(mode="json"),
-        points=[],
-        trials=arguments.trials,
-        search=arguments.search,
-        scheduler=arguments.scheduler,
-        objectives=objectives,
-        warm_start=arguments.warm_start,
-    )
+    chosen: dict[str, Any] = {"points": [], "search": arguments.search}
     if is_ablation(path):
         # A sweep ranks segmentations, which a run of classifiers alone does not have.
-        combinations = read_ablation(path).combinations
-        points = [dict(c.options) for c in combinations if c.options.get("kind") != "control"]
-        plan = replace(plan, points=points, search="grid")
+        options = [combination.options for combination in read_ablation(path).combinations]
+        chosen = {"points": [o for o in options if o.get("kind") != "control"], "search": "grid"}
     else:
         space = read_space(path)
         check_space(space, config, str(path))
         if arguments.search == "optuna":
-            plan = replace(plan, space=space)
+            chosen["space"] = space
         else:
-            plan = replace(plan, points=trial_points(space, arguments.trials, config.seed))
-    if arguments.cost and not plan.space:
+            chosen["points"] = trial_points(space, arguments.trials, config.seed)
+    if arguments.cost and "space" not in chosen:
         raise ConfigError("--cost is an objective of --search optuna only")
-    return plan
+    return SweepPlan(
+        base=config.model_dump(mode="json"),
+        trials=arguments.trials,
+        scheduler=arguments.scheduler,
+        objectives=("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",),
+        warm_start=arguments.warm_start,
+        **chosen,
+    )
 
 
 def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
-    """Plan of a new sweep.
-
-    Raises:
-        ConfigError: a space, a trial or a scheduler that cannot work, or a name that is used.
-    """
+    """Plan of a new sweep; `ConfigError` for what cannot work, or a name that is used."""
     from cosa_dist.distributed.sweep.plan import check_plan
     from cosa_dist.distributed.sweep.warm_start import check_warm_start
 
-    plan = asked_plan(arguments, config)
+    plan = requested_plan(arguments, config)
     check_plan(plan)
     if plan.warm_start:
         check_warm_start(config, plan.keys)
     return plan
 
 
-def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | None:
+def started_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | None:
     """Plan of the sweep that `--resume` names or that an earlier start of the same command has begun.
 
-    Raises:
-        ConfigError: no such sweep, or other options than it was begun with.
+    Raises `ConfigError` for no such sweep, or other options than it was begun with.
     """
-    from cosa_dist.distributed.sweep.plan import PLAN_FILE, other_settings, read_plan, sweep_folder
+    from cosa_dist.distributed.sweep.plan import PLAN_FILE, different_settings, read_plan, sweep_folder
 
     if arguments.resume:
         refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
@@ -110,15 +95,15 @@ def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | No
         if changed:
             words = ", ".join(f"--{name}" for name in changed).replace("warm_start", "warm-start")
             raise ConfigError(f"{words}: a sweep that is taken up again keeps its plan")
-        place_of = load_config(None, None, {**overrides, "name": arguments.resume})
-        return read_plan(sweep_folder(with_absolute_paths(place_of)))
+        output = absolute(str(overrides.get("output", "outputs")), "output", True)
+        return read_plan(sweep_folder(RunConfig(name=arguments.resume, output=output)))
     if not arguments.restarted:
         return None
-    config = named(arguments, rest)
+    config = base_config(arguments, rest)
     if not (sweep_folder(config) / PLAN_FILE).is_file():
         return None
     plan = read_plan(sweep_folder(config))
-    others = other_settings(asked_plan(arguments, config), plan)
+    others = different_settings(requested_plan(arguments, config), plan)
     if others:
         raise ConfigError(
             f"sweep {plan.name} has another {', '.join(others)} than asked for: it was not begun by "
@@ -127,51 +112,51 @@ def known_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | No
     return plan
 
 
-def named(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
+def base_config(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
     """The base configuration with a sweep's name and absolute paths."""
+    from cosa_dist.distributed.checks import resolve
+
     config = load_config(arguments.recipe, arguments.config, rest)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = config.name or f"sweep-{space_path(arguments.space).stem}-{config.recipe}-{stamp}"
-    return with_absolute_paths(config.model_copy(update={"name": name}))
+    return resolve(config.model_copy(update={"name": name}))
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Plan a sweep or read its plan, run it, print its outcome."""
     with starting() as start:
-        work(arguments, rest, start)
+        plan_and_run(arguments, rest, start)
 
 
-def work(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
+def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
     """The work of `run`; `start` hears of the sweep's folder."""
     if arguments.print_config and not arguments.resume:
         config = load_config(arguments.recipe, arguments.config, rest)
         new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
         print(to_yaml(config), end="")
         return
-    known = known_plan(arguments, rest)
-    plan = known or new_plan(arguments, named(arguments, rest))
+    started = started_plan(arguments, rest)
+    plan = started or new_plan(arguments, base_config(arguments, rest))
 
+    from cosa_dist.distributed.checks import check_inputs, check_places
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.plan import node_resources
-    from cosa_dist.distributed.prepare import check_inputs, check_places
-    from cosa_dist.distributed.sweep.plan import sweep_folder
-    from cosa_dist.distributed.sweep.run import concurrent_trials
-    from cosa_dist.distributed.sweep.session import begin, conduct, share_cpus
+    from cosa_dist.distributed.sweep.run import concurrent_trials, create_sweep, run_sweep, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
 
-    if not known:
+    if not started:
         check_places(plan.config)
     for config in plan.configs:
         check_inputs(config)
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
     with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
-        if not known:
+        if not started:
             plan = share_cpus(plan, resources, node_resources())
             concurrent_trials(plan.config, node_resources())
-            plan = begin(plan)
+            plan = create_sweep(plan)
         start.made = True
-        logging.info("sweep %s: %s", plan.name, sweep_folder(plan.config))
-        result = conduct(plan, resources, not known)
+        logging.info("sweep %s: %s", plan.name, plan.folder)
+        result = run_sweep(plan, resources)
     print_trials(plan, result.trials)
     for path in write_outcome(plan, result):
         print(f"written {path}")

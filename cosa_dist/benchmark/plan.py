@@ -23,7 +23,7 @@ from cosa_dist.config.loading import read_yaml
 from cosa_dist.config.method import Fraction, NonNegative, Positive, Section
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import Count, RunConfig
-from cosa_dist.distributed.plan import micro_batch
+from cosa_dist.data.reading.order import micro_batch
 
 BUCKET = 25e6
 """bytes of one bucket of DistributedDataParallel"""

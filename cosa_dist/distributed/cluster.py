@@ -42,8 +42,6 @@ PRIVATE = {
     "RAY_event_stats": "false",
 }
 """on top of it, for a cluster that only this process uses"""
-
-
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """the question that Ray's head answers whatever its state"""
 SOCKET_BYTES = 107
@@ -60,19 +58,14 @@ def free_port() -> int:
 
 
 def check_start(seconds: float = 10.0) -> None:
-    """Refuse what would keep `ray_cluster` from starting or joining Ray, within seconds.
+    """Refuse what would keep `ray_cluster` from starting or joining Ray, after at most a few `seconds`.
 
-    Args:
-        seconds: how long to wait for an answer of the cluster that `RAY_ADDRESS` names.
-
-    Raises:
-        ConnectionError: nothing answers there, or something that is no Ray cluster.
-        ConfigError: Ray cannot work in this environment.
+    Raises `ConnectionError` if the address in `RAY_ADDRESS` is not that of a Ray cluster that answers, and
+    `ConfigError` if Ray cannot work in this environment.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "local":
-        reason = _why_no_cluster(address, seconds)
-        if reason:
+        if reason := _why_no_cluster(address, seconds):
             raise ConnectionError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}: {reason}; start the cluster, mend the "
                 "address (HOST:PORT of `ray start --head`), or unset RAY_ADDRESS to use this machine alone"
@@ -105,8 +98,7 @@ def _why_no_cluster(address: str, seconds: float) -> str:
     try:
         place = place if scheme else str(canonicalize_bootstrap_address(place))
         host, _, port = place.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
-            pass
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except (OSError, ValueError, OverflowError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -115,22 +107,21 @@ def _why_no_cluster(address: str, seconds: float) -> str:
         try:
             channel.unary_unary(CHECK_ALIVE)(b"", timeout=seconds)
         except grpc.RpcError as error:
-            return _no_ray(error.code(), address)
+            return _why_refused(error.code(), address)
     return ""
 
 
-def _no_ray(code: Any, address: str) -> str:
-    """What the status of a failed question says; empty if something of Ray answered."""
-    import grpc
-
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        # This question sends no token; Ray does, if it is told to or has found the cluster itself.
-        sent = address == "auto" or os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-        return "" if sent else "it asks for a token, sent only with RAY_AUTH_MODE=token in the environment"
-    if code is grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
-        return ""  # the server of ray:// is not the head
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return "it is no head of Ray (its port is 6379 unless chosen otherwise)"
+def _why_refused(code: Any, address: str) -> str:
+    """What a failed question's gRPC status says; empty if something of Ray answered."""
+    match code.name:
+        case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+            # This question sends no token; Ray does, if it is told to or has found the cluster itself.
+            sent = address == "auto" or os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+            return "" if sent else "it asks for a token: set RAY_AUTH_MODE=token in the environment"
+        case "UNIMPLEMENTED" if address.startswith("ray://"):
+            return ""  # the server of ray:// is not the head
+        case "UNIMPLEMENTED":
+            return "it is no head of Ray (its port is 6379 unless chosen otherwise)"
     return f"something else listens there, or it hangs ({code.name.lower()})"
 
 
@@ -138,11 +129,8 @@ def _no_ray(code: Any, address: str) -> str:
 def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     """Join or start Ray, yield its total resources, and leave it as it was found.
 
-    Args:
-        local_options: arguments of `ray.init` for a private cluster (such as `num_cpus`).
-
-    Raises:
-        ConnectionError, ConfigError: see `check_start`; or Ray could not start for another reason.
+    `local_options` are arguments of `ray.init` for a private cluster (such as `num_cpus`). Raises what
+    `check_start` raises, and `ConnectionError` if Ray could not start for another reason.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

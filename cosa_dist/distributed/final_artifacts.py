@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from cosa_dist.collective import rank
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader
 from cosa_dist.data.shards.split import Split
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.evaluation.pictures import Labeller, save_pictures
 from cosa_dist.evaluation.report import EvalReport, as_text, better_report
 from cosa_dist.tracking.tracker import Tracker
@@ -23,14 +23,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def spared(what: str) -> Iterator[None]:
+def warn_on_failure(what: str) -> Iterator[None]:
     """Let what a run can do without fail with one line of log; to be entered by all ranks that take part."""
     try:
         yield
     except Exception as error:
         if rank() == 0:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            log.warning("no %s: %s", what, reason)
+            log.warning("no %s: %s", what, " ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def labeller(state: TrainState) -> Labeller:
@@ -43,38 +42,35 @@ def labeller(state: TrainState) -> Labeller:
     )
 
 
-def write_reports(reports: Mapping[str, EvalReport], folder: Path, tracker: Tracker) -> None:
-    """Write the final reports to the run folder; tables and copies for the tracker are additional.
-
-    Raises:
-        OSError: the disk refused a report.
-    """
-    paths = {name: folder / f"report_{name}.json" for name in reports}
+def write_reports(reports: Mapping[str, EvalReport], folder: RunFolder, tracker: Tracker) -> None:
+    """Write the final reports to the run folder; tables and copies for the tracker are optional."""
+    paths = {name: folder.path / f"report_{name}.json" for name in reports}
     for name, path in paths.items():
         atomic_write(path, reports[name].to_json())
-    with spared("tables of the reports"):
-        atomic_write(folder / "results.txt", as_text(list(reports.values())))
+    results = folder.path / "results.txt"
+    with warn_on_failure("tables of the reports"):
+        atomic_write(results, as_text(list(reports.values())))
         for name, report in reports.items():
             tracker.log_artifact(paths[name])
             tracker.log_table(report.per_class_rows(), f"per_class_{name}")
-        tracker.log_artifact(folder / "results.txt")
+        tracker.log_artifact(results)
 
 
 def draw_pictures(
     state: TrainState,
     reports: Mapping[str, EvalReport],
     val: Split,
-    folder: Path,
+    folder: RunFolder,
     tracker: Tracker,
     device: torch.device,
 ) -> None:
-    """Draw validation images as the better network sees them, and with what they are labelled in training."""
+    """Draw validation images with the better network's predictions, and with their labels in training."""
     config = state.config
     better = better_report(reports)
     pictures = save_pictures(
         state.networks[better.network] if better else state.online,
         EvaluationLoader(val, 0, 1, config.evaluation.pictures, 0),
-        folder / "pictures",
+        folder.pictures,
         class_names=val.class_names,
         palette=voc_colour_map(),
         labeller=labeller(state) if config.kind == "cosa" else None,

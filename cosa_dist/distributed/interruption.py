@@ -12,18 +12,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.distributed.run_folder import RunFolder
 
-STOP = "stop"
-"""file in the run folder that asks the workers to save and stop"""
-STOPPED = "stopped.txt"
-"""note of the workers that they have done so"""
-LOCK = ".lock"
 log = logging.getLogger(__name__)
 
 
@@ -32,8 +27,8 @@ class RunStoppedError(KeyboardInterrupt):
 
 
 @contextmanager
-def listening_to_signals(folder: Path) -> Iterator[None]:
-    """Turn SIGTERM into a KeyboardInterrupt and SIGUSR1 into the file `stop` of the run folder.
+def handle_signals(folder: RunFolder) -> Iterator[None]:
+    """Turn SIGTERM into a KeyboardInterrupt and SIGUSR1 into the run's request to stop.
 
     In a thread (a sweep's trial) signals stay as they are: Python delivers them to the main thread only.
     """
@@ -42,15 +37,15 @@ def listening_to_signals(folder: Path) -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        # A second one must not break off the farewell to the tracking store.
+        # A second signal must not keep the tracking run from getting its status.
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        (folder / STOP).touch()
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        folder.stop_file.touch()
 
-    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGUSR1: ask_to_stop}
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGUSR1: request_stop}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -60,23 +55,22 @@ def listening_to_signals(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_driver(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock, which the operating system frees when the process ends in any way.
+def sole_driver(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, which the operating system frees when the process ends in any way.
 
-    Raises:
-        ConfigError: another driver holds it.
+    Raises `ConfigError` if another driver holds it.
     """
-    lock = FileLock(str(folder / LOCK), timeout=0)
+    lock = FileLock(folder.lock_file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"run {folder.name} is running: another process holds {folder / LOCK}; wait for its end, or "
+            f"run {folder.name} is running: another process holds {folder.lock_file}; wait for its end, or "
             "stop it"
         ) from None
     except (OSError, RuntimeError) as error:
         # Some network file systems know no locks.
-        log.warning("%s cannot be locked against a second driver: %s", folder, error)
+        log.warning("%s cannot be locked against a second driver: %s", folder.path, error)
     try:
         yield
     finally:

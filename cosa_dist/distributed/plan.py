@@ -1,7 +1,8 @@
-"""What a run asks of the cluster, counted before anything starts.
+"""What a run asks of the cluster, counted before anything starts: workers, resources, and the batch's shares.
 
-Each worker needs its CPUs (and a GPU) on one node, so workers are counted node by node: two nodes with
-three free CPUs each do not hold a worker that needs four.
+The global batch is the only batch setting: per-worker batch and micro-batch follow from the number of
+workers, or the run is refused with the numbers. Each worker needs its CPUs (and a GPU) on one node, so
+workers are counted node by node: two nodes of three free CPUs do not hold a worker that needs four.
 """
 
 from __future__ import annotations
@@ -10,22 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import ray
-
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.order import micro_batch
-from cosa_dist.distributed.sharing import check_batch_norm, elastic_numbers
 
-Choose = Callable[[Iterable[int]], int]
-__all__ = [
-    "WorkerPlan",
-    "await_resources",
-    "micro_batch",
-    "plan_workers",
-    "trials_that_fit",
-    "workers_that_fit",
-]
+Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,44 +42,85 @@ class WorkerPlan:
         return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
-def plan_workers(
-    config: RunConfig, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]] = ()
-) -> WorkerPlan:
-    """Decide on workers and their resources from what the cluster has.
+def largest_micro_batch(global_batch: int, workers: int, wanted: int) -> int:
+    """The largest micro-batch that divides the per-worker batch and is not above `wanted` (0: no limit)."""
+    per_worker = micro_batch(global_batch, workers, 0)
+    return max(n for n in range(1, min(wanted or per_worker, per_worker) + 1) if per_worker % n == 0)
 
-    Args:
-        config: the run.
-        resources: total resources of the cluster (`CPU`, `GPU`).
-        nodes: those of each node, if known: a worker gets no more CPUs than a node has, and workers with a
-            GPU share those of nodes with GPUs alone.
 
-    Raises:
-        ConfigError: GPUs asked for where there are none, or a batch that cannot be shared so.
+def check_batch_norm(config: RunConfig, workers: Iterable[int], use_gpu: bool) -> None:
+    """Refuse passes of a single image through a batch norm that sees no others.
+
+    UPerNet pools each image to one cell, of which there is no variance. GPUs share their statistics.
+    """
+    if config.kind != "segmenter" or config.segmenter.decoder_norm != "batch":
+        return
+    batch, wanted = config.training.global_batch_size, config.training.micro_batch_size
+    for number in workers:
+        if largest_micro_batch(batch, number, wanted) == 1 and not (use_gpu and number > 1):
+            raise ConfigError(
+                f"segmenter.decoder_norm batch needs two pictures or more in a pass, and {number} worker(s) "
+                f"would see one at a time (training.global_batch_size {batch}, training.micro_batch_size "
+                f"{wanted}): set segmenter.decoder_norm to group, "
+                "or take a larger training.micro_batch_size or training.global_batch_size"
+            )
+
+
+def check_batch_early(config: RunConfig) -> None:
+    """Check how the batch is divided, as far as it is sure before the cluster is known."""
+    elastic, workers = elastic_numbers(config), config.distributed.workers
+    if workers and not elastic:
+        micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
+    if config.distributed.device == "cpu" or workers == 1:
+        check_batch_norm(config, elastic or (workers or 1,), use_gpu=False)
+
+
+def elastic_numbers(config: RunConfig) -> tuple[int, ...]:
+    """The numbers of workers that an elastic run may have, ascending; empty for a fixed number.
+
+    Raises `ConfigError` if no number within the bounds divides the batch, or the samples would depend on it.
+    """
+    fewest, most = config.distributed.fewest_workers, config.distributed.workers
+    if not 0 < fewest < most:
+        return ()
+    if config.data.reading == "streaming":
+        raise ConfigError(
+            f"distributed.workers [{fewest}, {most}]: with data.reading streaming the samples depend on the "
+            "number of workers; set data.reading to mapped, or one number of workers"
+        )
+    batch = config.training.global_batch_size
+    numbers = tuple(number for number in range(fewest, most + 1) if batch % number == 0)
+    if not numbers:
+        raise ConfigError(
+            f"training.global_batch_size {batch} cannot be shared evenly by any number of workers in "
+            f"distributed.workers [{fewest}, {most}]; choose bounds that hold a divisor of {batch}"
+        )
+    return numbers
+
+
+def plan_workers(config: RunConfig, resources: Resources, nodes: Sequence[Resources] = ()) -> WorkerPlan:
+    """Decide on workers and their resources from the cluster's totals (`CPU`, `GPU`) and its nodes, if known.
+
+    Raises `ConfigError` for GPUs where there are none, or a batch that cannot be divided so.
     """
     gpus = int(resources.get("GPU", 0))
-    settings = config.distributed
+    settings, training = config.distributed, config.training
     use_gpu = settings.device == "gpu" or (settings.device == "auto" and gpus > 0)
     if use_gpu and not gpus:
         raise ConfigError("distributed.device gpu: the Ray cluster has no GPU")
     numbers = elastic_numbers(config)
     workers = numbers[-1] if numbers else settings.workers or (gpus if use_gpu else 1)
     cpus = settings.cpus_per_worker or even_share(use_gpu, workers, nodes or [resources])
-    micro = 0
-    if not numbers:
-        micro = micro_batch(config.training.global_batch_size, workers, config.training.micro_batch_size)
+    micro = 0 if numbers else micro_batch(training.global_batch_size, workers, training.micro_batch_size)
     check_batch_norm(config, numbers or (workers,), use_gpu)
     return WorkerPlan(workers, use_gpu, cpus, micro, numbers)
 
 
-def even_share(use_gpu: bool, workers: int, nodes: Sequence[Mapping[str, float]], drivers: int = 0) -> float:
-    """CPUs of each worker if they share all that there are, at least 1.
+def even_share(use_gpu: bool, workers: int, nodes: Sequence[Resources], drivers: int = 0) -> float:
+    """CPUs of each worker if all that there are is divided, at least 1.
 
-    Args:
-        use_gpu: workers have a GPU each, so that the node with the fewest CPUs for each GPU decides.
-        workers: how many share, without GPUs.
-        nodes: resources of each node.
-        drivers: CPUs left to the drivers of trials: for every GPU, as a trial may have a single one; without
-            GPUs, from the whole.
+    With GPUs the node with the fewest CPUs for each GPU decides. `drivers` CPUs are left to the drivers of
+    trials: for every GPU, as a trial may have a single one; without GPUs, from the whole.
     """
     if use_gpu:
         return max(1.0, min(node.get("CPU", 0) // node["GPU"] - drivers for node in nodes if node.get("GPU")))
@@ -97,22 +128,21 @@ def even_share(use_gpu: bool, workers: int, nodes: Sequence[Mapping[str, float]]
     return max(1.0, min((sum(cpus) - drivers) // workers, max(cpus)))
 
 
-def workers_that_fit(need: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many workers of equal `need` a list of nodes holds, each worker on one node."""
+def workers_that_fit(need: Resources, nodes: Sequence[Resources]) -> int:
+    """How many workers of equal `need` some nodes hold, each worker on one node."""
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in need.items())) for node in nodes)
 
 
 def trials_that_fit(
-    need: Mapping[str, float], workers: int, nodes: Sequence[Mapping[str, float]], choose: Choose = min
+    need: Resources,
+    workers: int,
+    nodes: Sequence[Resources],
+    choose: Callable[[Iterable[int]], int] = min,
 ) -> int:
-    """How many trials, each with a driver of one CPU and its workers, a list of nodes holds at once.
+    """How many trials, each with a driver of one CPU and workers of equal `need`, some nodes hold at once.
 
-    Args:
-        need: of each worker, which lies on one node.
-        workers: of each trial.
-        nodes: resources of each node.
-        choose: `min` for drivers that lie where they do most harm, as Ray places them before the workers;
-            `max` for those that lie best.
+    `choose` is `min` for drivers that lie where they do most harm, as Ray places them before the workers, and
+    `max` for those that lie best.
     """
     most = workers_that_fit(need, nodes) // workers
     # Entry n: how many workers fit beside n drivers.
@@ -127,7 +157,7 @@ def trials_that_fit(
     return max((n for n, fit in enumerate(beside) if fit >= n * workers), default=0)
 
 
-def placement_message(plan: WorkerPlan, nodes: Sequence[Mapping[str, float]], seconds: float) -> str:
+def placement_message(plan: WorkerPlan, nodes: Sequence[Resources], seconds: float) -> str:
     """One line for a run that found no place: what it asked for and what is there."""
     need = plan.resources_per_worker
     asked = ", ".join(f"{amount * plan.fewest:g} {name}" for name, amount in need.items())
@@ -143,24 +173,15 @@ def placement_message(plan: WorkerPlan, nodes: Sequence[Mapping[str, float]], se
 
 def node_resources() -> list[dict[str, float]]:
     """Total resources of each living node of the initialised Ray cluster."""
+    import ray
+
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def await_resources(plan: WorkerPlan, deadline: float) -> None:
-    """Wait until the cluster is large enough for the plan (for its fewest workers).
-
-    Args:
-        plan: what is needed.
-        deadline: seconds to wait.
-
-    Raises:
-        ConfigError: after the deadline, with the resources asked for and those there.
-    """
+    """Wait until the cluster holds the plan's fewest workers; `ConfigError` after `deadline` seconds."""
     end = time.monotonic() + deadline
-    while True:
-        nodes = node_resources()
-        if workers_that_fit(plan.resources_per_worker, nodes) >= plan.fewest:
-            return
+    while workers_that_fit(plan.resources_per_worker, nodes := node_resources()) < plan.fewest:
         if time.monotonic() >= end:
             raise ConfigError(placement_message(plan, nodes, deadline))
         time.sleep(1.0)

@@ -11,18 +11,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.distributed.interruption import STOPPED
-from cosa_dist.distributed.task import FAILURE, WorkerTask
+from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
 
 
 def ray_worker(payload: dict[str, Any]) -> None:
     """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
 
-    An error that would come again is noted in the run folder, and so is a stop that was asked for: after
-    Ray's restart of the workers they return at once, and the launcher reads the note.
-
-    Raises:
-        FileNotFoundError: this node does not see the run folder.
+    An error that a retry would meet again is recorded in the run folder, and so is a stop that was requested:
+    after Ray's restart of the workers they return at once, and the launcher reads the record.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
@@ -30,36 +26,35 @@ def ray_worker(payload: dict[str, Any]) -> None:
     # One of Ray Train's loggers bears its file's path as name: it would print every report whole.
     logging.root.handlers[0].addFilter(lambda record: "ray/train/" not in record.name)
     task = WorkerTask(**payload)
-    folder = Path(task.folder)
-    if not folder.is_dir():
+    folder = RunFolder(Path(task.folder))
+    if not folder.path.is_dir():
         raise FileNotFoundError(
             f"this node does not see the run folder {task.folder}: --output must lie on a file "
             "system that all nodes share"
         )
-    if not (folder / FAILURE).is_file() and not (folder / STOPPED).is_file():
-        _run(task, folder)
+    if folder.failure is None and folder.stopped_by_user is None:
+        run_and_record(task, folder)
 
 
-def _run(task: WorkerTask, folder: Path) -> None:
+def run_and_record(task: WorkerTask, folder: RunFolder) -> None:
+    """Run the worker; record why it ended early, for the launcher and for the workers after a restart."""
     import ray.train
     import torch
 
     from cosa_dist.collective import world_size
-    from cosa_dist.distributed.worker import LASTING, run_worker
+    from cosa_dist.distributed.worker import NON_RETRYABLE_ERRORS, run_worker
     from cosa_dist.training.loop import TrainingStoppedError
 
     try:
         run_worker(task, report=ray.train.report)
     except TrainingStoppedError as error:
-        (folder / STOPPED).write_text(f"{error}\n", encoding="utf-8")
-    except LASTING as error:
+        folder.stopped_file.write_text(f"{error}\n", encoding="utf-8")
+    except NON_RETRYABLE_ERRORS as error:
         reason = " ".join(str(error).split())
         if isinstance(error, torch.OutOfMemoryError):
             reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
-        noted = False
         with contextlib.suppress(OSError):
-            (folder / FAILURE).write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
-            noted = True
+            folder.failure_file.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
         # Alone, it returns as if restarted: Ray would print its own traceback and start it again.
-        if world_size() > 1 or not noted:
+        if world_size() > 1 or not folder.failure:
             raise

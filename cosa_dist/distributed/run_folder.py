@@ -1,58 +1,191 @@
-"""The absolute paths of a configuration, and the run folder."""
+"""The folder of a run: the names of its files, its note, and what is recorded in it about the run's end.
+
+The folder owns a run: configuration, checkpoints, metrics and outcome are read from here, whatever becomes of
+Ray's and MLflow's state. No other module of the package knows the names of these files.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import is_recipe_file
-from cosa_dist.config.method import names_a_file
-from cosa_dist.config.paths import absolute
+from pydantic import TypeAdapter, ValidationError
+
+from cosa_dist.atomic import atomic_folder, atomic_write
+from cosa_dist.config.errors import ConfigError, nearest
+from cosa_dist.config.loading import build_config, read_yaml, to_yaml
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.tracking.store import MEMORY, SQLITE
-
-LONGEST_NAME = 200
-"""bytes; what is made beside a run bears a longer one, and file systems end at 255"""
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Return the configuration with every local path absolute.
+@dataclass(frozen=True)
+class RunNote:
+    """What a run's folder notes of it beside its configuration."""
 
-    Raises:
-        ConfigError: see `absolute`; or the run's name cannot be that of a folder.
-    """
-    name = config.name
-    if "/" in name or name.startswith(".") or not (name.isprintable() and len(name.encode()) <= LONGEST_NAME):
+    tracking_uri: str
+    run_id: str
+    finished: bool = False
+    key: str = ""
+    """of a labelling: hash of all that it is made of"""
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """Everything a worker needs, as plain values that travel to other nodes."""
+
+    config: dict[str, Any]
+    folder: str
+    tracking_uri: str
+    run_id: str
+    use_gpu: bool
+    micro_batch_size: int
+    """0: the largest one that suits the number of workers"""
+    cpus: int
+
+
+class RunFolder:
+    """A run's folder, which may not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config_file = path / "config.yaml"
+        self.note_file = path / "run.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
+        self.lock_file = path / ".lock"
+        # Its presence asks the workers to save a checkpoint and stop; then they leave the second one.
+        self.stop_file = path / "stop"
+        self.stopped_file = path / "stopped.txt"
+        # A worker met an error that a restart would meet again.
+        self.failure_file = path / "failure.txt"
+        # A sweep's scheduler has ended the run; folders of earlier versions have the second name.
+        self.pruned_file, self.older_pruned_file = path / "pruned.json", path / "stopped.json"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """The folder of a run, from its output folder and its name."""
+        return cls(Path(config.output) / "runs" / config.name)
+
+    def beside(self, suffix: str) -> RunFolder:
+        """The folder of a run that belongs to this one, `NAME-suffix`."""
+        return RunFolder(self.path.with_name(f"{self.name}-{suffix}"))
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody asked for a checkpoint and a stop."""
+        return self.stop_file.exists()
+
+    @property
+    def stopped_by_user(self) -> str | None:
+        """What the workers noted when they stopped as requested, None if they did not."""
+        return _text(self.stopped_file)
+
+    @property
+    def failure(self) -> str | None:
+        """The recorded failure in one line, None if there is none."""
+        return _text(self.failure_file)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a sweep's scheduler has ended the run: what its dying processes meet is no failure."""
+        return self.pruned_file.is_file() or self.older_pruned_file.is_file()
+
+    def pruned_step(self) -> int | None:
+        """Step of the evaluation at which the scheduler ended the run, None if it did not or does not say."""
+        for path in (self.pruned_file, self.older_pruned_file):
+            values = read_mapping(path)
+            if "step" in values:
+                return int(values["step"])
+        return None
+
+    def mark_pruned(self, step: int) -> None:
+        """Note that the scheduler ended the run after its evaluation at `step`."""
+        atomic_write(self.pruned_file, json.dumps({"step": step}))
+
+    def clear_end(self) -> None:
+        """Remove what an earlier start left about its end, before the run goes on."""
+        for left in (self.failure_file, self.stop_file, self.stopped_file):
+            left.unlink(missing_ok=True)
+
+    def refuse_used_name(self) -> None:
+        """Raise `ConfigError` if there is a run in this folder."""
+        if self.path.exists():
+            raise ConfigError(
+                f"a run named {self.name} is already in {self.path.parent}: continue it with "
+                f"--resume {self.name}, or choose another --name"
+            )
+
+    def create(self, config: RunConfig, note: RunNote) -> None:
+        """Make the folder in one move: it is there with all that `--resume` needs, or not at all."""
+        try:
+            with atomic_folder(self.path) as temporary:
+                working = RunFolder(temporary)
+                working.config_file.write_text(to_yaml(config), encoding="utf-8")
+                working.write_note(note)
+                self.refuse_used_name()
+        except OSError as error:
+            # Another driver may have created a folder of that name just now.
+            self.refuse_used_name()
+            raise ConfigError(f"cannot write to {self.path.parent}: {error.strerror}") from None
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was started with.
+
+        Raises `ConfigError` if there is no such run, or its file is damaged or of another version.
+        """
+        if not self.config_file.is_file():
+            raise ConfigError(self.why_missing(self.config_file))
+        try:
+            values = read_yaml(self.config_file)
+            if not values:
+                raise ConfigError(f"{self.config_file} is empty")
+            return build_config(values, str(self.config_file))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; the file is damaged, or of another version: put it back from a copy, finish the "
+                "run with the version that began it, or start a new one under another --name"
+            ) from None
+
+    def why_missing(self, file: Path) -> str:
+        """Why the run lacks one of its files: there is no run of this name, or the file was lost."""
+        if self.path.is_dir():
+            return f"{file} is missing: put it back from a copy, or start a new run under another --name"
+        others = [path.name for path in self.path.parent.glob("*")]
+        return f"no run named {self.name!r} in {self.path.parent}{nearest(self.name, others)}"
+
+    def read_note(self) -> RunNote:
+        """The run's note; `ConfigError` if it is missing or damaged."""
+        try:
+            return TypeAdapter(RunNote).validate_json(self.note_file.read_bytes())
+        except ValidationError as error:
+            reason = ", ".join(": ".join((*map(str, e["loc"]), e["msg"])) for e in error.errors())
+        except OSError as error:
+            reason = str(error.strerror)
         raise ConfigError(
-            f"--name {name[:80]!r}: a run's folder bears its name: leave out '/', a dot at its beginning and "
-            f"control characters, and keep it below {LONGEST_NAME} letters"
+            f"{self.note_file} is missing or damaged ({reason}): put it back from a copy, "
+            "or start a new run under another --name"
         )
-    weights, uri, first = config.model.weights, config.tracking.uri, config.stage_one.recipe
-    if names_a_file(weights):
-        weights = absolute(weights, "model.weights")
-    if is_recipe_file(first):
-        first = absolute(first, "stage_one.recipe")
-    if uri.startswith(SQLITE) and uri != SQLITE + MEMORY:
-        uri = SQLITE + absolute(uri.removeprefix(SQLITE), "tracking.uri", True)
-    data = config.data.model_copy(
-        update={
-            "shards": absolute(config.data.shards, "data.shards", True),
-            "cache": absolute(config.data.cache, "data.cache"),
-        }
-    )
-    return config.model_copy(
-        update={
-            "output": absolute(config.output, "output", True),
-            "data": data,
-            "model": config.model.model_copy(update={"weights": weights}),
-            "tracking": config.tracking.model_copy(update={"uri": uri}),
-            "stage_one": config.stage_one.model_copy(
-                update={"recipe": first, "run": absolute(config.stage_one.run, "stage_one.run")}
-            ),
-        }
-    )
+
+    def write_note(self, note: RunNote) -> None:
+        """Write the run's note; its folder is made if it is missing."""
+        atomic_write(self.note_file, json.dumps(asdict(note)))
+
+    def mark_finished(self) -> None:
+        """Note that the run came to its end."""
+        self.write_note(replace(self.read_note(), finished=True))
 
 
-def run_folder(config: RunConfig) -> Path:
-    """The folder that owns a run's configuration, checkpoints, pictures and metrics."""
-    return Path(config.output) / "runs" / config.name
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON mapping, empty if there is no such file or no whole one in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -1,8 +1,10 @@
 """How many workers Ray Train starts, and how long it may look for a place for them.
 
-Ray Train would try for ever to place workers that find no room, at the start and after a lost node. And an
-elastic run would take any number of workers, of which some cannot share the global batch. Both are decided
-by Ray Train's scaling policy; these are its two policies with a deadline and with the numbers that divide.
+Ray Train would try for ever to place workers that find no room, and an elastic run would take any number of
+workers, of which some do not divide the global batch. Its scaling policy decides both; it is internal to Ray
+(`ray.train.v2._internal`, `_count_possible_workers`, `_initialize_and_run_controller`,
+`_register_sigint_handler`). This is the only module that uses these names; tests/distributed/test_scaling.py
+checks that the installed Ray has them.
 """
 
 from __future__ import annotations
@@ -33,23 +35,17 @@ class PlacementClock:
     """Measures how long the workers of a plan have been without a place."""
 
     def __init__(self, plan: WorkerPlan, deadline: float) -> None:
-        """Allow `deadline` seconds."""
         self.plan = plan
         self.deadline = deadline
         self._since: float | None = None
 
     def waiting(self) -> None:
-        """Note that the workers do not run.
-
-        Raises:
-            PlacementError: they have not for longer than the deadline.
-        """
+        """Note that the workers do not run; `PlacementError` if so for longer than the deadline."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         if now - self._since > self.deadline:
             free = ray.available_resources()
-            names = self.plan.resources_per_worker
-            unused = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in names)
+            unused = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self.plan.resources_per_worker)
             line = placement_message(self.plan, node_resources(), round(now - self._since))
             raise PlacementError(f"{line}; free at the moment: {unused}")
 
@@ -58,7 +54,7 @@ class PlacementClock:
         self._since = None
 
 
-class _UntilDeadline:
+class _WithDeadline:
     """What both policies add to Ray's: the clock runs while the workers have no place."""
 
     clock: PlacementClock
@@ -78,12 +74,12 @@ class _UntilDeadline:
         return cast(Any, super()).make_decision_for_running_worker_group(*state, **named)
 
 
-class FixedWorkers(_UntilDeadline, FixedScalingPolicy):
+class FixedWorkers(_WithDeadline, FixedScalingPolicy):
     """A fixed number of workers, given up after the deadline."""
 
 
-class ElasticWorkers(_UntilDeadline, ElasticScalingPolicy):
-    """As many workers as the nodes hold, of the numbers that share the global batch evenly."""
+class ElasticWorkers(_WithDeadline, ElasticScalingPolicy):
+    """As many workers as the nodes hold, of the numbers that divide the global batch."""
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
@@ -91,7 +87,7 @@ class ElasticWorkers(_UntilDeadline, ElasticScalingPolicy):
 
 
 class PlannedTrainer(TorchTrainer):
-    """A `TorchTrainer` with the policy above, which leaves Ctrl-C to the launcher."""
+    """A `TorchTrainer` with one of these policies, which leaves Ctrl-C to the launcher."""
 
     def __init__(self, *arguments: Any, plan: WorkerPlan, deadline: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -101,9 +97,8 @@ class PlannedTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         kind = ElasticWorkers if self.clock.plan.numbers else FixedWorkers
         # mypy sees the classes of the old Ray Train.
-        config, parent = cast(ScalingConfig, self.scaling_config), cast(Any, super())
-        policy: ScalingPolicy = kind(config, self.clock)
-        return parent._initialize_and_run_controller(**{**parts, "scaling_policy": policy})
+        policy: ScalingPolicy = kind(cast(ScalingConfig, self.scaling_config), self.clock)
+        return cast(Any, super())._initialize_and_run_controller(**{**parts, "scaling_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave the handler of the launcher in place; Ray's own would end the driver with exit code 0."""

@@ -21,11 +21,9 @@ from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.shards.split import MappedSplit, Split
-from cosa_dist.distributed.final_artifacts import draw_pictures, spared, write_reports
-from cosa_dist.distributed.interruption import STOP
-from cosa_dist.distributed.sharing import largest_micro_batch
-from cosa_dist.distributed.sweep.trials import is_stopped
-from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.final_artifacts import draw_pictures, warn_on_failure, write_reports
+from cosa_dist.distributed.plan import largest_micro_batch
+from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
 from cosa_dist.evaluation.control import classification_control
 from cosa_dist.evaluation.evaluator import Evaluator, has_cams, with_crf
 from cosa_dist.evaluation.report import EvalReport
@@ -37,25 +35,18 @@ from cosa_dist.training.precision import make_accelerator
 from cosa_dist.training.state import TrainState, build_state
 from cosa_dist.training.window import NonFiniteLossError
 
-LASTING = (
+NON_RETRYABLE_ERRORS = (
     *(ValueError, TypeError, LookupError, FileNotFoundError),
     *(NonFiniteLossError, torch.OutOfMemoryError),
 )
-"""Errors that would come again however often the workers were started."""
+Reports = dict[str, EvalReport]
 log = logging.getLogger(__name__)
-
-
-def make_tracker(task: WorkerTask) -> Tracker:
-    """Rank 0's tracker: the local mirror, and MLflow where it is on; nothing on other ranks."""
-    if rank() != 0:
-        return NullTracker()
-    return Tracker(Path(task.folder), task.tracking_uri, task.run_id)
 
 
 class Evaluation:
     """Evaluates a state on the validation split."""
 
-    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator):
+    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator) -> None:
         self.config = config
         self.val = val
         self.evaluator = Evaluator.of_run(
@@ -71,17 +62,15 @@ class Evaluation:
         workers = self.config.data.loader_workers
         return EvaluationLoader(split, rank(), world_size(), limit or None, workers, start=start)
 
-    def __call__(self, state: TrainState, last: bool) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
+    def __call__(self, state: TrainState, last: bool) -> tuple[Reports, Reports]:
         """Return the reports of both networks on all images, and on the first `evaluation.limit`."""
         plain = replace(self.evaluator, config=with_crf(self.config.evaluation, None))
         if self.config.evaluation.crf.enabled:
-            with spared("scores after the dense CRF (evaluation.crf)"):
+            with warn_on_failure("scores after the dense CRF (evaluation.crf)"):
                 return self._evaluated(state, last, self.evaluator)
         return self._evaluated(state, last, plain)
 
-    def _evaluated(
-        self, state: TrainState, last: bool, evaluator: Evaluator
-    ) -> tuple[dict[str, EvalReport], dict[str, EvalReport]]:
+    def _evaluated(self, state: TrainState, last: bool, evaluator: Evaluator) -> tuple[Reports, Reports]:
         limit = self.config.evaluation.limit
         parts = [self.samples(self.val, limit)]
         if last and 0 < limit < self.val.size:
@@ -92,8 +81,7 @@ class Evaluation:
     def control(self, state: TrainState, train: Split) -> dict[str, float]:
         """CAM quality with predicted labels, the background level chosen on training images.
 
-        Raises:
-            ValueError: it cannot be measured, with the reason.
+        Raises `ValueError` where it cannot be measured.
         """
         if not has_cams(state.online):
             raise ValueError("a segmenter has no CAMs")
@@ -140,12 +128,8 @@ def training_loader(config: RunConfig, split: Split, first_step: int, task: Work
 def restore_on_all_ranks(state: TrainState, folder: Path, device: torch.device) -> str:
     """Put the newest whole checkpoint below `folder` into every rank's state; rank 0 decides which.
 
-    Returns:
-        The checkpoint's name, empty if there is none.
-
-    Raises:
-        CheckpointError: no usable checkpoint among those there.
-        RuntimeError: this node does not see (yet) what rank 0 has read; worth another try.
+    Returns its name, empty if there is none. Raises `CheckpointError` if none of those there is usable, and
+    `RuntimeError` (worth a retry) if this node does not see (yet) what rank 0 has read.
     """
     found = restore_newest(state, folder) is not None if rank() == 0 else False
     # Steps are counted from one here: zero means that there is nothing.
@@ -162,11 +146,11 @@ def restore_on_all_ranks(state: TrainState, folder: Path, device: torch.device) 
 
 
 def prepare_state(
-    config: RunConfig, classes: int, folder: Path, accelerator: Accelerator
+    config: RunConfig, classes: int, folder: RunFolder, accelerator: Accelerator
 ) -> tuple[TrainState, nn.Module]:
     """The fresh or restored state, and the online network as the accelerator wraps it."""
     state = build_state(config, classes, accelerator.device)
-    restored = restore_on_all_ranks(state, folder / "checkpoints", accelerator.device)
+    restored = restore_on_all_ranks(state, folder.checkpoints, accelerator.device)
     if rank() == 0:
         start = f"continuing from {restored}" if restored else "starting"
         log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
@@ -185,49 +169,43 @@ def run_worker(
     task: WorkerTask,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_step: OnStep = lambda state, batches: None,
-) -> dict[str, EvalReport]:
+) -> Reports:
     """Train this worker's part of the run, from the newest checkpoint of its folder if there is one.
 
-    Returns the last evaluation's reports, the same on every rank.
-
-    Args:
-        task: configuration, run folder, tracking run.
-        report: called by every rank with the metrics of each evaluation.
-        on_step: called by every rank after each step, before anything of it is logged or saved.
+    Every rank calls `report` with the metrics of each evaluation, and `on_step` after each step, before
+    anything of it is logged or saved. Returns the last evaluation's reports, the same on every rank.
     """
     config = build_config(task.config, "run")
-    folder = Path(task.folder)
+    folder = RunFolder(Path(task.folder))
     torch.set_num_threads(max(1, task.cpus))
     torch.set_float32_matmul_precision(config.training.matmul_precision)
     accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
     train = open_reading(config.data, config.data.train_split)
     val = open_reading(config.data, config.data.val_split)
     state, network = prepare_state(config, len(train.class_names), folder, accelerator)
-    tracker = make_tracker(task)
-    if (folder / "config.yaml").is_file():
-        tracker.log_artifact(folder / "config.yaml")
+    # Rank 0 alone records anything.
+    tracker = Tracker(folder.path, task.tracking_uri, task.run_id) if rank() == 0 else NullTracker()
+    if folder.config_file.is_file():
+        tracker.log_artifact(folder.config_file)
     evaluation = Evaluation(config, val, accelerator)
-    context = TrainingContext(
-        accelerator, tracker, folder, evaluation, report, (folder / STOP).exists, on_step
-    )
+    stop = folder.stop_file.exists
+    context = TrainingContext(accelerator, tracker, folder.path, evaluation, report, stop, on_step)
     try:
         loader = training_loader(config, train, state.step, task)
         reports = run_training(state, network, loader, context)
         if rank() == 0:
             write_reports(reports, folder, tracker)
-        # The scores are safe; what follows is additional, and no failure of it is the run's.
+        # The scores are safe; what follows is optional, and no failure of it is the run's.
         if config.evaluation.cam_control:
-            with spared("CAM control (evaluation.cam_control)"):
+            with warn_on_failure("CAM control (evaluation.cam_control)"):
                 tracker.log_metrics(evaluation.control(state, train), state.step)
         if rank() == 0 and config.evaluation.pictures:
-            with spared("pictures"):
+            with warn_on_failure("pictures"):
                 draw_pictures(state, reports, val, folder, tracker, accelerator.device)
-    except TrainingStoppedError:
-        tracker.close("KILLED")
+    except BaseException as error:
+        killed = isinstance(error, TrainingStoppedError) or folder.pruned
+        tracker.close("KILLED" if killed else "FAILED")
         raise
-    except BaseException:
-        tracker.close("KILLED" if is_stopped(folder) else "FAILED")
-        raise
-    with spared("status in the run folder"):
+    with warn_on_failure("status in the run folder"):
         tracker.close("FINISHED")
     return reports

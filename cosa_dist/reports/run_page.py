@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.prepare import read_note
+from cosa_dist.distributed import run_folder
 from cosa_dist.evaluation.report import SOURCES, EvalReport, read_reports, split_measurement
 from cosa_dist.reports.page import curve_data, data_uri, finite, render_page
 from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
@@ -51,14 +51,14 @@ def read_run(folder: Path, pictures: int = 6) -> RunContent:
     if not config.is_file():
         raise ValueError(f"{folder} is no run folder (it has no config.yaml); give outputs/runs/NAME")
     try:
-        note = read_note(folder)
+        note = run_folder.RunFolder(folder).read_note()
     except ConfigError:
-        note = {}
+        note = run_folder.RunNote("", "")
     metrics = folder / METRICS_FILE
     series = metric_series(metrics) if metrics.is_file() else {}
     return RunContent(
         name=folder.resolve().name,
-        finished=bool(note.get("finished")),
+        finished=note.finished,
         config=config.read_text(encoding="utf-8"),
         # Of a step that was recorded twice (after a resume) the later one counts.
         curves={
@@ -68,7 +68,7 @@ def read_run(folder: Path, pictures: int = 6) -> RunContent:
         },
         reports=list(read_reports(folder).values()),
         pictures={path.stem: path for path in sorted(folder.glob("pictures/*.png"))[:pictures]},
-        tags=_tags(str(note.get("tracking_uri", "")), str(note.get("run_id", ""))),
+        tags=_tags(note.tracking_uri, note.run_id),
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cosa_dist.atomic import atomic_write
 from cosa_dist.distributed.sweep.plan import SweepPlan
 from cosa_dist.distributed.sweep.run import SweepResult
-from cosa_dist.distributed.sweep.trials import Trial
+from cosa_dist.distributed.sweep.trial import Trial
 from cosa_dist.reports.leaderboard_views import Cells, duration, print_cells
 from cosa_dist.reports.page import render_page
 
@@ -100,7 +100,7 @@ def figures(plan: SweepPlan, trials: Sequence[Trial]) -> list[tuple[str, go.Figu
 
 
 def rebuilt_study(plan: SweepPlan, evaluated: Sequence[Trial]) -> optuna.Study:
-    """An Optuna study of trials that were evaluated; a stopped one counts with its last evaluation."""
+    """An Optuna study of trials that were evaluated; a pruned one counts with its last evaluation."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 

@@ -20,7 +20,7 @@ from cosa_dist.data.shards.description import describe_split
 from cosa_dist.data.sources.classes import read_class_names
 from cosa_dist.data.sources.record import Rejection, SourceRecord
 from cosa_dist.data.sources.table import table_source
-from cosa_dist.distributed.prepare import read_note
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.space import check_space, read_space
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, read_reports
 from cosa_dist.training.checkpoint_files import CheckpointError, best_checkpoint, best_score
@@ -115,7 +115,7 @@ READERS = {
         Reader(
             "run.json",
             {"tracking_uri": "", "run_id": "", "finished": False},
-            lambda path: read_note(path.parent),
+            lambda path: RunFolder(path.parent).read_note(),
             (ConfigError,),
         ),
         Reader(

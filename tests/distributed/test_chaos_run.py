@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosa_dist.distributed.prepare import write_note
+from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run
 from cosa_dist.tracking.store import prepare_store
 from tests.faults.chaos_run import differences
@@ -32,7 +32,7 @@ def ended_run(
     last.mkdir(parents=True)
     save_file({"weight": torch.tensor([weight])}, last / "online.safetensors")
     torch.save({"state": [{"momentum": torch.tensor(momentum)}]}, last / "optimizer.pt")
-    write_note(folder, {"tracking_uri": store, "run_id": run_id, "finished": True})
+    RunFolder(folder).write_note(RunNote(store, run_id, finished=True))
     return folder
 
 

@@ -11,13 +11,15 @@ import threading
 import pytest
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.interruption import listening_to_signals, sole_driver
+from cosa_dist.distributed.interruption import handle_signals, sole_driver
+from cosa_dist.distributed.run_folder import RunFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from cosa_dist.distributed.interruption import sole_driver
-with sole_driver(Path(sys.argv[1])):
+from cosa_dist.distributed.run_folder import RunFolder
+with sole_driver(RunFolder(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -29,7 +31,7 @@ def test_a_signal_ends_the_run_as_ctrl_c_does_and_a_second_one_waits(tmp_path, n
     farewell = []
 
     def run() -> None:
-        with listening_to_signals(tmp_path):
+        with handle_signals(RunFolder(tmp_path)):
             try:
                 os.kill(os.getpid(), number)
                 signal.pause()
@@ -44,7 +46,7 @@ def test_a_signal_ends_the_run_as_ctrl_c_does_and_a_second_one_waits(tmp_path, n
 
 
 def test_the_warning_signal_leaves_the_request_to_stop(tmp_path):
-    with listening_to_signals(tmp_path):
+    with handle_signals(RunFolder(tmp_path)):
         os.kill(os.getpid(), signal.SIGUSR1)
     assert (tmp_path / "stop").exists()
 
@@ -53,7 +55,7 @@ def test_in_a_thread_signals_are_left_alone(tmp_path):
     seen = []
 
     def look() -> None:
-        with listening_to_signals(tmp_path):
+        with handle_signals(RunFolder(tmp_path)):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
@@ -63,14 +65,18 @@ def test_in_a_thread_signals_are_left_alone(tmp_path):
 
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
+    folder = RunFolder(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match=f"run {tmp_path.name} is running"), sole_driver(tmp_path):
+        with (
+            pytest.raises(ConfigError, match=f"run {tmp_path.name} is running"),
+            sole_driver(RunFolder(tmp_path)),
+        ):
             pass
     finally:
         process.kill()
         process.wait()
     for _ in range(2):
-        with sole_driver(tmp_path):
+        with sole_driver(folder):
             pass

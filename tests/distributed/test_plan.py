@@ -6,11 +6,12 @@ import pytest
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
-from cosa_dist.distributed.plan import micro_batch, plan_workers, trials_that_fit, workers_that_fit
-from cosa_dist.distributed.run_folder import absolute, with_absolute_paths
+from cosa_dist.config.paths import absolute
+from cosa_dist.data.reading.order import micro_batch
+from cosa_dist.distributed.checks import resolve
+from cosa_dist.distributed.plan import plan_workers, trials_that_fit, workers_that_fit
 from cosa_dist.distributed.sweep.plan import SweepPlan
-from cosa_dist.distributed.sweep.run import concurrent_trials
-from cosa_dist.distributed.sweep.session import share_cpus
+from cosa_dist.distributed.sweep.run import concurrent_trials, share_cpus
 from cosa_dist.distributed.sweep.space import check_space, read_space
 
 
@@ -125,12 +126,12 @@ def test_a_sweeps_share_leaves_room_for_a_driver_on_any_node():
 def test_paths_become_absolute_from_the_folder_or_from_the_named_root(tmp_path, monkeypatch):
     monkeypatch.delenv("COSA_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    resolved = with_absolute_paths(config())
+    resolved = resolve(config())
     assert resolved.output == str(tmp_path / "outputs")
     assert resolved.model.weights == str(tmp_path / "weights/deit_tiny_patch16_224.pth")
     assert absolute("http://host/x", "tracking.uri") == "http://host/x"
     monkeypatch.setenv("COSA_ROOT", "/base")
-    assert with_absolute_paths(config()).data.shards == "/base/data/voc_mini"
+    assert resolve(config()).data.shards == "/base/data/voc_mini"
 
 
 def test_a_relative_path_in_a_jobs_temporary_copy_is_refused(tmp_path, monkeypatch):

@@ -10,9 +10,11 @@ import torch
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.distributed import prepare as preparation
+from cosa_dist.distributed.checks import resolve
 from cosa_dist.distributed.interruption import sole_driver
-from cosa_dist.distributed.prepare import begun, mark_finished, prepare_run, reopen
-from cosa_dist.distributed.stages import prepare_staged, reopen_staged
+from cosa_dist.distributed.prepare import already_started, prepare_run, reopen
+from cosa_dist.distributed.run_folder import RunFolder
+from jobs import train
 from tests.integration.small_run import make_shards, small_config
 
 
@@ -24,41 +26,53 @@ def prepared(base, **distributed):
     return prepare_run(config)
 
 
-def test_a_job_in_a_temporary_copy_takes_up_a_run(tmp_path, monkeypatch):
-    run = prepared(tmp_path)
+def reopened(base, overrides, **more):
+    return reopen(RunFolder(base / "runs" / "run"), overrides, **more)
+
+
+def test_a_run_is_reopened_as_it_was_prepared(tmp_path):
+    run, again = prepared(tmp_path), reopened(tmp_path, {})
+    assert (again.config, again.folder.path, again.note) == (run.config, run.folder.path, run.note)
+
+
+def test_a_job_in_a_temporary_copy_resumes_a_run_by_its_absolute_output(tmp_path, monkeypatch, capsys):
     copy = tmp_path / "_ray_pkg_0123"
     copy.mkdir()
     monkeypatch.chdir(copy)
     monkeypatch.delenv("COSA_ROOT", raising=False)
-    assert reopen("run", str(tmp_path), {}) == run
-    with pytest.raises(ConfigError, match="--output 'outputs' is relative"):
-        reopen("run", "outputs", {})
+    for output, said in (
+        (str(tmp_path), "no run named 'run'"),
+        ("outputs", "--output 'outputs' is relative"),
+    ):
+        monkeypatch.setattr("sys.argv", ["train.py", "--resume", "run", "--output", output])
+        assert train.main() == 2
+        assert said in capsys.readouterr().err
 
 
 def test_notes_of_an_end_are_cleared(tmp_path):
     run = prepared(tmp_path)
     for name in ("failure.txt", "stop", "stopped.txt"):
-        (run.folder / name).write_text("old")
-    reopen("run", str(tmp_path), {})
-    assert {path.name for path in run.folder.iterdir()} <= {"config.yaml", "run.json", ".lock"}
+        (run.folder.path / name).write_text("old")
+    reopened(tmp_path, {})
+    assert {path.name for path in run.folder.path.iterdir()} <= {"config.yaml", "run.json", ".lock"}
 
 
 def test_a_running_and_a_finished_run_are_refused(tmp_path):
     run = prepared(tmp_path)
     with sole_driver(run.folder), pytest.raises(ConfigError, match="run run is running"):
-        reopen("run", str(tmp_path), {})
-    mark_finished(run.folder)
+        reopened(tmp_path, {})
+    run.folder.mark_finished()
     with pytest.raises(ConfigError, match="is finished"):
-        reopen("run", str(tmp_path), {})
+        reopened(tmp_path, {})
     with pytest.raises(ConfigError, match="continue it with --resume run"):
         prepare_run(run.config)
 
 
 def test_a_new_number_of_workers_replaces_the_bounds(tmp_path):
     assert prepared(tmp_path, workers=[1, 2]).config.distributed.fewest_workers == 1
-    found = reopen("run", str(tmp_path), {"distributed.workers": 2}).config.distributed
+    found = reopened(tmp_path, {"distributed.workers": 2}).config.distributed
     assert (found.fewest_workers, found.workers) == (0, 2)
-    found = reopen("run", str(tmp_path), {"distributed.workers": [2, 4]}).config.distributed
+    found = reopened(tmp_path, {"distributed.workers": [2, 4]}).config.distributed
     assert (found.fewest_workers, found.workers) == (2, 4)
 
 
@@ -67,25 +81,23 @@ def test_a_kill_while_the_folder_is_made_leaves_the_name_free(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "write_note", killed)
+        patch.setattr(RunFolder, "write_note", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path)
     config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
-    assert prepare_run(config).folder.is_dir()
+    assert prepare_run(config).folder.path.is_dir()
 
 
 def test_another_start_of_the_same_command_finds_its_run_and_no_other(tmp_path):
     config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
-    assert not begun(config)
+    assert not already_started(config)
     make_shards(tmp_path / "shards")
     prepare_run(config)
-    assert begun(config)
+    assert already_started(config)
     workers = config.distributed.model_copy(update={"workers": 2})
-    assert begun(config.model_copy(update={"distributed": workers}))
+    assert already_started(config.model_copy(update={"distributed": workers}))
     with pytest.raises(ConfigError, match="another seed than asked for"):
-        begun(config.model_copy(update={"seed": 1}))
-    with pytest.raises(ConfigError, match="without --name"):
-        begun(config.model_copy(update={"name": ""}))
+        already_started(config.model_copy(update={"seed": 1}))
 
 
 def no_ray(config):
@@ -102,12 +114,14 @@ def test_what_keeps_ray_from_starting_leaves_nothing(tmp_path):
 
 def test_what_keeps_ray_from_starting_leaves_an_interrupted_run_as_it_was(tmp_path, monkeypatch):
     run = prepared(tmp_path)
-    (run.folder / "stopped.txt").write_text("old")
+    (run.folder.path / "stopped.txt").write_text("old")
     monkeypatch.setattr(preparation, "reopen_run", lambda *words: pytest.fail("marked as running"))
-    before = {path.name: path.read_text() for path in run.folder.iterdir()}
+    before = {path.name: path.read_text() for path in run.folder.path.iterdir()}
     with pytest.raises(ConnectionError):
-        reopen("run", str(tmp_path), {}, no_ray)
-    assert {path.name: path.read_text() for path in run.folder.iterdir() if path.name != ".lock"} == before
+        reopened(tmp_path, {}, ready=no_ray)
+    assert {
+        path.name: path.read_text() for path in run.folder.path.iterdir() if path.name != ".lock"
+    } == before
     with sole_driver(run.folder):
         pass
 
@@ -118,7 +132,7 @@ def test_a_run_is_ready_before_anything_of_it_is_there(tmp_path):
     seen = []
     run = prepare_run(config, ready=lambda checked: seen.append((checked.name, (tmp_path / "out").exists())))
     assert seen == [("run", False)]
-    assert run.folder.is_dir()
+    assert run.folder.path.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +166,7 @@ def test_a_mistake_is_found_before_ray_is_started(tmp_path, sections, message):
     )
     there = sorted(tmp_path.iterdir())
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        prepare_run(config, ready=lambda checked: pytest.fail("Ray is started"))
+        prepare_run(resolve(config), ready=lambda checked: pytest.fail("Ray is started"))
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == there
 
@@ -163,11 +177,11 @@ def test_a_mistake_is_found_before_ray_is_started(tmp_path, sections, message):
 def test_a_damaged_note_is_named(tmp_path, text):
     run = prepared(tmp_path)
     if text is None:
-        (run.folder / "run.json").unlink()
+        run.folder.note_file.unlink()
     else:
-        (run.folder / "run.json").write_text(text)
+        run.folder.note_file.write_text(text)
     with pytest.raises(ConfigError, match=r"run\.json is missing or damaged"):
-        reopen("run", str(tmp_path), {})
+        reopened(tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -181,32 +195,32 @@ def test_a_damaged_note_is_named(tmp_path, text):
 )
 def test_a_damaged_configuration_is_named(tmp_path, text, message):
     run = prepared(tmp_path)
-    (run.folder / "config.yaml").write_text(text)
+    run.folder.config_file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        reopen("run", str(tmp_path), {})
+        reopened(tmp_path, {})
 
 
 def test_a_lost_configuration_is_no_unknown_name(tmp_path):
     run = prepared(tmp_path)
-    (run.folder / "config.yaml").unlink()
+    run.folder.config_file.unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml is missing: put it back"):
-        reopen("run", str(tmp_path), {})
+        reopened(tmp_path, {})
 
 
 @pytest.mark.parametrize("name", ["a/b", "../b", "/b", ".", "..", ".b", "a\nb", "x" * 300])
 def test_a_name_that_is_none_of_a_folder_is_refused(tmp_path, name):
     make_shards(tmp_path / "shards")
     with pytest.raises(ConfigError, match="a run's folder bears its name"):
-        prepare_run(small_config(tmp_path / "shards", tmp_path / "out", name))
+        resolve(small_config(tmp_path / "shards", tmp_path / "out", name))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_option_of_a_resume_is_said_of_the_command_line(tmp_path):
     prepared(tmp_path)
     with pytest.raises(ConfigError, match=r"command line: distributed\.workers"):
-        reopen("run", str(tmp_path), {"distributed.workers": -1})
+        reopened(tmp_path, {"distributed.workers": -1})
     with pytest.raises(ConfigError, match="--seed: a resumed run keeps"):
-        reopen("run", str(tmp_path), {"seed": 1})
+        reopened(tmp_path, {"seed": 1})
 
 
 @pytest.mark.parametrize(
@@ -227,7 +241,7 @@ def test_a_staged_run_that_cannot_start_leaves_nothing(tmp_path, sections, messa
     own = {"stage_one": first | sections.pop("stage_one", {}), **sections}
     config = build_config(merge(merge(read_recipe("tiny_ms"), place), own))
     with pytest.raises((ValueError, OSError), match=message):
-        prepare_staged(config, ready=no_ray)
+        prepare_run(resolve(config), ready=no_ray)
     assert not (tmp_path / "out").exists()
 
 
@@ -235,12 +249,11 @@ def test_a_staged_run_is_taken_up_with_the_workers_asked_for(tmp_path):
     make_shards(tmp_path / "shards")
     stages = {"kind": "segmenter", "supervision": "pseudo_masks", "stage_one": {"recipe": "tiny"}}
     settings = {"tracking": {"enabled": False}, "distributed": {"workers": [1, 2]}}
-    run = prepare_staged(small_config(tmp_path / "shards", tmp_path, "run", **stages, **settings))
+    run = prepare_run(small_config(tmp_path / "shards", tmp_path, "run", **stages, **settings))
     seen = []
-    again = reopen_staged("run", str(tmp_path), {"distributed.workers": 2}, seen.append)
-    assert again is not None
+    again = reopened(tmp_path, {"distributed.workers": 2}, ready=seen.append)
     assert seen == [again.config]
     assert (run.config.distributed.fewest_workers, run.config.distributed.workers) == (1, 2)
     assert (again.config.distributed.fewest_workers, again.config.distributed.workers) == (0, 2)
     with pytest.raises(ConfigError, match="command line: distributed.workers"):
-        reopen_staged("run", str(tmp_path), {"distributed.workers": -1}, no_ray)
+        reopened(tmp_path, {"distributed.workers": -1}, ready=no_ray)

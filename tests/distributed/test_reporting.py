@@ -10,7 +10,7 @@ import torch
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.samples import Batch, EvalSample
-from cosa_dist.distributed.final_artifacts import labeller, spared
+from cosa_dist.distributed.final_artifacts import labeller, warn_on_failure
 from cosa_dist.evaluation.pictures import ImageLabels, label_image
 from cosa_dist.reports.run_analysis import heat_over, predict_per_checkpoint
 from cosa_dist.training.checkpoint import save_checkpoint
@@ -86,8 +86,8 @@ def test_cams_over_the_steps_are_those_of_training_and_predictions_those_of_the_
 
 
 def test_what_is_spared_is_one_line(caplog):
-    with caplog.at_level(logging.WARNING), spared("pictures"):
+    with caplog.at_level(logging.WARNING), warn_on_failure("pictures"):
         raise ValueError("no palette\nof so many colours")
     assert [record.message for record in caplog.records] == ["no pictures: no palette of so many colours"]
-    with pytest.raises(KeyboardInterrupt), spared("pictures"):
+    with pytest.raises(KeyboardInterrupt), warn_on_failure("pictures"):
         raise KeyboardInterrupt

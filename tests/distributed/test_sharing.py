@@ -6,8 +6,13 @@ import pytest
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, parse_overrides
-from cosa_dist.distributed.plan import plan_workers, workers_that_fit
-from cosa_dist.distributed.sharing import check_sharing_early, elastic_numbers, largest_micro_batch
+from cosa_dist.distributed.plan import (
+    check_batch_early,
+    elastic_numbers,
+    largest_micro_batch,
+    plan_workers,
+    workers_that_fit,
+)
 
 
 def config(*words: str):
@@ -107,7 +112,7 @@ def test_a_batch_norm_must_see_two_pictures(norm, batch, micro, workers, device,
     asked = segmenter(norm, batch, micro, workers, device)
     resources = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     for passes, check in (
-        (early, lambda: check_sharing_early(asked)),
+        (early, lambda: check_batch_early(asked)),
         (planned, lambda: plan_workers(asked, resources)),
     ):
         if passes:
@@ -119,5 +124,5 @@ def test_a_batch_norm_must_see_two_pictures(norm, batch, micro, workers, device,
 
 def test_a_cosa_run_may_see_one_picture_at_a_time():
     words = ("--training.micro_batch_size", "1", "--distributed.device", "cpu", "--distributed.workers", "1")
-    check_sharing_early(config(*words))
+    check_batch_early(config(*words))
     assert plan_workers(config(*words), {"CPU": 2.0}).micro_batch_size == 1

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.distributed.sweep.plan import (
     SweepPlan,
     check_plan,
+    different_settings,
     first_comparison,
-    other_settings,
     read_plan,
-    sweep_folder,
     write_plan,
 )
 from cosa_dist.distributed.sweep.warm_start import check_warm_start
@@ -24,12 +21,17 @@ from tests.integration.small_run import small_config
 def plan(tmp_path) -> SweepPlan:
     config = small_config(tmp_path, tmp_path, "sweep", losses={"warmup_steps": 3}, evaluation={"every": 2})
     space = {"losses.energy": ("uniform", [0.0, 1.0])}
-    return SweepPlan(config.model_dump(mode="json"), [{"losses.energy": 0.1}], space, trials=4)
+    base, points = config.model_dump(mode="json"), [{"losses.energy": 0.1}]
+    return SweepPlan(base=base, points=points, space=space, trials=4)
+
+
+def replace(plan: SweepPlan, **changes) -> SweepPlan:
+    return plan.model_copy(update=changes)
 
 
 def test_it_comes_back_as_it_was_written_and_its_name_is_used_once(plan):
-    folder = write_plan(plan)
-    assert read_plan(folder) == plan
+    write_plan(plan)
+    assert read_plan(plan.folder) == plan
     for again in (write_plan, check_plan):
         with pytest.raises(ConfigError, match=r"a sweep named sweep is already in .*--resume sweep"):
             again(plan)
@@ -39,9 +41,9 @@ def test_a_missing_or_damaged_plan_is_named(plan, tmp_path):
     write_plan(plan)
     with pytest.raises(ConfigError, match=r"no sweep named 'sweeep'.*did you mean sweep"):
         read_plan(tmp_path / "sweeps" / "sweeep")
-    (sweep_folder(plan.config) / "sweep.json").write_text('{"base": 1}')
+    (plan.folder / "sweep.json").write_text('{"base": 1}')
     with pytest.raises(ConfigError, match="is no plan of a sweep"):
-        read_plan(sweep_folder(plan.config))
+        read_plan(plan.folder)
 
 
 def test_trials_are_compared_after_the_loss_warm_up(plan):
@@ -82,11 +84,11 @@ def test_a_shared_warm_up_refuses_what_acts_in_it(plan, key):
 
 def test_another_start_of_the_same_command_is_known_from_any_other(plan):
     write_plan(plan)
-    begun = read_plan(sweep_folder(plan.config))
+    begun = read_plan(plan.folder)
     shared = {**begun.base, "distributed": {**begun.base["distributed"], "cpus_per_worker": 3}}
     begun = replace(begun, base=shared, parent_run_id="1", tracking_uri="sqlite:///x")
-    assert other_settings(plan, begun) == []
-    assert other_settings(replace(plan, trials=5, scheduler="none"), begun) == ["trials", "scheduler"]
-    assert other_settings(replace(plan, base={**plan.base, "seed": 4}), begun) == ["seed"]
+    assert different_settings(plan, begun) == []
+    assert different_settings(replace(plan, trials=5, scheduler="none"), begun) == ["trials", "scheduler"]
+    assert different_settings(replace(plan, base={**plan.base, "seed": 4}), begun) == ["seed"]
     other = {"losses.energy": ("uniform", [0.0, 2.0])}
-    assert other_settings(replace(plan, space=other), begun) == ["space"]
+    assert different_settings(replace(plan, space=other), begun) == ["space"]

@@ -6,8 +6,15 @@ import json
 
 import pytest
 
-from cosa_dist.distributed.sweep.trial import COST, told
-from cosa_dist.distributed.sweep.trials import Evaluated, mark_stopped, read_trial, read_trials, write_options
+from cosa_dist.distributed.run_folder import RunFolder
+from cosa_dist.distributed.sweep.trial import (
+    COST,
+    Evaluated,
+    read_trial,
+    read_trials,
+    recorded_metrics,
+    write_options,
+)
 
 
 def folder_of(runs, name, lines=(), finished=False):
@@ -18,7 +25,7 @@ def folder_of(runs, name, lines=(), finished=False):
         for time_ms, step, metrics in lines:
             file.write(json.dumps({"time_ms": time_ms, "step": step, "metrics": metrics}) + "\n")
         file.write('{"time_ms": 9')
-    return folder
+    return RunFolder(folder)
 
 
 LINES = [
@@ -35,7 +42,7 @@ def test_history_cost_and_status(tmp_path):
     assert trial.history == (Evaluated(4, 10.0), Evaluated(8, 12.5))
     assert (trial.miou, trial.seconds, trial.status, trial.over) == (12.5, 6.0, "finished", True)
     assert trial.options == {"losses.energy": 0.1}
-    assert told(trial) == [
+    assert recorded_metrics(trial) == [
         {"step": 4.0, "miou_unfiltered": 10.0, COST: pytest.approx(6.0)},
         {"step": 8.0, "miou_unfiltered": 12.5, COST: pytest.approx(12.0)},
     ]
@@ -43,14 +50,14 @@ def test_history_cost_and_status(tmp_path):
 
 def test_every_status(tmp_path):
     stopped = folder_of(tmp_path, "s-00000001", LINES)
-    mark_stopped(stopped, 4)
+    stopped.mark_pruned(4)
     failed = folder_of(tmp_path, "s-00000002")
-    (failed / "failure.txt").write_text("ValueError: no such thing\n")
+    failed.failure_file.write_text("ValueError: no such thing\n")
     folders = [stopped, failed, folder_of(tmp_path, "s-00000003")]
     for folder in folders:
         write_options(folder, {}, 1)
     trials = read_trials(tmp_path, "s")
-    assert [trial.status for trial in trials] == ["stopped", "failed", "unfinished"]
+    assert [trial.status for trial in trials] == ["pruned", "failed", "unfinished"]
     assert [trial.over for trial in trials] == [True, False, False]
     # It went on for a moment after the scheduler's word; that does not count.
     assert trials[0].miou == 10.0
@@ -58,18 +65,27 @@ def test_every_status(tmp_path):
     assert trials[2].miou is None
 
 
-def test_a_stopped_trial_that_came_to_its_end_all_the_same_is_finished_and_whole(tmp_path):
+def test_a_pruned_trial_that_came_to_its_end_all_the_same_is_finished_and_whole(tmp_path):
     folder = folder_of(tmp_path, "s-00000001", LINES, finished=True)
-    mark_stopped(folder, 4)
+    folder.mark_pruned(4)
     write_options(folder, {}, 1)
     trial = read_trial(folder)
     assert (trial.status, trial.miou) == ("finished", 12.5)
 
 
+def test_a_note_of_an_earlier_version_says_the_same(tmp_path):
+    folder = folder_of(tmp_path, "s-00000001", LINES)
+    write_options(folder, {}, 1)
+    (folder.path / "stopped.json").write_text('{"step": 4}')
+    trial = read_trial(folder)
+    assert folder.pruned
+    assert (trial.status, trial.miou) == ("pruned", 10.0)
+
+
 def test_foreign_folders_are_left_alone(tmp_path):
     folder_of(tmp_path, "s-warmup", LINES)
     odd = folder_of(tmp_path, "s-0000000f")
-    (odd / "trial.json").write_text("[1")
+    (odd.path / "trial.json").write_text("[1")
     write_options(folder_of(tmp_path, "s-2-00000001", LINES), {}, 1)
     assert read_trials(tmp_path, "s") == []
     assert len(read_trials(tmp_path, "s-2")) == 1

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.prepare import read_note
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
 from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.tracking.upload import replay
@@ -99,7 +99,7 @@ def disturbed_run(
         yield Struck(kill.victim, step, time.monotonic() - started)
     _wait_for_end(stage, config.name)
     stage.await_tracker()
-    replay(folder, stage.tracking_uri, str(read_note(folder)["run_id"]))
+    replay(folder, stage.tracking_uri, RunFolder(folder).read_note().run_id)
 
 
 def _wait_for_end(stage: Stage, name: str) -> None:
@@ -166,8 +166,8 @@ def differences(expected: Path, found: Path) -> list[str]:
         read: Callable[[Path], object] = load_file if file.endswith(".safetensors") else _read_optimizer
         if not _equal(read(ends[0] / file), read(ends[1] / file)):
             lines.append(f"{file} of the last checkpoint differs")
-    notes = [read_note(folder) for folder in (expected, found)]
-    twin, own = (tracked(str(note["tracking_uri"]), str(note["run_id"])) for note in notes)
+    notes = [RunFolder(folder).read_note() for folder in (expected, found)]
+    twin, own = (tracked(note.tracking_uri, note.run_id) for note in notes)
     for name in sorted(twin.keys() | own.keys()):
         series = own.get(name, [])
         doubled = [step for step, count in Counter(step for step, _ in series).items() if count > 1]
@@ -178,8 +178,8 @@ def differences(expected: Path, found: Path) -> list[str]:
             lines.append(f"{name} is recorded at other steps: {steps}")
         elif not name.endswith(MEASURED) and series != twin[name]:
             lines.append(f"{name} has other values")
-    client = connect(str(notes[1]["tracking_uri"]))
-    status = client.get_run(str(notes[1]["run_id"])).info.status
+    client = connect(notes[1].tracking_uri)
+    status = client.get_run(notes[1].run_id).info.status
     return lines if status == "FINISHED" else [*lines, f"the tracking run is {status}"]
 
 

@@ -14,7 +14,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
-from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.training.loop import OnStep
 from cosa_dist.training.state import TrainState
 

@@ -17,7 +17,7 @@ from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.sources.synthetic import synthetic_info
 from cosa_dist.distributed.labelling import run as labelling_run
-from cosa_dist.distributed.prepare import write_note
+from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
@@ -130,7 +130,7 @@ def assigned(shards, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         scores = [[(40.0, 50.0)], [(45.0, 44.0), (60.0, 40.0)]]
         folder = run_scored(patch, shards, tmp_path_factory.mktemp("runs") / "assigned", scores)
-    write_note(folder, {"tracking_uri": "", "run_id": "", "finished": True})
+    RunFolder(folder).write_note(RunNote("", "", finished=True))
     return folder
 
 
@@ -222,7 +222,8 @@ def test_weights_are_converted_from_a_run_folder(assigned, tmp_path, capsys):
     ],
 )
 def test_pseudo_masks_are_made_by_them(assigned, tmp_path, monkeypatch, asked, masks, step, network):
-    monkeypatch.setattr(labelling_run, "_label", lambda task, *rest: task)
+    monkeypatch.setattr(labelling_run, "label_split", lambda task, *rest: task)
+    monkeypatch.setattr(labelling_run, "_record", lambda *words: None)
     task = labelling_run.run_labelling(
         assigned, tmp_path / "masks", PseudoMaskConfig(**masks), {}, checkpoint=asked
     )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import tally
 from cosa_dist.evaluation.report import EvalReport

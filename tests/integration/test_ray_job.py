@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cosa_dist.config.loading import build_config, merge, to_yaml
-from cosa_dist.distributed.prepare import read_note
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.tracking.mlflow_runs import connect
 from tests.faults.chaos_stage import wait_until
 from tests.integration.small_run import SETTINGS, curve, make_shards
@@ -109,8 +109,8 @@ def submit(ray: Ray, checkout: Path, job: str, *words: str) -> None:
 
 
 def status(folder: Path) -> str:
-    note = read_note(folder)
-    return connect(str(note["tracking_uri"])).get_run(str(note["run_id"])).info.status
+    note = RunFolder(folder).read_note()
+    return connect(note.tracking_uri).get_run(note.run_id).info.status
 
 
 def test_a_job_is_submitted_followed_stopped_and_resumed(ray_command, tmp_path):
@@ -148,7 +148,7 @@ def test_a_job_is_submitted_followed_stopped_and_resumed(ray_command, tmp_path):
     assert len(curve(folder, "train/total")) <= reached + 1
 
     submit(ray, checkout, "second", "--resume", "submitted", "--output", str(tmp_path))
-    wait_until(lambda: bool(read_note(folder)["finished"]), "the end of the resumed job")
+    wait_until(lambda: RunFolder(folder).read_note().finished, "the end of the resumed job")
     assert "continuing from step-" in ray("job", "logs", "second").stdout
     assert status(folder) == "FINISHED"
     assert len(curve(folder, "train/total")) == STEPS

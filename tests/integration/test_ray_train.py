@@ -24,6 +24,7 @@ def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
     from cosa_dist.config.errors import ConfigError
     from cosa_dist.distributed.launch import launch
     from cosa_dist.distributed.prepare import prepare_run, reopen
+    from cosa_dist.distributed.run_folder import RunFolder
     from cosa_dist.distributed.worker import run_worker
 
     shards = make_shards(tmp_path / "shards")
@@ -50,7 +51,7 @@ def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
         outcome.reports["online"].miou("unfiltered")
     )
     with pytest.raises(ConfigError, match="is finished"):
-        reopen("two", str(tmp_path), {})
+        reopen(RunFolder.of(two), {})
     with pytest.raises(ConfigError, match="already in"):
         prepare_run(two)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import RecordError
-from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import Evaluation, run_worker
 from cosa_dist.training.checkpoint_files import checkpoints
 from cosa_dist.training.loop import TrainingStoppedError

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import build_config, merge, read_recipe, to_yaml
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.distributed.prepare import read_note
-from cosa_dist.distributed.stages import stage_one_config
+from cosa_dist.distributed.checks import stage_one_config
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.reports.leaderboard import leaderboard
 from cosa_dist.reports.tracked_runs import read_runs
 from cosa_dist.tracking.mlflow_runs import connect
@@ -45,7 +45,7 @@ def chain(shards: Path, output: Path, name: str, **sections):
 
 def test_the_first_stage_works_on_the_data_and_with_the_seed_of_the_whole(tmp_path):
     config = chain(tmp_path / "s", tmp_path, "whole", seed=5, data={"label": "mine", "crop_size": 64})
-    first = stage_one_config(config, "whole")
+    first = stage_one_config(config)
     assert (first.kind, first.seed, first.name) == ("cosa", 5, "whole-stage-one")
     assert (first.data.shards, first.data.label) == (config.data.shards, "mine")
     assert first.data.crop_size == 32, "its own recipe's crop"
@@ -94,10 +94,10 @@ def assert_tracked(runs: Path) -> None:
     quality = json.loads(
         (runs / "broken-pseudo-masks" / "shards" / "quality.json").read_text(encoding="utf-8")
     )
-    note = read_note(runs / "broken")
-    assert note["finished"]
-    client = connect(str(note["tracking_uri"]))
-    parent = client.get_run(str(note["run_id"]))
+    note = RunFolder(runs / "broken").read_note()
+    assert note.finished
+    client = connect(note.tracking_uri)
+    parent = client.get_run(note.run_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["pseudo_masks/miou"] == pytest.approx(quality["miou"])
     children = client.search_runs(
@@ -105,7 +105,7 @@ def assert_tracked(runs: Path) -> None:
     )
     assert sorted(run.data.tags["kind"] for run in children) == ["cosa", "pseudo_masks", "segmenter"]
     assert {run.info.status for run in children} == {"FINISHED"}
-    tables = leaderboard(read_runs(str(note["tracking_uri"])), with_published=False)
+    tables = leaderboard(read_runs(note.tracking_uri), with_published=False)
     found = {(table.dataset, table.split, table.protocol): table.facts for table in tables}
     assert found["synthetic", "val", "unfiltered"] == "11 images"
     assert found["synthetic", "train", "pseudo_masks"] == "24 images"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cosa_dist.config.loading import load_config, to_yaml
-from cosa_dist.distributed.sweep.trials import Trial, read_trials
+from cosa_dist.distributed.sweep.trial import Trial, read_trials
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
@@ -86,9 +86,9 @@ def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(tmp_path):
     trials = {t.name: t for t in read_trials(runs, "sweep")}
     assert len(trials) == 4
     assert {name: trials[name] for name in before} == before
-    assert {t.status for t in trials.values()} == {"finished", "stopped"}
+    assert {t.status for t in trials.values()} == {"finished", "pruned"}
     assert all(t.history[-1].step == 12 for t in trials.values() if t.status == "finished")
-    assert all(t.history[-1].step < 12 for t in trials.values() if t.status == "stopped")
+    assert all(t.history[-1].step < 12 for t in trials.values() if t.status == "pruned")
     # None of the trials trained the warm-up: their first line of log is the one after it.
     for name in trials:
         assert '"step": 3' not in (runs / name / "metrics.jsonl").read_text()

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 
 from cosa_dist.config.loading import load_config, read_recipe
 from cosa_dist.data.catalog import COCO_CLASSES
+from cosa_dist.distributed.checks import resolve
 from cosa_dist.distributed.cluster import ray_cluster
-from cosa_dist.distributed.prepare import mark_finished, prepare_run
-from cosa_dist.distributed.run_folder import with_absolute_paths
-from cosa_dist.distributed.task import WorkerTask
+from cosa_dist.distributed.prepare import prepare_run
+from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_runs import finish_run
 from tests.data.coco_files import CATEGORY_IDS, annotation, rectangle
@@ -164,12 +164,12 @@ def run_here(words: list[str]) -> int:
 
 def train(name: str, options: str) -> None:
     """Train in this process, as one worker would, with its tracking run."""
-    config = with_absolute_paths(load_config("voc_mini", None, ["--name", name, *shlex.split(options)]))
+    config = resolve(load_config("voc_mini", None, ["--name", name, *shlex.split(options)]))
     run = prepare_run(config)
     values = run.config.model_dump(mode="json")
-    run_worker(WorkerTask(values, str(run.folder), run.tracking_uri, run.run_id, False, 0, 1))
-    mark_finished(run.folder)
-    finish_run(run.tracking_uri, run.run_id, "FINISHED")
+    run_worker(WorkerTask(values, str(run.folder.path), run.note.tracking_uri, run.note.run_id, False, 0, 1))
+    run.folder.mark_finished()
+    finish_run(run.note.tracking_uri, run.note.run_id, "FINISHED")
 
 
 @pytest.fixture(scope="module")

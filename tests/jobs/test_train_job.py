@@ -45,6 +45,7 @@ def test_print_config_shows_the_resolved_run():
         (["--recipe", "demo", "--data.shards", "/nowhere"], "/nowhere"),
         (["--recipe", "voc_mini", "--model.weights", "gone.pth"], "gone.pth"),
         (["--resume", "gone"], "no run named 'gone'"),
+        (["--recipe", "tiny", "--restarted"], "without --name"),
         (
             ["--resume", "gone", "--recipe", "tiny"],
             "own settings (config.yaml or sweep.json in its folder): leave",

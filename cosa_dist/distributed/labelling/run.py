@@ -1,169 +1,118 @@
-"""A labelling as a run: its folder, its tracking run, its pictures and the quality of its masks."""
+"""A labelling as a run: its folder, its tracking run, its pictures and the quality of its masks.
+
+A finished labelling is not repeated, and an interrupted one goes on; the masks themselves are made in
+`shards.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import build_config, read_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.data.shards.description import describe_split
-from cosa_dist.distributed.final_artifacts import spared
-from cosa_dist.distributed.interruption import STOP, RunStoppedError, listening_to_signals, sole_driver
-from cosa_dist.distributed.labelling.shards import QUALITY, LabellingOutcome, label_split, labelling_task
+from cosa_dist.distributed.checks import trained_config
+from cosa_dist.distributed.final_artifacts import warn_on_failure
+from cosa_dist.distributed.interruption import RunStoppedError, handle_signals, sole_driver
+from cosa_dist.distributed.labelling.shards import (
+    QUALITY,
+    LabellingOutcome,
+    Progress,
+    ignore_progress,
+    label_split,
+    labelling_task,
+)
 from cosa_dist.distributed.labelling.worker import LabellingTask, ShardLabeller
-from cosa_dist.distributed.prepare import dataset_label, mark_finished, read_note, write_note
+from cosa_dist.distributed.prepare import dataset_label, new_tracking_run
+from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
 from cosa_dist.inference.trained import choose
-from cosa_dist.tracking.mlflow_runs import create_run, ending, made_with, reopen_run
-from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.mlflow_runs import ending, reopen_run
 from cosa_dist.tracking.tracker import Tracker
 
-SHARDS = "shards"
 log = logging.getLogger(__name__)
-
-
-def trained_config(run: Path) -> RunConfig:
-    """The configuration of a trained CoSA run.
-
-    Raises:
-        ConfigError: no run folder, or not one of a CoSA run.
-    """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"no run folder at {run}: it has no config.yaml")
-    config = build_config(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
-    if config.kind != "cosa":
-        raise ConfigError(f"{run} is a {config.kind} run; pseudo-masks are made by a CoSA run")
-    return config
 
 
 def run_labelling(
     run: Path,
-    folder: Path,
+    path: Path,
     masks: PseudoMaskConfig,
     resources: Mapping[str, float],
     *,
     checkpoint: str = "",
     parent_run_id: str = "",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore_progress,
 ) -> LabellingOutcome:
-    """Label the training split of a finished run, or go on with it; a finished labelling is not repeated.
+    """Label the training split of the trained `run` on the initialised Ray cluster, or go on with it.
 
-    Args:
-        run: folder of the trained run.
-        folder: folder of the labelling, whose name becomes that of its tracking run.
-        masks: how masks are made.
-        resources: total resources of the initialised Ray cluster.
-        checkpoint: newest, best or a step number; empty for the run's default (see `choose`).
-        parent_run_id: tracking run that it belongs to.
-        progress: called with the labelled and all images.
-
-    Raises:
-        ConfigError: no trained run, or the folder belongs to another labelling.
-        DataError, CheckpointError: something cannot be read.
-        RuntimeError: a worker failed.
-        KeyboardInterrupt: it was stopped; the shards that are finished stay.
+    `path` is the labelling's folder, whose name its tracking run gets; `checkpoint` is newest, best or a step
+    (empty: see `choose`). Raises `ConfigError` if `run` is no trained run or `path` belongs to another
+    labelling, DataError or CheckpointError for what cannot be read, RuntimeError if a worker failed, and
+    KeyboardInterrupt if it was stopped; the shards that are finished stay.
     """
     config = trained_config(run)
-    shards = folder / SHARDS
     chosen = choose(run, checkpoint, "" if masks.network == "better" else masks.network)
     log.info("labelling by %s", chosen)
+    folder, shards = RunFolder(path), path / "shards"
     task = labelling_task(run, chosen.checkpoint, chosen.network, config, masks, shards)
-    if (folder / "run.json").is_file():
-        if read_note(folder).get("key") != task.key:
+    if folder.note_file.is_file():
+        note = folder.read_note()
+        if note.key != task.key:
             raise ConfigError(
-                f"{folder} is of another run, checkpoint or settings: choose another name, or remove it"
+                f"{path} is of another run, checkpoint or settings: choose another name, or remove it"
             )
-        if read_note(folder)["finished"]:
-            quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
-            return LabellingOutcome(shards, quality, 0.0)
+        if note.finished:
+            return _finished(shards)
     else:
-        _begin(task, config, folder, parent_run_id)
-    with sole_driver(folder), listening_to_signals(folder):
-        (folder / STOP).unlink(missing_ok=True)
-        return _label(task, config, folder, resources, progress)
+        note = _create(task, config, folder, parent_run_id)
+    with sole_driver(folder), handle_signals(folder):
+        folder.clear_end()
+        if note.run_id:
+            reopen_run(note.tracking_uri, note.run_id)
+        with ending(note.tracking_uri, note.run_id):
+            if shards.is_dir():  # killed between the last shard and the note
+                outcome = _finished(shards)
+            else:
+                outcome = _label(task, config, folder, resources, progress)
+            _record(task, config, folder, note, outcome)
+            folder.mark_finished()
+            return outcome
+
+
+def _finished(shards: Path) -> LabellingOutcome:
+    return LabellingOutcome(shards, json.loads((shards / QUALITY).read_text(encoding="utf-8")), 0.0)
 
 
 def _label(
     task: LabellingTask,
     config: RunConfig,
-    folder: Path,
+    folder: RunFolder,
     resources: Mapping[str, float],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> LabellingOutcome:
-    """Label, and record the outcome in folder and tracker."""
-    note = read_note(folder)
-    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
-    if run_id:
-        reopen_run(uri, run_id)
-
     def labelled(done: int, total: int) -> None:
         progress(done, total)
-        if (folder / STOP).exists():
+        if folder.stop_requested:
             raise RunStoppedError(f"stopped as asked after {done} of {total} images")
 
-    with ending(uri, run_id):
-        shards = folder / SHARDS
-        if shards.is_dir():  # killed between the last shard and the note
-            quality = json.loads((shards / QUALITY).read_text(encoding="utf-8"))
-            outcome = LabellingOutcome(shards, quality, 0.0)
-        else:
-            outcome = label_split(task, config, shards, resources, labelled)
-        tracker = Tracker(folder, uri, run_id)
-        tracker.set_tags(_evaluated(outcome.quality, config))
-        tracker.log_metrics(_metrics(outcome, task), int(task.checkpoint))
-        with spared("pictures"):
-            for picture in _pictures(task, config, folder / "pictures"):
-                tracker.log_artifact(picture, "pictures")
-        tracker.log_artifact(outcome.shards / QUALITY)
-        tracker.close("FINISHED")
-        mark_finished(folder)
-        return outcome
+    return label_split(task, config, Path(task.folder), resources, labelled)
 
 
-def _metrics(outcome: LabellingOutcome, task: LabellingTask) -> dict[str, float]:
-    quality = outcome.quality
-    values = {
-        f"final/{task.network}/miou_pseudo_masks": quality["miou"],
-        "final/ignored_pixels": quality["ignored"],
-        "final/images_per_second": outcome.images_per_second or None,
-    }
-    values |= {f"final/iou_pseudo_masks/{name}": value for name, value in quality["iou"].items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _evaluated(quality: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
-    """Which images the masks' quality is of, as `EvalReport.tags` says it of an evaluation."""
-    classes = len(describe_split(config.data.shards, config.data.train_split).info.class_names)
-    counts = {"evaluated_images": str(quality["images_with_truth"]), "classes": str(classes)}
-    return {"image_set": quality.get("image_set", ""), "benchmark": "", **counts}
-
-
-def _begin(task: LabellingTask, config: RunConfig, folder: Path, parent_run_id: str) -> None:
-    """Create a labelling's tracking run and its note, or neither."""
-    uri = str(read_note(Path(task.run))["tracking_uri"])
-    run_id = _tracking_run(task, config, folder.name, parent_run_id)
-    with made_with(uri, run_id):
-        write_note(folder, {"tracking_uri": uri, "run_id": run_id, "finished": False, "key": task.key})
-
-
-def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_id: str) -> str:
-    """Create the labelling's tracking run where the trained run has one; return its id."""
-    note = read_note(Path(task.run))
-    if not note["run_id"]:
-        return ""
-    train = describe_split(config.data.shards, config.data.train_split)
+def _create(task: LabellingTask, config: RunConfig, folder: RunFolder, parent_run_id: str) -> RunNote:
+    """Create a labelling's tracking run, where the trained run has one, and its note, or neither."""
+    trained = RunFolder(Path(task.run)).read_note()
+    tracking = {"enabled": bool(trained.run_id), "uri": trained.tracking_uri}
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update=tracking)})
     tags = {
-        "dataset": dataset_label(config, train),
+        "dataset": dataset_label(config, describe_split(config.data.shards, config.data.train_split)),
         "split": config.data.train_split,
         "recipe": config.recipe,
         "backbone": config.model.backbone,
@@ -172,17 +121,42 @@ def _tracking_run(task: LabellingTask, config: RunConfig, name: str, parent_run_
         "kind": "pseudo_masks",
         "supervision": "image tags",
         "labelled_by": Path(task.run).name,
-        **provenance(),
     }
     params = {f"pseudo_masks.{key}": str(value) for key, value in task.masks.items()}
-    return create_run(
-        str(note["tracking_uri"]),
-        config.tracking.experiment,
-        name,
-        params=params,
-        tags=tags,
-        parent_run_id=parent_run_id,
+    with new_tracking_run(config, folder.name, params, tags, parent_run_id) as note:
+        note = replace(note, key=task.key)
+        folder.write_note(note)
+    return note
+
+
+def _record(
+    task: LabellingTask, config: RunConfig, folder: RunFolder, note: RunNote, outcome: LabellingOutcome
+) -> None:
+    """Give the tracking run the masks' quality, and which images it is of (as `EvalReport.tags` does)."""
+    quality = outcome.quality
+    classes = describe_split(config.data.shards, config.data.train_split).info.class_names
+    tracker = Tracker(folder.path, note.tracking_uri, note.run_id)
+    tracker.set_tags(
+        {
+            "image_set": quality.get("image_set", ""),
+            "benchmark": "",
+            "evaluated_images": str(quality["images_with_truth"]),
+            "classes": str(len(classes)),
+        }
     )
+    metrics = {
+        f"final/{task.network}/miou_pseudo_masks": quality["miou"],
+        "final/ignored_pixels": quality["ignored"],
+        "final/images_per_second": outcome.images_per_second or None,
+        **{f"final/iou_pseudo_masks/{name}": iou for name, iou in quality["iou"].items()},
+    }
+    known = {name: value for name, value in metrics.items() if value is not None}
+    tracker.log_metrics(known, int(task.checkpoint))
+    with warn_on_failure("pictures"):
+        for picture in _pictures(task, config, folder.pictures):
+            tracker.log_artifact(picture, "pictures")
+    tracker.log_artifact(outcome.shards / QUALITY)
+    tracker.close("FINISHED")
 
 
 def _pictures(task: LabellingTask, config: RunConfig, folder: Path) -> list[Path]:

@@ -49,6 +49,14 @@ CPUS_PER_WORKER = 2
 log = logging.getLogger(__name__)
 
 
+Progress = Callable[[int, int], None]
+"""called with the labelled and all images after every shard"""
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """The `Progress` of a caller that shows none."""
+
+
 @dataclass(frozen=True)
 class LabellingOutcome:
     """What a labelling gave: its shard folder, the masks' quality, and how fast it was."""
@@ -62,16 +70,7 @@ class LabellingOutcome:
 def labelling_task(
     run: Path, checkpoint: Path, network: str, config: RunConfig, masks: PseudoMaskConfig, out: Path
 ) -> LabellingTask:
-    """Describe a labelling; its key tells whether a finished shard is still right.
-
-    Args:
-        run: folder of the trained run.
-        checkpoint: one of its checkpoints.
-        network: name of one of its networks.
-        config: the run's.
-        masks: how masks are made.
-        out: shard folder to make.
-    """
+    """Describe a labelling into the folder `out`; its key tells whether a finished shard is still right."""
     train = describe_split(config.data.shards, config.data.train_split)
     sealed = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["files"]
     made_of = (FORMAT_VERSION, train.fingerprint, sealed, network, masks.model_dump(mode="json"))
@@ -93,20 +92,12 @@ def label_split(
     config: RunConfig,
     out: Path,
     resources: Mapping[str, float],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore_progress,
 ) -> LabellingOutcome:
-    """Label the training split of a run on the initialised Ray cluster and publish the shard folder `out`.
+    """Label the training split of a run and publish the shard folder `out`, which appears only when complete.
 
-    Args:
-        task: what `labelling_task` gave.
-        config: the trained run's.
-        out: the folder; appears only when all is there.
-        resources: total resources of the cluster.
-        progress: called with the labelled and all images after every shard.
-
-    Raises:
-        DataError: `out` is there already, or a source shard cannot be read.
-        RuntimeError: a worker failed; the reason in one line.
+    Raises `DataError` if `out` is there already or a source shard cannot be read, `RuntimeError` if a worker
+    failed.
     """
     data = config.data
     train = describe_split(data.shards, data.train_split)

@@ -89,11 +89,6 @@ class ShardLabeller:
     """Holds the trained network and labels shard after shard."""
 
     def __init__(self, task: LabellingTask) -> None:
-        """Load the network.
-
-        Raises:
-            CheckpointError: no such checkpoint, or a damaged one.
-        """
         torch.set_num_threads(max(1, task.threads))
         self.task = task
         self.device = torch.device("cuda" if task.use_gpu else "cpu")
@@ -109,9 +104,7 @@ class ShardLabeller:
     def label(self, number: int) -> LabelledShard:
         """Label shard `number` of the training split, unless it is there already.
 
-        Raises:
-            DataError: the source shard is missing or damaged, or a record of it cannot be decoded.
-            OSError: the disk is full or cannot be written to.
+        Raises `DataError` for a source shard or record that cannot be read, OSError if the disk refuses.
         """
         found = finished_labels(self.task, number)
         if found is not None:

@@ -1,42 +1,38 @@
 """What a sweep is, as one file in its folder: base configuration, trials or space, search and scheduler.
 
-Written once before anything starts. `--resume` reads it, so that a sweep is taken up as it was begun
-whatever has become of its command line; a sweep's name is never used twice.
+Written once before anything starts. `--resume` reads it, so that a sweep is resumed as it was started,
+whatever its command line says then; a sweep's name is never used twice.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from cosa_dist.atomic import atomic_write
 from cosa_dist.config.errors import ConfigError, nearest
-from cosa_dist.config.loading import build_config
+from cosa_dist.config.loading import build_config, merge, nested
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.sweep.trial import trial_config
+from cosa_dist.distributed.sweep.space import trial_id
 
 PLAN_FILE = "sweep.json"
-FOUND_LATER = ("base", "parent_run_id", "tracking_uri")
-"""fields of a plan that the command line does not decide, or that `flatten` takes apart"""
-OF_THE_SWEEP = ("name", "output")
-"""options that no trial can have of its own"""
 Search = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "none"]
 
 
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep as it was begun."""
+class SweepPlan(BaseModel):
+    """A sweep as it was started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: dict[str, Any]
     """configuration that trials change; absolute paths, with the sweep's name"""
     points: list[dict[str, Any]]
     """options of every trial; empty if a search algorithm finds them"""
-    space: dict[str, tuple[str, list[Any]]] = field(default_factory=dict)
+    space: dict[str, tuple[str, list[Any]]] = {}
     """`{dotted option: (distribution, values)}` for a search algorithm"""
     trials: int = 0
     """number of trials of a search algorithm"""
@@ -65,28 +61,33 @@ class SweepPlan:
         return str(self.base["name"])
 
     @property
+    def folder(self) -> Path:
+        """Folder of the plan, the outcome and Tune's own state."""
+        return sweep_folder(self.config)
+
+    @property
     def keys(self) -> list[str]:
         """Options that differ between trials, in a steady order."""
-        if self.space:
-            return list(self.space)
-        return list(dict.fromkeys(key for point in self.points for key in point))
+        return list(self.space) or list(dict.fromkeys(key for point in self.points for key in point))
 
 
 def sweep_folder(base: RunConfig) -> Path:
-    """Folder of a sweep's plan, outcome and Tune's own state."""
+    """Folder of the sweep that has this base configuration."""
     return Path(base.output) / "sweeps" / base.name
 
 
-def check_plan(plan: SweepPlan) -> None:
-    """Refuse what would fail or mean nothing later.
+def trial_config(base: dict[str, Any], options: dict[str, Any]) -> RunConfig:
+    """Configuration of one trial; `ConfigError` for options that contradict each other."""
+    name = f"{base['name']}-{trial_id(options)}"
+    return build_config({**merge(base, nested(options)), "name": name}, f"trial {options}")
 
-    Raises:
-        ConfigError: a trial that contradicts itself, or a scheduler without evaluations to decide by.
-    """
+
+def check_plan(plan: SweepPlan) -> None:
+    """Refuse a used name, a trial that contradicts itself, or a scheduler without evaluations to use."""
     config = plan.config
     refuse_used_name(config)
     for key in plan.keys:
-        if key in OF_THE_SWEEP:
+        if key in ("name", "output"):
             raise ConfigError(f"{key} is the same for all trials of a sweep: leave it out of the space")
     _ = plan.configs  # each is validated
     if plan.scheduler == "asha":
@@ -103,17 +104,11 @@ def check_plan(plan: SweepPlan) -> None:
 def first_comparison(config: RunConfig) -> int:
     """Step of the first evaluation after the loss warm-up; before it no segmentation is trained."""
     every = config.evaluation.every
-    if not every:
-        return config.training.steps
-    return every * (config.losses.warmup_steps // every + 1)
+    return every * (config.losses.warmup_steps // every + 1) if every else config.training.steps
 
 
 def refuse_used_name(base: RunConfig) -> None:
-    """Refuse a name that a sweep has already.
-
-    Raises:
-        ConfigError: saying how to go on with it.
-    """
+    """Raise `ConfigError` if a sweep has this name already."""
     folder = sweep_folder(base)
     if (folder / PLAN_FILE).is_file():
         raise ConfigError(
@@ -122,45 +117,33 @@ def refuse_used_name(base: RunConfig) -> None:
         )
 
 
-def other_settings(asked: SweepPlan, begun: SweepPlan) -> list[str]:
-    """What a sweep that was begun has otherwise than a plan asks for, but for workers and where they run."""
+def different_settings(asked: SweepPlan, started: SweepPlan) -> list[str]:
+    """What a started sweep has otherwise than a plan asks for, but for workers and where they run."""
 
     def settings(plan: SweepPlan) -> dict[str, Any]:
-        own = asdict(plan) | flatten(plan.config)
-        return json.loads(json.dumps({k: v for k, v in own.items() if k not in FOUND_LATER}))  # type: ignore[no-any-return]
+        # What the command line does not decide is left out, and what `flatten` takes apart.
+        own = plan.model_dump(mode="json", exclude={"base", "parent_run_id", "tracking_uri"})
+        return own | flatten(plan.config)
 
-    wanted, found = settings(asked), settings(begun)
+    wanted, found = settings(asked), settings(started)
     return [key for key in wanted if wanted[key] != found[key] and not key.startswith("distributed.")]
 
 
-def write_plan(plan: SweepPlan) -> Path:
-    """Create the sweep's folder with its plan and return it.
-
-    Raises:
-        ConfigError: a sweep of this name is there already.
-    """
+def write_plan(plan: SweepPlan) -> None:
+    """Create the sweep's folder with its plan; `ConfigError` if there is a sweep of this name."""
     refuse_used_name(plan.config)
-    folder = sweep_folder(plan.config)
-    atomic_write(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1))
-    return folder
+    atomic_write(plan.folder / PLAN_FILE, plan.model_dump_json(indent=1))
 
 
 def read_plan(folder: Path) -> SweepPlan:
-    """Read a sweep's plan.
-
-    Raises:
-        ConfigError: no such sweep, or a file that is no plan.
-    """
+    """Read a sweep's plan; `ConfigError` if there is no such sweep, or a file that is no plan."""
     path = folder / PLAN_FILE
     if not path.is_file():
         others = [found.parent.name for found in folder.parent.glob(f"*/{PLAN_FILE}")]
         raise ConfigError(f"no sweep named {folder.name!r} in {folder.parent}{nearest(folder.name, others)}")
     try:
-        return _restored(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is no plan of a sweep: {error}") from None
-
-
-def _restored(values: Mapping[str, Any]) -> SweepPlan:
-    space = {key: (str(kind), list(choices)) for key, (kind, choices) in values["space"].items()}
-    return SweepPlan(**{**values, "space": space, "objectives": tuple(values["objectives"])})
+        return SweepPlan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path} is no plan of a sweep: {where}: {first['msg']}") from None

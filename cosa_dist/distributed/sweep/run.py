@@ -2,8 +2,8 @@
 
 A trial's driver holds one CPU and its workers come on top. Tune does not see the workers' resources, so the
 number of concurrent trials is counted here from the cluster; without that count trials would wait for each
-other forever. Tune's state is not needed to go on: a sweep that is taken up again starts Tune anew with the
-same trials, and those that are known tell their evaluations from their folders.
+other forever. Tune's state is not needed to go on: a resumed sweep starts Tune anew with the same trials, and
+those that are known report their evaluations from their folders.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, nested, to_yaml
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.plan import node_resources, plan_workers, trials_that_fit, workers_that_fit
-from cosa_dist.distributed.run_folder import run_folder
-from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, sweep_folder
+from cosa_dist.distributed.plan import (
+    even_share,
+    node_resources,
+    plan_workers,
+    trials_that_fit,
+    workers_that_fit,
+)
+from cosa_dist.distributed.prepare import new_tracking_run
+from cosa_dist.distributed.run_folder import RunFolder
+from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, trial_config, write_plan
 from cosa_dist.distributed.sweep.space import tune_space
-from cosa_dist.distributed.sweep.trial import TrialTask, run_trial, trial_config, trial_options
-from cosa_dist.distributed.sweep.trials import METRIC, Trial, mark_stopped, read_trial, read_trials
-from cosa_dist.tracking.mlflow_runs import finish_run
+from cosa_dist.distributed.sweep.trial import METRIC, Trial, TrialTask, read_trial, read_trials, run_trial
+from cosa_dist.distributed.sweep.warm_start import warm_up
+from cosa_dist.tracking.mlflow_runs import ending, finish_run, reopen_run
 from cosa_dist.tracking.upload import replay
 
 log = logging.getLogger(__name__)
@@ -47,17 +54,13 @@ class SweepResult:
 
 
 def concurrent_trials(base: RunConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many trials fit on these nodes at once.
-
-    Raises:
-        ConfigError: not even one; the message shows the arithmetic.
-    """
+    """How many trials fit on these nodes at once; `ConfigError` with the arithmetic if not even one does."""
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     plan = plan_workers(base, total, nodes)
     need = plan.resources_per_worker
-    fits = trials_that_fit(need, plan.workers, nodes)
-    if fits < 1:
-        fits = min(1, trials_that_fit(need, plan.workers, nodes, max))
+    fits = trials_that_fit(need, plan.workers, nodes) or min(
+        1, trials_that_fit(need, plan.workers, nodes, max)
+    )
     if fits < 1:
         cpus = DRIVER_CPUS + plan.workers * plan.cpus_per_worker
         raise ConfigError(
@@ -68,6 +71,21 @@ def concurrent_trials(base: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
             "distributed.workers or distributed.cpus_per_worker"
         )
     return fits
+
+
+def share_cpus(
+    plan: SweepPlan, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
+) -> SweepPlan:
+    """Give each worker of a trial an even share of the CPUs, unless the plan says how many."""
+    config = plan.config
+    if config.distributed.cpus_per_worker:
+        return plan
+    asked = plan_workers(config, resources)
+    share = even_share(asked.use_gpu, asked.workers, nodes, DRIVER_CPUS)
+    need = asked.resources_per_worker
+    while share > 1 and not trials_that_fit({**need, "CPU": share}, asked.workers, nodes):
+        share -= 1
+    return plan.model_copy(update={"base": merge(plan.base, {"distributed": {"cpus_per_worker": share}})})
 
 
 class Asha(ASHAScheduler):  # type: ignore[misc]  # Ray comes without this class's types
@@ -83,23 +101,22 @@ class Asha(ASHAScheduler):  # type: ignore[misc]  # Ray comes without this class
         return TrialScheduler.CONTINUE if last else decision
 
 
-class KeepBooks(tune.Callback):
-    """Logs how trials do, notes which the scheduler has stopped, and completes their tracking runs.
+class SweepCallback(tune.Callback):
+    """Logs how trials do, notes which the scheduler has pruned, and completes their tracking runs.
 
-    A stopped trial's processes are killed, so its last metrics may not have reached the tracking store; they
+    A pruned trial's processes are killed, so its last metrics may not have reached the tracking store; they
     are in its run folder and are sent from there.
     """
 
-    def __init__(self, plan: SweepPlan, keys: list[str]) -> None:
-        """Keep the books of a plan's trials."""
+    def __init__(self, plan: SweepPlan, task: TrialTask) -> None:
         self.plan = plan
-        self.keys = keys
+        self.task = task
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Called by Tune with each evaluation of a trial."""
-        options = trial_options(trial.config, self.keys)
+        options = self.task.options(trial.config)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in options.items() if isinstance(value, float))
         log.info(
             "trial %d of %d, step %d: unfiltered mIoU %.2f  (%s)",
@@ -111,57 +128,69 @@ class KeepBooks(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune when a trial has ended or was stopped."""
-        config = trial_config(self.plan.base, trial_options(trial.config, self.keys))
-        folder = run_folder(config)
+        """Called by Tune when a trial has ended or was pruned."""
+        folder = RunFolder.of(trial_config(self.plan.base, self.task.options(trial.config)))
         known = read_trial(folder)
-        if known is None or known.over or known.status == "failed":
-            return
-        # Its workers may have come further than the evaluation that the scheduler decided on.
-        mark_stopped(folder, int(trial.last_result.get("step", 0)))
-        complete_tracking(folder)
+        if known is not None and known.status == "unfinished":
+            # Its workers may have come further than the evaluation that the scheduler decided on.
+            folder.mark_pruned(int(trial.last_result.get("step", 0)))
+            complete_tracking(folder)
 
 
-def complete_tracking(folder: Path) -> None:
+def complete_tracking(folder: RunFolder) -> None:
     """Send what a killed run's folder holds and the store misses, and end its tracking run."""
-    from cosa_dist.distributed.prepare import read_note
-
-    note = read_note(folder)
-    uri, run_id = str(note["tracking_uri"]), str(note["run_id"])
-    if not run_id:
+    note = folder.read_note()
+    if not note.run_id:
         return
     try:
-        replay(folder, uri, run_id)
+        replay(folder.path, note.tracking_uri, note.run_id)
     except Exception as error:  # the sweep's outcome does not depend on the store
-        log.warning("tracking: run %s could not be completed: %s", run_id, str(error).splitlines()[:1])
-    finish_run(uri, run_id, "KILLED")
+        log.warning("tracking: run %s could not be completed: %s", note.run_id, str(error).splitlines()[:1])
+    finish_run(note.tracking_uri, note.run_id, "KILLED")
 
 
-def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder: str = "") -> SweepResult:
-    """Run, or go on with, a sweep on the initialised Ray cluster.
+def create_sweep(plan: SweepPlan) -> SweepPlan:
+    """Create a new sweep's tracking run, the parent of its trials' runs, and its folder, or neither.
 
-    Args:
-        plan: a written plan.
-        resources: total resources of the cluster.
-        warm_start_folder: run folder whose checkpoint at the end of the loss warm-up all trials fork from.
-
-    Raises:
-        ConfigError: a trial does not fit on the cluster.
-        RuntimeError: every trial failed.
-        KeyboardInterrupt: the sweep was interrupted; `--resume` goes on with it.
+    Returns the plan as it was written.
     """
+    values = {key: str([point.get(key) for point in plan.points]) for key in plan.keys}
+    params = {key: str(entry) for key, entry in plan.space.items()} or values
+    tags = {"kind": "sweep", "recipe": plan.config.recipe, "warm_start": str(plan.warm_start)}
+    tags |= {"search": plan.search, "scheduler": plan.scheduler}
+    with new_tracking_run(plan.config, plan.name, params, tags) as note:
+        plan = plan.model_copy(update={"parent_run_id": note.run_id, "tracking_uri": note.tracking_uri})
+        write_plan(plan)
+    return plan
+
+
+def run_sweep(plan: SweepPlan, resources: Mapping[str, float]) -> SweepResult:
+    """Run a written plan's sweep, or what is left of it, on the initialised Ray cluster.
+
+    Raises `ConfigError` if a trial does not fit on the cluster, `RuntimeError` if no trial has finished, and
+    KeyboardInterrupt if the sweep was interrupted; `--resume` goes on with it.
+    """
+    if plan.parent_run_id:
+        reopen_run(plan.tracking_uri, plan.parent_run_id)
+    with ending(plan.tracking_uri, plan.parent_run_id):
+        shared = str(warm_up(plan.config, resources).path) if plan.warm_start else ""
+        _run_trials(plan, resources, shared)
+        return outcome(plan)
+
+
+def _run_trials(plan: SweepPlan, resources: Mapping[str, float], warm_start: str) -> None:
     config = plan.config
-    workers = plan_workers(config, dict(resources)).workers
-    task = TrialTask(plan.base, workers, plan.parent_run_id, warm_start_folder, list(plan.space))
+    workers = plan_workers(config, resources).workers
+    task = TrialTask(plan.base, workers, plan.parent_run_id, warm_start, list(plan.space))
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
         param_space=tune_space(plan.space) if plan.space else {"options": tune.grid_search(plan.points)},
         tune_config=_tune_config(plan, concurrent_trials(config, node_resources())),
         run_config=tune.RunConfig(
             name=f"tune-{time.time_ns():x}",
-            storage_path=str(sweep_folder(config) / "tune"),
+            storage_path=str(plan.folder / "tune"),
             verbose=0,
-            callbacks=[KeepBooks(plan, task.keys)],
+            callbacks=[SweepCallback(plan, task)],
         ),
     )
     tuner.fit()
@@ -169,7 +198,6 @@ def run_sweep(plan: SweepPlan, resources: Mapping[str, float], warm_start_folder
     left = [trial.name for trial in sweep_trials(plan) if trial.status == "unfinished"]
     if left:
         raise KeyboardInterrupt(f"{len(left)} trials are not finished")
-    return outcome(plan)
 
 
 def _tune_config(plan: SweepPlan, concurrency: int) -> tune.TuneConfig:
@@ -187,13 +215,14 @@ def _tune_config(plan: SweepPlan, concurrency: int) -> tune.TuneConfig:
         return tune.TuneConfig(metric=METRIC, mode="max", num_samples=1, **shared)
     from ray.tune.search.optuna import OptunaSearch
 
-    # What is known is suggested again first: those trials tell their results from their folders.
+    # What is known is suggested again first: those trials report their results from their folders.
     known = [trial.options for trial in sweep_trials(plan)]
-    several = len(plan.objectives) > 1
-    measures: dict[str, Any] = {"metric": list(plan.objectives), "mode": ["max", "min"]}
-    search = OptunaSearch(points_to_evaluate=known, seed=config.seed, **(measures if several else {}))
-    if not several:
+    measures: dict[str, Any] = {}
+    if len(plan.objectives) > 1:
+        measures = {"metric": list(plan.objectives), "mode": ["max", "min"]}
+    else:
         shared |= {"metric": METRIC, "mode": "max"}
+    search = OptunaSearch(points_to_evaluate=known, seed=config.seed, **measures)
     return tune.TuneConfig(num_samples=max(plan.trials, len(known)), search_alg=search, **shared)
 
 
@@ -205,20 +234,17 @@ def sweep_trials(plan: SweepPlan) -> list[Trial]:
 def outcome(plan: SweepPlan) -> SweepResult:
     """Read a sweep's outcome from its trials' folders and write the best one's configuration.
 
-    Finished trials come first, then stopped ones, by falling mIoU; a stopped trial is never the best.
-
-    Raises:
-        RuntimeError: no trial has finished.
+    Finished trials come first, then pruned ones, by falling mIoU; a pruned trial is never the best. Raises
+    `RuntimeError` if no trial has finished.
     """
-    places = {"finished": 0, "stopped": 1, "unfinished": 2, "failed": 3}
-    trials = sorted(sweep_trials(plan), key=lambda t: (places[t.status], -(t.miou or 0.0), t.name))
-    folder = sweep_folder(plan.config)
+    places = ("finished", "pruned", "unfinished", "failed")
+    trials = sorted(sweep_trials(plan), key=lambda t: (places.index(t.status), -(t.miou or 0.0), t.name))
     if not trials or trials[0].status != "finished":
-        reasons = (
-            "; ".join(sorted({trial.reason for trial in trials if trial.reason})) or "no trial has finished"
+        reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason}))
+        raise RuntimeError(
+            f"no trial of sweep {plan.name} has finished ({plan.folder}): {reasons or 'none has failed'}"
         )
-        raise RuntimeError(f"no trial of sweep {plan.name} has finished ({folder}): {reasons}")
     best = build_config(merge(plan.base, {**nested(trials[0].options), "name": ""}))
-    path = folder / "best.yaml"
+    path = plan.folder / "best.yaml"
     path.write_text(to_yaml(best), encoding="utf-8")
-    return SweepResult(trials, path, folder)
+    return SweepResult(trials, path, plan.folder)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, merge
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.interruption import STOP, RunStoppedError
+from cosa_dist.distributed.interruption import RunStoppedError
 from cosa_dist.distributed.launch import launch
 from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
-from cosa_dist.distributed.run_folder import run_folder
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.training.checkpoint_files import (
     CheckpointError,
     checkpoint_name,
@@ -35,11 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def check_warm_start(base: RunConfig, keys: Iterable[str]) -> None:
-    """Refuse a shared warm-up that would not be the trials' own.
-
-    Raises:
-        ConfigError: there is no loss warm-up, or a swept option acts in it.
-    """
+    """Raise `ConfigError` if there is no loss warm-up, or a swept option acts in it."""
     if base.kind != "cosa" or not base.losses.warmup_steps:
         raise ConfigError("--warm-start needs a loss warm-up: losses.warmup_steps is 0, or kind is control")
     for key in keys:
@@ -49,53 +45,36 @@ def check_warm_start(base: RunConfig, keys: Iterable[str]) -> None:
             )
 
 
-def warm_up(base: RunConfig, resources: Mapping[str, float]) -> Path:
-    """Train a sweep's shared loss warm-up, or go on with it, and return its run folder.
-
-    Raises:
-        RunFailedError: the run failed.
-    """
+def warm_up(base: RunConfig, resources: Mapping[str, float]) -> RunFolder:
+    """Train a sweep's shared loss warm-up, or go on with it, and return its run folder."""
     steps = base.losses.warmup_steps
-    config = base.model_copy(
-        update={
-            "name": f"{base.name}-warmup",
-            "training": base.training.model_copy(update={"log_every": steps}),
-            "evaluation": base.evaluation.model_copy(update={"every": 0}),
-        }
-    )
-    folder = run_folder(config)
-    if (folder / "checkpoints" / checkpoint_name(steps)).is_dir():
+    changes = {
+        "name": f"{base.name}-warmup",
+        "training": {"log_every": steps},
+        "evaluation": {"every": 0},
+    }
+    config = build_config(merge(base.model_dump(), changes))
+    folder = RunFolder.of(config)
+    if (folder.checkpoints / checkpoint_name(steps)).is_dir():
         return folder
-    log.info("shared loss warm-up: %d steps in %s", steps, folder)
-    run = reopen(config.name, config.output, {}) if folder.is_dir() else prepare_run(config)
+    log.info("shared loss warm-up: %d steps in %s", steps, folder.path)
+    run = reopen(folder, {}) if folder.path.is_dir() else prepare_run(config)
     # The workers save and stop at their first line of log, which is the end of the loss warm-up.
-    (folder / STOP).touch()
+    folder.stop_file.touch()
     try:
-        launch(run, dict(resources))
+        launch(run, resources)
     except RunStoppedError:
         return folder
-    raise CheckpointError(f"the shared loss warm-up in {folder} went on beyond step {steps}")
+    raise CheckpointError(f"the shared loss warm-up in {folder.path} went on beyond step {steps}")
 
 
-def fork(source: Path, run: PreparedRun) -> Path:
-    """Give a fresh run the shared warm-up's checkpoint under its own configuration.
-
-    Args:
-        source: run folder of the shared warm-up.
-        run: fresh; its loss warm-up ends at the checkpoint's step.
-
-    Returns:
-        The new checkpoint.
-
-    Raises:
-        CheckpointError: there is no whole checkpoint at that step.
-    """
+def fork(source: RunFolder, run: PreparedRun) -> None:
+    """Give a fresh run the shared warm-up's checkpoint under its own configuration."""
     steps = run.config.losses.warmup_steps
-    origin = source / "checkpoints" / checkpoint_name(steps)
+    origin = source.checkpoints / checkpoint_name(steps)
     content = read_checkpoint(origin)
-    folder = run.folder / "checkpoints"
     kept = {key: value for key, value in content.items() if key not in ("files", "digest", "format")}
-    with new_checkpoint(folder, steps, kept | {"config": run.config.model_dump(mode="json")}) as working:
+    kept["config"] = run.config.model_dump(mode="json")
+    with new_checkpoint(run.folder.checkpoints, steps, kept) as working:
         for name in CARRIED:
             shutil.copyfile(origin / name, working / name)
-    return folder / origin.name
