@@ -1,4 +1,4 @@
-"""The packages form a line: each imports only from earlier ones, and the loop knows no Ray."""
+"""The packages form a line, and the parts of some packages too; the loop knows no Ray."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ ORDER = (
     "reports",
     "benchmark",
 )
+# Parts (modules or subpackages) of a package, level by level: each imports from lower levels only.
+LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "data": (("errors",), ("catalog", "decode", "synthetic"), ("shards", "sources"), ("ingest", "reading")),
+}
 FOR_EVERYONE = ("collective", "atomic", "stopwatch")
 # The loop and all below it run in a plain test: Ray, MLflow and SLURM wrap them from outside.
 UNKNOWN_TO_THE_LOOP = ("ray", "mlflow")
@@ -69,6 +73,22 @@ def offending_imports(source: str, module: str) -> list[str]:
     return found
 
 
+def upward_within(source: str, module: str, levels: tuple[tuple[str, ...], ...]) -> list[str]:
+    """One line for each import in `module` of a part of its package that is not on a lower level."""
+    package, part = module.split(".")[1:3]
+    level_of = {name: level for level, names in enumerate(levels) for name in names}
+    if part not in level_of:
+        return [] if part == "__init__" else [f"{module}: {part} has no level (in this file)"]
+    found = []
+    for line, name in imported_names(source, module):
+        parts = name.split(".")
+        if parts[:2] != [PACKAGE, package] or len(parts) < 3 or parts[2] == part:
+            continue
+        if level_of.get(parts[2], len(levels)) >= level_of[part]:
+            found.append(f"{module}, line {line}: imports {name}, but {parts[2]} is not below {part}")
+    return found
+
+
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the package."""
     return {
@@ -80,6 +100,31 @@ def modules() -> dict[str, Path]:
 def test_no_module_imports_upwards() -> None:
     found = [line for name, path in modules().items() for line in offending_imports(path.read_text(), name)]
     assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("package", LEVELS)
+def test_no_part_of_a_package_imports_upwards(package: str) -> None:
+    own = {name: path for name, path in modules().items() if name.startswith(f"{PACKAGE}.{package}.")}
+    found = [
+        line for name, path in own.items() for line in upward_within(path.read_text(), name, LEVELS[package])
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "count"),
+    [
+        ("from cosa_dist.data.ingest.masks import MaskSurvey", "cosa_dist.data.shards.writer", 1),
+        ("from cosa_dist.data.sources.record import Entry", "cosa_dist.data.shards.writer", 1),
+        ("from .catalog import VOC", "cosa_dist.data.errors", 1),
+        ("x = 1", "cosa_dist.data.elsewhere", 1),
+        ("from cosa_dist.data.errors import DataError", "cosa_dist.data.shards.writer", 0),
+        ("from .files import ShardFiles\nfrom ..decode import decode_mask", "cosa_dist.data.shards.split", 0),
+        ("from cosa_dist.config.schema import RunConfig", "cosa_dist.data.errors", 0),
+    ],
+)
+def test_an_import_within_a_package_is_judged_by_levels(source: str, module: str, count: int) -> None:
+    assert len(upward_within(source, module, LEVELS["data"])) == count
 
 
 def test_every_package_has_its_place_in_the_order() -> None:
