@@ -9,7 +9,7 @@ attempt.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cosa_dist.data.catalog import KNOWN, DatasetInfo
 from cosa_dist.data.errors import DataError, Rejection, nearest_name, printable
-from cosa_dist.data.ingest.masks import mask_lines, merged, merged_splits
+from cosa_dist.data.ingest.masks import MaskSurvey, mask_lines
 from cosa_dist.data.ingest.report import (
-    Repeats,
     SplitReport,
     class_lines,
     coverage_lines,
     refuse_too_many,
+    repeated_lines,
+    repeated_pictures,
 )
 from cosa_dist.data.ingest.shard import UNTAGGED, ShardTask, shard_pool
 from cosa_dist.data.shards.writer import (
@@ -97,16 +98,17 @@ def ingest(
             report, described[split] = splits.run(split, source)
             say(console, *report.rejection_lines(), report.line())
             reports.append(report)
-        say(console, *splits.repeats.lines())
+        repeated = repeated_pictures(splits.places.values())
+        say(console, *repeated_lines(repeated))
         surveys = {report.name: report.survey for report in reports}
         counts = {split: content["class_counts"] for split, content in described.items()}
-        say(console, *class_lines(info.class_names, counts, merged_splits(surveys)))
+        say(console, *class_lines(info.class_names, counts, splits.survey))
         say(console, *coverage_lines(info.class_names, counts, {r.name: r.count for r in reports}))
         say(console, *(line for report in reports for line in report.rotation_lines()))
-        say(console, *mask_lines(surveys, info.class_names, options.classes_given))
+        say(console, *mask_lines(splits.survey, surveys, info.class_names, options.classes_given))
         content = {"name": info.name, "class_names": list(info.class_names), "splits": described}
         rejected = {report.name: list(map(asdict, report.rejections)) for report in reports}
-        documents = {REJECTED: rejected, REPEATED: splits.repeats.groups()}
+        documents = {REJECTED: rejected, REPEATED: repeated}
         publish(folder, out, options.overwrite, content, documents)
     return reports
 
@@ -137,14 +139,15 @@ def _check_names(info: DatasetInfo, splits: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class _SplitIngest:
-    """Writes splits of one data set into one folder; `repeats` gathers pictures over all of them."""
+    """Writes splits of one data set into one folder; gathers the survey and the pictures' places of all."""
 
     info: DatasetInfo
     folder: Path
     options: IngestOptions
     write: Callable[[Iterable[ShardTask]], Iterator[ShardSummary]]
     console: Console
-    repeats: Repeats = field(default_factory=Repeats)
+    survey: MaskSurvey = field(default_factory=MaskSurvey)
+    places: defaultdict[bytes, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self, split: str, source: Iterable[Entry]) -> tuple[SplitReport, dict[str, Any]]:
         """Write one split; return its report and its part of `dataset.json`."""
@@ -200,7 +203,9 @@ class _SplitIngest:
         self, split: str, tasks: list[ShardTask], summaries: list[ShardSummary]
     ) -> tuple[SplitReport, dict[str, Any]]:
         """Return report and description of a split whose shards are all there."""
-        described = split_description(self.info.class_names, summaries, self._traces(split, tasks))
+        survey = MaskSurvey()
+        traces = self._surveyed(split, tasks, survey)
+        described = split_description(self.info.class_names, summaries, traces)
         rejections = [rejection for summary in summaries for rejection in summary.rejections]
         if described["count"] == 0:
             reason = Counter(rejection.reason for rejection in rejections).most_common(1)[0][0]
@@ -214,17 +219,17 @@ class _SplitIngest:
             shards=len(described["shards"]),
             expected=self.info.split_sizes.get(split),
             rejections=tuple(sorted(rejections, key=lambda rejection: (rejection.id, rejection.reason))),
-            without_tags=sum(summary.without_tags for summary in summaries),
-            without_mask=sum(summary.without_mask for summary in summaries),
-            survey=merged(("", summary.survey) for summary in summaries),
+            survey=survey,
         )
         return report, described
 
-    def _traces(self, split: str, tasks: list[ShardTask]) -> Iterator[Trace]:
-        """Yield the traces of all records in order, and look for pictures that occur twice."""
+    def _surveyed(self, split: str, tasks: list[ShardTask], survey: MaskSurvey) -> Iterator[Trace]:
+        """Yield the traces of all records in order, and count them."""
         for task in tasks:
             for trace in shard_traces(task.shard):
-                self.repeats.add(split, trace)
+                survey.add(trace, trace.id)
+                self.survey.add(trace, f"{split}/{trace.id}")
+                self.places[bytes.fromhex(trace.picture)].append((split, trace.id))
                 yield trace
 
 

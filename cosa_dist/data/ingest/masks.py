@@ -7,12 +7,12 @@ contradict each other, the counts are said, with the tags that a mask value stan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cosa_dist.data.catalog import IGNORE, UNLABELED
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.shards.writer import Trace
 
 _MOST_NAMED = 5
 """Most classes that a line names."""
@@ -24,36 +24,16 @@ value stands for the tag."""
 _IGNORED_NAMES = ("ignore", "ignored", "dontcare", *UNLABELED)
 
 
-@dataclass(frozen=True)
-class CheckedRecord:
-    """One record as it goes into a shard; `labels` are sorted 0-based foreground indices.
-
-    The last four are for the counts: the mask's values and number of ignored pixels, whether the tags were
-    given (and not taken from the mask), and whether the picture has an EXIF rotation.
-    """
-
-    id: str
-    image: bytes
-    mask: bytes | None
-    labels: tuple[int, ...]
-    width: int
-    height: int
-    context: bytes | None
-    mask_values: tuple[int, ...] = ()
-    ignored: int = 0
-    own_tags: bool = False
-    rotated: bool = False
-
-
 @dataclass
 class MaskSurvey:
-    """Counts over some records; those of several parts are added by `merged`.
+    """Counts over some records.
 
-    Keys of `counts`: `masks`, their `pixels` and `ignored` pixels, masks that hold a `value V`, pictures that
-    are `rotated`. Of pictures with a mask and tags of their own: `compared`, `tagged` (with any tag), `tag
-    T`, `held V` and `both T V`; `drawn` (tagged, and the mask holds a class), `against` (drawn, but none of
-    the tags), `without` (tagged, but none of the tags), `untagged` (a class that is no tag), `missing` (a tag
-    that is not in the mask). `first` has the smallest id of each of the last four and of the rotated.
+    Keys of `counts`: `records`, those `without tags`, `without mask` or `rotated`; `masks`, their `pixels`
+    and `ignored` pixels, masks that hold a `value V`. Of pictures with a mask and tags of their own:
+    `compared`, `tagged` (with any tag), `tag T`, `held V` and `both T V`; `drawn` (tagged, and the mask holds
+    a class), `against` (drawn, but none of the tags), `without` (tagged, but none of the tags), `untagged` (a
+    class that is no tag), `missing` (a tag that is not in the mask). `first` has the smallest place of each
+    of the last four and of the rotated.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -62,38 +42,26 @@ class MaskSurvey:
     def __getitem__(self, key: str | tuple[str | int, ...]) -> int:
         return self.counts[key if isinstance(key, str) else " ".join(map(str, key))]
 
-    def add(self, record: CheckedRecord) -> None:
-        """Count one record."""
-        if record.rotated:
-            self.note("rotated", record.id)
-        if record.mask is None:
-            return
-        values, tags = set(record.mask_values), set(record.labels)
-        self.counts.update(["masks", *(f"value {value}" for value in values)])
-        self.counts.update(pixels=record.width * record.height, ignored=record.ignored)
-        if not record.own_tags:
-            return
+    def add(self, record: Trace, place: str) -> None:
+        """Count one record; `place` is its name in messages."""
+        tags, values = set(record.labels), set(record.mask_values)
+        self.counts.update({"records": 1, "without tags": int(not tags), "without mask": int(not values)})
         drawn = {value - 1 for value in values - {0, IGNORE}}
-        self.counts.update(["compared", *(f"tag {tag}" for tag in tags), *(f"held {v}" for v in values)])
-        self.counts.update(f"both {tag} {value}" for tag in tags for value in values)
-        self.counts.update(tagged=bool(tags), drawn=bool(tags and drawn))
-        for kind, found in (
-            ("against", tags and drawn and not tags & drawn),
-            ("without", tags and not tags & drawn),
-            ("untagged", drawn - tags),
-            ("missing", tags - drawn),
-        ):
-            if found:
-                self.note(kind, record.id)
-
-    def note(self, kind: str, place: str, count: int = 1) -> None:
-        """Count a picture and keep the smallest place of its kind."""
-        self.counts[kind] += count
-        self.first[kind] = min(place, self.first.get(kind, place))
-
-    def as_row(self) -> dict[str, dict[str, Any]]:
-        """Plain values that `merged` reads."""
-        return {"counts": dict(self.counts), "first": self.first}
+        cases = {"rotated": record.rotated}
+        if values:
+            self.counts.update(["masks", *(f"value {value}" for value in values)])
+            self.counts.update(pixels=record.pixels, ignored=record.ignored)
+        if values and record.own_tags:
+            self.counts.update(["compared", *(f"tag {tag}" for tag in tags), *(f"held {v}" for v in values)])
+            self.counts.update(f"both {tag} {value}" for tag in tags for value in values)
+            self.counts.update(tagged=int(bool(tags)), drawn=int(bool(tags and drawn)))
+            cases["against"] = bool(tags and drawn and not tags & drawn)
+            cases["without"] = bool(tags and not tags & drawn)
+            cases["untagged"] = bool(drawn - tags)
+            cases["missing"] = bool(tags - drawn)
+        for case in (case for case, true in cases.items() if true):
+            self.counts[case] += 1
+            self.first[case] = min(place, self.first.get(case, place))
 
     def overlap(self, tag: int, value: int) -> float:
         """Of the pictures with the tag or the value in the mask, the fraction that has both."""
@@ -105,30 +73,14 @@ class MaskSurvey:
         return [value for value in range(1, IGNORE) if self[kind, value]]
 
 
-def merged(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> MaskSurvey:
-    """Add up what `as_row` gave; each row comes with a prefix for the places in `first`."""
-    total = MaskSurvey()
-    for prefix, row in rows:
-        total.counts.update(row.get("counts", {}))
-        for kind, place in row.get("first", {}).items():
-            total.note(kind, prefix + place, 0)
-    return total
-
-
-def merged_splits(by_split: Mapping[str, MaskSurvey]) -> MaskSurvey:
-    """The survey of all splits, with places `split/id`."""
-    return merged((f"{name}/", survey.as_row()) for name, survey in by_split.items())
-
-
 def mask_lines(
-    by_split: Mapping[str, MaskSurvey], class_names: Sequence[str], classes_given: bool
+    total: MaskSurvey, by_split: Mapping[str, MaskSurvey], class_names: Sequence[str], classes_given: bool
 ) -> list[str]:
-    """What is to be said of the masks of a data set, from the survey of each split.
+    """What is to be said of the masks of a data set, from the survey of all of it and of each split.
 
     Raises `DataError` if no mask holds a class, or one whose name means none, if all classes have one value,
     or if masks contradict the tags and the order of the classes was not given by the user.
     """
-    total = merged_splits(by_split)
     if not total["masks"]:
         return []
     lines = _without_class(by_split, total, class_names) + _named_as_no_class(total, class_names)

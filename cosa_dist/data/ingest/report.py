@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
 from cosa_dist.data.errors import DataError, Rejection, quoted
 from cosa_dist.data.ingest.masks import MaskSurvey
-from cosa_dist.data.shards.writer import Trace
 
 _SHOWN = 10
 _CLASSES_SHOWN = 40
@@ -27,9 +26,12 @@ class SplitReport:
     shards: int
     expected: int | None
     rejections: tuple[Rejection, ...]
-    without_tags: int = 0
-    without_mask: int = 0
-    survey: MaskSurvey = field(default_factory=MaskSurvey)
+    survey: MaskSurvey
+
+    @property
+    def without_tags(self) -> int:
+        """Records that have no tag."""
+        return self.survey["without tags"]
 
     def line(self) -> str:
         """One line for the terminal."""
@@ -38,7 +40,7 @@ class SplitReport:
             (bad, "rejected"),
             (len(self.rejections) - bad, "left out for want of a tag"),
             (self.without_tags, "without tags"),
-            (self.without_mask, "without mask"),
+            (self.survey["without mask"], "without mask"),
         )
         text = f"{self.name}: {self.count} records in {self.shards} shards"
         text += "".join(f", {number} {words}" for number, words in parts if number)
@@ -68,42 +70,28 @@ class SplitReport:
         ]
 
 
-@dataclass
-class Repeats:
-    """Finds pictures that occur more than once, byte by byte, in one split or in several."""
+def repeated_pictures(places: Iterable[Sequence[tuple[str, str]]]) -> list[Sequence[tuple[str, str]]]:
+    """Of the (split, id) pairs of each picture, those that may be a mistake.
 
-    _first: dict[bytes, tuple[str, str]] = field(default_factory=dict)
-    _groups: dict[bytes, list[tuple[str, str]]] = field(default_factory=dict)
+    The same id in two training lists is none (VOC's `train` lies within its `train_aug`); two ids, or one
+    that is in a training and in another split, are.
+    """
+    return [
+        group
+        for group in places
+        if len({name for _, name in group}) > 1 or len({split.startswith("train") for split, _ in group}) > 1
+    ]
 
-    def add(self, split: str, trace: Trace) -> None:
-        """Take note of one record."""
-        picture, place = bytes.fromhex(trace.picture), (split, trace.id)
-        first = self._first.setdefault(picture, place)
-        if first is not place:
-            self._groups.setdefault(picture, [first]).append(place)
 
-    def groups(self) -> list[list[tuple[str, str]]]:
-        """The (split, id) pairs that hold the same picture, where that may be a mistake.
-
-        The same id in two training lists is none (VOC's `train` lies within its `train_aug`); two ids, or one
-        that is in a training and in another split, are.
-        """
-        return [
-            group
-            for group in self._groups.values()
-            if len({name for _, name in group}) > 1 or len({s.startswith("train") for s, _ in group}) > 1
-        ]
-
-    def lines(self) -> list[str]:
-        """One line for the terminal if there is any."""
-        groups = self.groups()
-        if not groups:
-            return []
-        examples = " and ".join(f"{split}/{record_id}" for split, record_id in groups[0][:2])
-        return [
-            f"{len(groups)} pictures occur more than once, such as {examples}; all are kept and listed in "
-            "repeated.json: take what is not meant off the lists"
-        ]
+def repeated_lines(groups: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """One line for the terminal if pictures are repeated."""
+    if not groups:
+        return []
+    examples = " and ".join(f"{split}/{record_id}" for split, record_id in groups[0][:2])
+    return [
+        f"{len(groups)} pictures occur more than once, such as {examples}; all are kept and listed in "
+        "repeated.json: take what is not meant off the lists"
+    ]
 
 
 def class_lines(

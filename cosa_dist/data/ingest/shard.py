@@ -10,7 +10,6 @@ import hashlib
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,17 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask, orientation_of
 from cosa_dist.data.errors import DataError, RecordError, Rejection
-from cosa_dist.data.ingest.masks import CheckedRecord, MaskSurvey
 from cosa_dist.data.shards.description import FORMAT_VERSION
 from cosa_dist.data.shards.split import record_features
 from cosa_dist.data.shards.writer import (
     ShardSummary,
+    Trace,
     record_trace,
     shard_writer,
     stored,
@@ -69,47 +69,25 @@ class ShardTask:
 
 def write_shard(task: ShardTask) -> ShardSummary:
     """Check the entries and write those that are good; an `OSError` says that the disk refused."""
-    key = task.key()
-    rejections, traces, classes, survey = [], [], Counter[int](), MaskSurvey()
-    without_tags, without_mask = 0, 0
+    key, rejections, traces = task.key(), [], []
     with shard_writer(task.shard, record_features(task.class_names, task.with_context)) as write:
         for entry in task.entries:
-            record = check_entry(entry, len(task.class_names), task.untagged)
-            if isinstance(record, Rejection):
-                rejections.append(record)
-                continue
-            write(
-                {
-                    "id": record.id,
-                    "image": stored(record.image),
-                    "mask": stored(record.mask),
-                    "labels": list(record.labels),
-                    "width": record.width,
-                    "height": record.height,
-                    "context": stored(record.context),
-                }
-            )
-            traces.append(record_trace(record.id, record.image, record.mask, record.labels))
-            classes.update(record.labels)
-            survey.add(record)
-            without_tags += not record.labels
-            without_mask += record.mask is None
-    summary = ShardSummary(
-        task.number,
-        len(traces),
-        task.shard.stat().st_size,
-        tuple(classes[index] for index in range(len(task.class_names))),
-        without_tags,
-        without_mask,
-        tuple(rejections),
-        survey.as_row(),
-    )
+            checked = check_entry(entry, len(task.class_names), task.untagged)
+            if isinstance(checked, Rejection):
+                rejections.append(checked)
+            else:
+                row, trace = checked
+                write(row)
+                traces.append(trace)
+    summary = ShardSummary(task.number, len(traces), task.shard.stat().st_size, tuple(rejections))
     write_shard_record(task.shard, key, summary, traces)
     return summary
 
 
-def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> CheckedRecord | Rejection:
-    """Read and decode one record; damaged or inconsistent ones come back as a `Rejection`.
+def check_entry(
+    entry: Entry, num_foreground: int, untagged: str = "keep"
+) -> tuple[dict[str, Any], Trace] | Rejection:
+    """Read and decode one record into a shard's row; damaged or inconsistent ones become a `Rejection`.
 
     Masks may hold 0..C and 255, tags 0..C-1. Images without tags are kept, or rejections by rule
     (`leave-out`).
@@ -139,18 +117,21 @@ def check_entry(entry: Entry, num_foreground: int, untagged: str = "keep") -> Ch
         return Rejection(entry.id, f"{error}{cure}", where)
     if not labels and untagged == "leave-out":
         return _without_tags(entry, values)
-    return CheckedRecord(
+    labels, (width, height) = tuple(sorted(set(labels))), picture.size
+    row = {"id": entry.id, "labels": list(labels), "width": width, "height": height}
+    row |= {"image": stored(image), "mask": stored(mask), "context": stored(context)}
+    trace = record_trace(
         entry.id,
         image,
         mask,
-        tuple(sorted(set(labels))),
-        *picture.size,
-        context,
+        labels,
         mask_values=values,
+        pixels=width * height,
         ignored=ignored,
         own_tags=entry.tags is not None,
         rotated=orientation_of(picture) != 1,
     )
+    return row, trace
 
 
 def _checked_mask(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,25 +29,33 @@ _ROWS_PER_BATCH = 32
 
 
 class Trace(NamedTuple):
-    """What is kept of a record: its id, a hash of all of it, and a hash of its picture."""
+    """What is kept of a record in the shard's record."""
 
     id: str
     content: str
+    """hash of all of it"""
     picture: str
+    """hash of its picture"""
+    labels: Sequence[int]
+    mask_values: Sequence[int] = ()
+    """the ids in its mask; none if there is no mask"""
+    pixels: int = 0
+    ignored: int = 0
+    """ignored pixels of the mask"""
+    own_tags: bool = False
+    """whether the labels were given, and not taken from the mask"""
+    rotated: bool = False
+    """whether the picture has an EXIF rotation"""
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A finished shard: records, bytes, counts by class and of what is missing, rejections, mask survey."""
+    """A finished shard: its records, its bytes, and what was left out."""
 
     number: int
     count: int
     size: int
-    class_counts: tuple[int, ...]
-    without_tags: int = 0
-    without_mask: int = 0
     rejections: tuple[Rejection, ...] = ()
-    survey: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -65,13 +74,15 @@ def stored(data: bytes | None) -> dict[str, Any] | None:
     return None if data is None else {"bytes": data, "path": None}
 
 
-def record_trace(record_id: str, image: bytes, mask: bytes | None, labels: Sequence[int]) -> Trace:
+def record_trace(
+    record_id: str, image: bytes, mask: bytes | None, labels: Sequence[int], **facts: Any
+) -> Trace:
     """Hash id, picture, mask and tags, each on its own, so that no two contents look alike."""
     picture = hashlib.sha256(image).digest()
     hashed = bytes(32) if mask is None else hashlib.sha256(mask).digest()
     tags = ",".join(map(str, labels)).encode()
     whole = hashlib.sha256(picture + hashed + tags + b"|" + record_id.encode()).hexdigest()
-    return Trace(record_id, whole, picture[:16].hex())
+    return Trace(record_id, whole, picture[:16].hex(), labels, **facts)
 
 
 def write_shard_record(
@@ -86,10 +97,8 @@ def finished_shard(shard: Path, key: str) -> tuple[ShardSummary, dict[str, Any]]
     """Summary and record of a shard that is there, complete, and made of the same; otherwise None."""
     try:
         content = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))
-        summary = dict(content["summary"])
-        summary["class_counts"] = tuple(summary["class_counts"])
-        summary["rejections"] = tuple(Rejection(**rejection) for rejection in summary["rejections"])
-        found = ShardSummary(**summary)
+        rejections = tuple(Rejection(**rejection) for rejection in content["summary"]["rejections"])
+        found = ShardSummary(**{**content["summary"], "rejections": rejections})
         valid = content["key"] == key and shard.stat().st_size == found.size
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -109,15 +118,15 @@ def split_description(
 
     The fingerprint is the SHA-256 of the traces' hashes, so it does not depend on the number of shards.
     """
-    fingerprint = hashlib.sha256()
+    fingerprint, counts = hashlib.sha256(), Counter[int]()
     for trace in traces:
         fingerprint.update(bytes.fromhex(trace.content))
+        counts.update(trace.labels)
     written = [summary for summary in summaries if summary.count]
-    counts = zip(*(summary.class_counts for summary in summaries), strict=True)
     return {
         "count": sum(summary.count for summary in written),
         "fingerprint": f"sha256:{fingerprint.hexdigest()}",
-        "class_counts": dict(zip(class_names, map(sum, counts), strict=True)),
+        "class_counts": {name: counts[index] for index, name in enumerate(class_names)},
         "shards": [
             {
                 "file": f"shard-{number:05d}-of-{len(written):05d}.arrow",

@@ -8,7 +8,6 @@ an interrupted labelling takes over what is finished and makes the rest.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -114,7 +113,7 @@ class ShardLabeller:
         shard = shard_path(self.task, number)
         features = labelled_features(source.features, self.masks.reliability)
         classes = self.files.description.info.num_foreground
-        counts, traces, tags = MaskCounts.empty(classes + 1), [], Counter[int]()
+        counts, traces = MaskCounts.empty(classes + 1), []
         with shard_writer(shard, features) as write:
             for row, sample, labelled in self._labelled(source, classes):
                 mask = encode_mask(labelled.classes.cpu().numpy())
@@ -123,9 +122,7 @@ class ShardLabeller:
                 write(new)
                 counts.add(labelled.classes.cpu(), sample.mask)
                 traces.append(record_trace(row["id"], row["image"]["bytes"], mask, row["labels"]))
-                tags.update(row["labels"])
-        per_class = tuple(tags[index] for index in range(classes))
-        summary = ShardSummary(number, len(traces), shard.stat().st_size, per_class)
+        summary = ShardSummary(number, len(traces), shard.stat().st_size)
         write_shard_record(shard, self.task.key, summary, traces, counts=counts.as_row())
         return LabelledShard(summary, counts, time.perf_counter() - started)
 
