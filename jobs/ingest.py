@@ -3,7 +3,7 @@
     python jobs/ingest.py voc VOC2012 --out SHARDS [--splits train_aug,val] [--sbd benchmark_RELEASE]
     python jobs/ingest.py voc OWN_DEVKIT --out SHARDS --classes NAMES.txt
     python jobs/ingest.py coco COCO --out SHARDS [--annotations COCO/annotations]
-    python jobs/ingest.py folder PICTURES --out SHARDS [--masks MASKS] [--val-share 0.1]
+    python jobs/ingest.py folder PICTURES --out SHARDS [--masks MASKS] [--val-fraction 0.1]
     python jobs/ingest.py table PICTURES TAGS.csv --out SHARDS [--tags-column tags] [--classes NAMES.txt]
     python jobs/ingest.py hf DATASET --out SHARDS [--labels-column label] [--mask-column mask]
     python jobs/ingest.py synthetic --out SHARDS --train 400 --val 100 --image-size 128 --seed 0
@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -29,17 +30,24 @@ from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest, say
 from cosa_dist.data.ingest.shard import UNTAGGED
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.coco import annotated_info, coco_annotated, coco_source
-from cosa_dist.data.sources.folder import folder_source
+from cosa_dist.data.sources.coco_json import annotated_info, coco_annotated
+from cosa_dist.data.sources.devkits import coco_source, voc_source
+from cosa_dist.data.sources.folder import LAYOUTS, folder_source
 from cosa_dist.data.sources.hf import HfColumns, hf_source
-from cosa_dist.data.sources.layout import LAYOUTS
-from cosa_dist.data.sources.record import Entry, Tell
-from cosa_dist.data.sources.split import with_validation
+from cosa_dist.data.sources.options import Notify, SourceOptions, with_validation
+from cosa_dist.data.sources.record import Entry
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.data.sources.table import Columns, table_source
-from cosa_dist.data.sources.voc import voc_source
 
 Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
+
+
+class _Renamed(argparse.Action):
+    """Refuses an option's old name with the new one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """End with the message of a wrong command line."""
+        parser.error("--val-share is now called --val-fraction")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,62 +122,54 @@ def _options_of_own_data() -> argparse.ArgumentParser:
         help="class names in id order, one a line, or as labelme, CVAT or YOLO write them",
     )
     own.add_argument(
-        "--val-share", type=float, help="share for validation (default: 0.1 where no split is named)"
+        "--val-fraction", type=float, help="fraction for validation (default: 0.1 where no split is named)"
     )
+    own.add_argument("--val-share", action=_Renamed, help=argparse.SUPPRESS)
     own.add_argument("--seed", type=int, default=0, help="seed of that choice")
     return own
 
 
-def open_source(asked: argparse.Namespace, cache: Path, tell: Tell) -> Source:
-    """Return the data set and its entries by split, as the command line asks; `tell` takes lines on it."""
+def open_source(asked: argparse.Namespace, cache: Path, notify: Notify) -> Source:
+    """Return the data set and its entries by split, as the command line asks; `notify` takes lines on it."""
     if asked.source == "synthetic":
         counts = {"train": asked.train, "val": asked.val}
         return synthetic_info(), {
             split: synthetic_records(split, count, seed=asked.seed, image_size=asked.image_size)
             for split, count in counts.items()
         }
-    classes = None if asked.classes is None else read_class_names(asked.classes, tell)
-    if asked.source in ("voc", "coco"):
-        splits = [split.strip() for split in asked.splits.split(",") if split.strip()]
-        if not splits:
-            raise DataError("--splits names no split")
-        if asked.source == "voc":
-            return voc_source(asked.root, splits, asked.sbd, classes, tell)
-        if asked.annotations is None:
-            return coco_source(asked.root, splits, classes, tell)
-        if classes is not None:
-            raise DataError("--classes is not for --annotations, whose JSON names the categories")
-        return annotated_info(asked.root, splits, asked.annotations, tell), {
-            split: coco_annotated(asked.root, split, asked.annotations, tell) for split in splits
-        }
-    info, entries = _own_data(asked, classes, cache, tell)
-    if asked.val_share is not None:
-        entries = with_validation(entries, asked.val_share, asked.seed, tell)
-    return info, entries
+    classes = None if asked.classes is None else read_class_names(asked.classes, notify)
+    options = SourceOptions(classes, getattr(asked, "tags_separator", None), notify=notify)
+    if asked.source not in ("voc", "coco"):
+        return _own_data(asked, options, cache)
+    splits = [split.strip() for split in asked.splits.split(",") if split.strip()]
+    if not splits:
+        raise DataError("--splits names no split")
+    if asked.source == "voc":
+        return voc_source(asked.root, splits, options, asked.sbd)
+    if asked.annotations is None:
+        return coco_source(asked.root, splits, options)
+    if classes is not None:
+        raise DataError("--classes is not for --annotations, whose JSON names the categories")
+    return annotated_info(asked.root, splits, asked.annotations, notify), {
+        split: coco_annotated(asked.root, split, asked.annotations, notify) for split in splits
+    }
 
 
-def _own_data(
-    asked: argparse.Namespace, classes: tuple[str, ...] | None, cache: Path, tell: Tell
-) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
+def _own_data(asked: argparse.Namespace, options: SourceOptions, cache: Path) -> Source:
     """Return data set and entries of a source that brings neither class names nor splits with it."""
-    val_share = 0.1 if asked.val_share is None else asked.val_share
+    options = replace(options, seed=asked.seed)
+    if asked.val_fraction is not None:
+        options = replace(options, val_fraction=asked.val_fraction)
     if asked.source == "folder":
-        return folder_source(
-            asked.root, masks=asked.masks, classes=classes, layout=asked.layout, val_share=val_share,
-            seed=asked.seed, tell=tell,
-        )  # fmt: skip
-    if asked.source == "table":
+        info, entries = folder_source(asked.root, options, masks=asked.masks, layout=asked.layout)
+    elif asked.source == "table":
         columns = Columns(asked.image_column, asked.tags_column, asked.split_column, asked.mask_column)
-        return table_source(
-            asked.images, asked.table, columns=columns, masks=asked.masks, classes=classes,
-            separator=asked.tags_separator, val_share=val_share, seed=asked.seed, tell=tell,
-        )  # fmt: skip
-    labels = tuple(asked.labels_column.split(",")) if asked.labels_column else None
-    hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
-    return hf_source(
-        asked.path, cache, columns=hf_columns, classes=classes, separator=asked.tags_separator,
-        val_share=val_share, seed=asked.seed, tell=tell,
-    )  # fmt: skip
+        info, entries = table_source(asked.images, asked.table, options, columns=columns, masks=asked.masks)
+    else:
+        labels = tuple(asked.labels_column.split(",")) if asked.labels_column else ()
+        hf_columns = HfColumns(asked.image_column, labels, asked.mask_column, asked.id_column)
+        info, entries = hf_source(asked.path, cache, options, hf_columns)
+    return info, entries if asked.val_fraction is None else with_validation(entries, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

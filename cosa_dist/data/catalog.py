@@ -6,6 +6,7 @@ ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -39,11 +40,33 @@ COCO_CLASSES = (
 
 UNLABELED = ("unlabeled", "unlabelled")
 """What tools call pixels and pictures that nobody gave a class."""
+IGNORED = ("ignore", "ignored", "dontcare", *UNLABELED)
+"""Names of classes whose pixels count for nothing."""
+_MAYBE_BACKGROUND = (*UNLABELED, "void", "unknown")
+_MAYBE_NONE = re.compile(
+    r"(?:backgrounds?|non?|not|none|without)[ _-].*|no|bg|neg(?:atives?)?|nothing|empty|normal|healthy|"
+    r"unlabell?ed"
+)
 
 
 def is_background(name: str) -> bool:
     """Whether a name means background, id 0 of masks: `background` in any case, also `_background_`."""
     return name.strip("_ \t").casefold() == "background"
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a name of a class or a column stands for pixels or pictures without a class."""
+    return is_background(name) or name.strip().casefold() in UNLABELED
+
+
+def may_be_background(name: str) -> bool:
+    """Whether the first class of a list may be id 0 of the masks."""
+    return name.casefold() in _MAYBE_BACKGROUND
+
+
+def may_mean_none(name: str) -> bool:
+    """Whether a class found in the data may be that of pictures that show none of the others."""
+    return _MAYBE_NONE.fullmatch(name.casefold()) is not None
 
 
 @dataclass(frozen=True)

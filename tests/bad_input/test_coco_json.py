@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from cosa_dist.data.catalog import COCO_CLASSES
+from cosa_dist.data.errors import Rejection
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.data.sources.coco import coco_annotated
-from cosa_dist.data.sources.record import File, Rejection, SourceRecord
+from cosa_dist.data.sources.coco_json import coco_annotated
+from cosa_dist.data.sources.record import File, SourceRecord
 from tests.bad_input.outcome import call
 from tests.data.coco_files import CATEGORY_IDS, SQUARE, annotation, drawn, entries, rectangle, write_coco
 

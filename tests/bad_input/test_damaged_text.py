@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, read_yaml, stacked
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.shards.description import describe_split
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.record import Rejection, SourceRecord
+from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.record import SourceRecord
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.space import check_space, read_space
@@ -80,7 +81,7 @@ class Reader:
 
 def _table(path: Path) -> None:
     told: list[str] = []
-    _, entries = table_source(path.parent, path, tell=told.append)
+    _, entries = table_source(path.parent, path, SourceOptions(notify=told.append))
     assert all(isinstance(entry, SourceRecord | Rejection) for made in entries.values() for entry in made)
     assert all(len(line.splitlines()) <= 1 for line in told), told
 
@@ -187,7 +188,7 @@ def test_every_row_of_a_table_is_a_record_or_listed(cells: list[str], tmp_path: 
     rows = [{"image": f"{number}.jpg", "tags": cell} for number, cell in enumerate(cells)]
     (tmp_path / "t.json").write_text(json.dumps([*rows, {"image": "last.jpg", "tags": "cat"}]))
     with refusing(DataError):
-        _, entries = table_source(tmp_path, tmp_path / "t.json")
+        _, entries = table_source(tmp_path, tmp_path / "t.json", SourceOptions())
         ids = sorted(entry.id for made in entries.values() for entry in made)
         assert ids == sorted([*(str(number) for number in range(len(cells))), "last"])
 

@@ -25,8 +25,9 @@ from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.shards.description import read_description
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.coco import coco_annotated
+from cosa_dist.data.sources.coco_json import coco_annotated
 from cosa_dist.data.sources.coco_outline import CocoMask
+from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import SourceRecord, id_of, unsafe_id, unsafe_name
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.model.weight_file import read_file
@@ -87,7 +88,7 @@ def test_a_spoilt_table_is_a_table_or_a_data_error(ending, data, tmp_path):
     path = tmp_path / f"t{ending}"
     path.write_bytes(data.draw(spoilt(TABLES[ending]) | st.binary(max_size=99)))
     with refusing(DataError):
-        info, entries = table_source(tmp_path, path)
+        info, entries = table_source(tmp_path, path, SourceOptions())
         assert info.class_names
         assert sum(map(len, entries.values())) > 0
 

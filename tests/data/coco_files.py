@@ -9,9 +9,10 @@ from PIL import Image
 
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
-from cosa_dist.data.sources.coco import coco_annotated
+from cosa_dist.data.sources.coco_json import coco_annotated
 from cosa_dist.data.sources.coco_outline import CocoMask
-from cosa_dist.data.sources.record import Entry, SourceRecord, Tell, untold
+from cosa_dist.data.sources.options import Notify, ignore_notes
+from cosa_dist.data.sources.record import Entry, SourceRecord
 
 # COCO's category ids run from 1 to 90; these ten are not used.
 UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -63,7 +64,7 @@ SQUARE = rectangle(1, 1, 5, 5)
 
 
 def entries(
-    root: Path, annotations: list[dict[str, Any]], images: Any = 3, tell: Tell = untold
+    root: Path, annotations: list[dict[str, Any]], images: Any = 3, tell: Notify = ignore_notes
 ) -> list[Entry]:
     return list(coco_annotated(root, "val", write_coco(root, annotations, images), tell))
 

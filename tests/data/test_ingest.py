@@ -16,9 +16,8 @@ from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest.ingest import IngestOptions, default_shard_count, ingest
 from cosa_dist.data.ingest.report import coverage_lines
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.data.sources.coco import coco_records
+from cosa_dist.data.sources.devkits import coco_records, voc_records
 from cosa_dist.data.sources.record import Entry, SourceRecord
-from cosa_dist.data.sources.voc import voc_records
 
 ABC = DatasetInfo("abc", ("a", "b", "c"))
 

@@ -76,7 +76,15 @@ def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.C
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     named = {"picture": [str(name) for name, _ in rows], "kind": [tags.split(";") for _, tags in rows]}
     pq.write_table(pa.table(named), pictures / "train.parquet")
-    own = ("--classes", tmp_path / "names.txt", "--val-share", "0", "--untagged", "leave-out", "--overwrite")
+    own = (
+        "--classes",
+        tmp_path / "names.txt",
+        "--val-fraction",
+        "0",
+        "--untagged",
+        "leave-out",
+        "--overwrite",
+    )
     table = ("--image-column", "picture", "--tags-column", "subject", "--masks", tmp_path / "masks")
     hf = ("--image-column", "picture", "--labels-column", "kind")
     for arguments, count, masks in (
@@ -87,7 +95,7 @@ def test_own_data_becomes_shards_by_its_options(tmp_path: Path, capsys: pytest.C
         split = open_split(out, "train")
         assert (split.size, split.class_counts) == (count, {"cat": 1, "dog": 2})
         assert sum(split.record(number).mask is not None for number in range(count)) == masks
-    assert main(["folder", str(pictures), "--val-share", "0", "--out", str(out), "--overwrite"]) == 0
+    assert main(["folder", str(pictures), "--val-fraction", "0", "--out", str(out), "--overwrite"]) == 0
     assert open_split(out, "train").class_counts == {"x": 2, "y": 1}
     assert capsys.readouterr().err == ""
     assert not list(tmp_path.glob(".*"))
@@ -122,12 +130,12 @@ def test_folders_say_how_they_were_read(tmp_path: Path, capsys: pytest.CaptureFi
         " 2  scab       0     0",
         "train: no picture of 'scab', nor elsewhere; they cannot be learned",
         "no split 'val', which training wants: --data.val_split test, or ingest own data with "
-        "--val-share 0.2 for such a share of train",
+        "--val-fraction 0.2 for such a share of train",
     ]
     assert open_split(out, "train").class_counts == {"rust": 5, "scab": 0}
-    assert main(["folder", str(root), *options, "--val-share", "0.2"]) == 0
+    assert main(["folder", str(root), *options, "--val-fraction", "0.2"]) == 0
     assert (
-        "no split 'val' is there: 2 pictures of 'train' become it (--val-share 0.2)"
+        "no split 'val' is there: 2 pictures of 'train' become it (--val-fraction 0.2)"
         in capsys.readouterr().out
     )
     assert [open_split(out, split).size for split in ("train", "val", "test")] == [8, 2, 1]
@@ -161,3 +169,11 @@ def test_mistakes_end_with_one_line(
         assert len(printed.splitlines()) == 1
         assert words in printed
     assert not out.exists()
+
+
+def test_the_old_name_of_an_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(JOB))["main"]
+    with pytest.raises(SystemExit) as caught:
+        main(["folder", str(tmp_path), "--out", str(tmp_path / "out"), "--val-share", "0.2"])
+    assert caught.value.code == 2
+    assert "--val-share is now called --val-fraction" in capsys.readouterr().err

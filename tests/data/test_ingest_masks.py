@@ -320,7 +320,7 @@ def job(*arguments: str | Path) -> int:
 def test_rotations_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
     for number, orientation in enumerate((1, 3, 2, 9, 8)):
         write(tmp_path / "p" / "cat" / f"{number}.{ending}", orientation, number)
-    assert job("folder", tmp_path / "p", "--val-share", "0", "--out", tmp_path / "out") == 0
+    assert job("folder", tmp_path / "p", "--val-fraction", "0", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert (
         "train: 3 pictures carry an EXIF rotation (first: cat__1); pixels are taken as they are stored"
@@ -342,7 +342,7 @@ def test_the_job_refuses_visualised_masks_and_takes_ids(
     out = tmp_path / "out"
     for name, code in (("white", 2), ("ids", 0), ("bits", 0)):
         source = ("folder", tmp_path / "p", "--masks", tmp_path / name)
-        assert job(*source, "--val-share", "0.25", "--out", out, "--overwrite") == code
+        assert job(*source, "--val-fraction", "0.25", "--out", out, "--overwrite") == code
         printed = capsys.readouterr()
         if code:
             assert printed.err == (

@@ -201,7 +201,7 @@ def write_pictures(root: Path, count: int) -> None:
 
 def test_a_killed_job_continues(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures", 1500)
-    out, options = tmp_path / "out", ("--val-share", "0", "--shards", "50", "--processes", "2")
+    out, options = tmp_path / "out", ("--val-fraction", "0", "--shards", "50", "--processes", "2")
     command = [sys.executable, str(JOB), "folder", str(tmp_path / "pictures"), *options, "--out", str(out)]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = partial_path(out) / "train"

@@ -87,7 +87,11 @@ def test_what_is_not_a_shard_folder(make_shards: Maker, tmp_path: Path) -> None:
             "test",
             "there: train, val; training takes another with --data.val_split val; to take",
         ),
-        (("train",), "val", "there: train; to take a share of train, ingest own data with --val-share 0.2"),
+        (
+            ("train",),
+            "val",
+            "there: train; to take a share of train, ingest own data with --val-fraction 0.2",
+        ),
         (("val",), "train", "there: val; training takes another with --data.train_split NAME"),
     ):
         description["splits"] = {name: splits[name] for name in there}

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosa_dist.data.catalog import is_background
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.classes import is_background, read_class_names
+from cosa_dist.data.sources.classes import read_class_names
 
 CATS = ("cat", "dog")
 CVAT = "# label:color_rgb:parts:actions\n"

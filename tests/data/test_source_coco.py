@@ -9,11 +9,13 @@ import pytest
 
 from cosa_dist.data.catalog import COCO, COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
-from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.errors import DataError, RecordError, Rejection
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.data.sources.coco import annotated_info, coco_annotated, coco_records, coco_source
-from cosa_dist.data.sources.record import File, Rejection, SourceRecord
+from cosa_dist.data.sources.coco_json import annotated_info, coco_annotated
+from cosa_dist.data.sources.devkits import coco_records, coco_source
+from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.record import File, SourceRecord
 from tests.data.coco_files import SQUARE, annotation, drawn, entries, rectangle, write_coco
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -182,18 +184,18 @@ def test_coco_folders(coco_root: Path) -> None:
 
 
 def test_folders_of_masks_are_cocos_only_with_its_ids(coco_root: Path) -> None:
-    assert coco_source(coco_root, ("train", "val"))[0] is COCO
+    assert coco_source(coco_root, ("train", "val"), SourceOptions())[0] is COCO
     for old, new in (("COCO_val2014_000000000003", "000000000003"), ("000000000003", "drone_3")):
         (coco_root / "val2014" / f"{old}.jpg").rename(coco_root / "val2014" / f"{new}.jpg")
         (coco_root / "val.txt").write_text(new)
         if new.isdecimal():
-            assert coco_source(coco_root, ("val",))[0] is COCO
-    assert coco_source(coco_root, ("train",))[0] is COCO
+            assert coco_source(coco_root, ("val",), SourceOptions())[0] is COCO
+    assert coco_source(coco_root, ("train",), SourceOptions())[0] is COCO
     with pytest.raises(DataError, match=r"'drone_3' is no image id of COCO, .*--classes FILE"):
-        coco_source(coco_root, ("train", "val"))
+        coco_source(coco_root, ("train", "val"), SourceOptions())
     (coco_root / "classes.txt").write_text("roof\nroad\n")
     lines: list[str] = []
-    info, entries = coco_source(coco_root, ("train", "val"), tell=lines.append)
+    info, entries = coco_source(coco_root, ("train", "val"), SourceOptions(notify=lines.append))
     assert (info.name, info.class_names, len(entries["train"])) == ("own_coco", ("roof", "road"), 3)
     assert lines == [f"the masks' 2 classes are those of {coco_root / 'classes.txt'}"]
-    assert coco_source(coco_root, ("val",), ("a",))[0].class_names == ("a",)
+    assert coco_source(coco_root, ("val",), SourceOptions(("a",)))[0].class_names == ("a",)

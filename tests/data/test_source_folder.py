@@ -9,12 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.folder import folder_source
-from cosa_dist.data.sources.record import Entry, File, Rejection, SourceRecord
-from cosa_dist.data.sources.split import seeded_validation, split_in_file_name, split_name, with_validation
+from cosa_dist.data.sources.options import (
+    SourceOptions,
+    seeded_validation,
+    split_in_file_name,
+    split_name,
+    with_validation,
+)
+from cosa_dist.data.sources.record import Entry, File, SourceRecord
 
 
 def picture(path: Path, shade: int = 0) -> None:
@@ -60,7 +66,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_tags_are_the_folders(pictures: Path, tmp_path: Path) -> None:
-    info, entries = folder_source(pictures, val_share=0.2)
+    info, entries = folder_source(pictures, SourceOptions(val_fraction=0.2))
     assert (info.name, info.class_names) == ("pets", ("cat", "größer dog"))
     found = tags(entries["train"]) | tags(entries["val"])
     assert len(found) == 30
@@ -72,11 +78,14 @@ def test_tags_are_the_folders(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_seed_chooses_the_validation_pictures(pictures: Path) -> None:
-    chosen = [set(tags(folder_source(pictures, val_share=0.2, seed=seed)[1]["val"])) for seed in (0, 0, 1)]
+    chosen = [
+        set(tags(folder_source(pictures, SourceOptions(val_fraction=0.2, seed=seed))[1]["val"]))
+        for seed in (0, 0, 1)
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
-    assert list(folder_source(pictures, val_share=0.0)[1]) == ["train"]
-    with pytest.raises(DataError, match="--val-share is in"):
-        folder_source(pictures, val_share=1.0)
+    assert list(folder_source(pictures, SourceOptions(val_fraction=0.0))[1]) == ["train"]
+    with pytest.raises(DataError, match="--val-fraction is in"):
+        folder_source(pictures, SourceOptions(val_fraction=1.0))
 
 
 @given(
@@ -85,8 +94,9 @@ def test_the_seed_chooses_the_validation_pictures(pictures: Path) -> None:
     share=st.floats(0, 0.99),
 )
 def test_few_change_sides_when_a_name_is_added(names: set[str], more: str, share: float) -> None:
-    before = seeded_validation(names, share, 3)
-    after = seeded_validation(names | {more}, share, 3)
+    options = SourceOptions(val_fraction=share, seed=3)
+    before = seeded_validation([names], options)
+    after = seeded_validation([names | {more}], options)
     assert len(before) == round(share * len(names))
     assert len(before ^ (after - {more})) <= 1
 
@@ -94,7 +104,7 @@ def test_few_change_sides_when_a_name_is_added(names: set[str], more: str, share
 def test_splits_by_folder(tmp_path: Path) -> None:
     for name in ("train/a/1.jpg", "train/b/1.jpg", "validation/b/1.jpg", "masks/a/1.jpg"):
         picture(tmp_path / "d" / name)
-    info, entries = folder_source(tmp_path / "d")
+    info, entries = folder_source(tmp_path / "d", SourceOptions())
     assert info.class_names == ("a", "b")
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": {"a__1": (0,), "b__1": (1,)},
@@ -179,9 +189,9 @@ def test_layouts(paths: str, expected: dict[str, str] | None, tmp_path: Path) ->
     root = draw(tmp_path / "d", paths)
     if expected is None:
         with pytest.raises(DataError, match="may be a split or a class"):
-            folder_source(root, val_share=0)
+            folder_source(root, SourceOptions(val_fraction=0))
         return
-    info, entries = folder_source(root, val_share=0)
+    info, entries = folder_source(root, SourceOptions(val_fraction=0))
     assert ids_by_split(entries, info.class_names) == expected
 
 
@@ -221,26 +231,29 @@ def test_layouts(paths: str, expected: dict[str, str] | None, tmp_path: Path) ->
 )
 def test_layouts_that_are_refused(paths: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
-        folder_source(draw(tmp_path / "d", paths), val_share=0)
+        folder_source(draw(tmp_path / "d", paths), SourceOptions(val_fraction=0))
 
 
 def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
     root = draw(tmp_path / "d", "train/old|new/1 cat/old/1")
-    info, entries = folder_source(root, layout="class", val_share=0)
+    info, entries = folder_source(root, SourceOptions(val_fraction=0), layout="class")
     assert ids_by_split(entries, info.class_names) == {
         "train": "cat__old__1:cat train__new__1:train train__old__1:train"
     }
     told: list[str] = []
-    info, entries = folder_source(root, layout="split/class", tell=told.append)
+    info, entries = folder_source(root, SourceOptions(notify=told.append), layout="split/class")
     assert ids_by_split(entries, info.class_names) == {"train": "new__1:new old__1:old"}
     assert told == ["left out: 1 pictures in cat/old, which belong to no class folder"]
-    info, entries = folder_source(draw(tmp_path / "e", "a/train|test/1 b/1"), layout="class/split")
+    info, entries = folder_source(
+        draw(tmp_path / "e", "a/train|test/1 b/1"), SourceOptions(), layout="class/split"
+    )
     assert ids_by_split(entries, info.class_names) == {"train": "a__1:a", "test": "a__1:a"}
-    for options in ({"layout": "class"}, {"classes": ("cat", "dog")}):
-        info, _ = folder_source(draw(tmp_path / "f", "cat|dog/day|night/1"), **options)
+    for classes, layout in ((None, "class"), (("cat", "dog"), None)):
+        days = draw(tmp_path / "f", "cat|dog/day|night/1")
+        info, _ = folder_source(days, SourceOptions(classes), layout=layout)
         assert info.class_names == ("cat", "dog")
     # A list that names all folders says as much.
-    info, entries = folder_source(root, classes=("train", "cat"), val_share=0)
+    info, entries = folder_source(root, SourceOptions(classes=("train", "cat"), val_fraction=0))
     assert info.class_names == ("train", "cat")
     assert tags(entries["train"]) == {"cat__old__1": (1,), "train__new__1": (0,), "train__old__1": (0,)}
 
@@ -276,7 +289,7 @@ def test_a_layout_that_is_said_decides(tmp_path: Path) -> None:
 )
 def test_what_is_told(paths: str, lines: list[str], tmp_path: Path) -> None:
     told: list[str] = []
-    folder_source(draw(tmp_path / "d", paths), val_share=0, tell=told.append)
+    folder_source(draw(tmp_path / "d", paths), SourceOptions(val_fraction=0, notify=told.append))
     assert told == lines
 
 
@@ -286,7 +299,7 @@ def test_masks_beside_the_pictures_or_below_a_wrapping_folder(place: str, tmp_pa
     (inside / "train" / "cat").mkdir(parents=True)
     Image.fromarray(np.ones((4, 6), np.uint8)).save(inside / "train" / "cat" / "1.png")
     masks = tmp_path / "masks" if place == "masks/images" else inside
-    info, entries = folder_source(root, masks=masks)
+    info, entries = folder_source(root, SourceOptions(), masks=masks)
     assert (info.class_names, list(entries)) == (("cat", "dog"), ["train"])
     found = {entry.id: entry.mask for entry in entries["train"] if isinstance(entry, SourceRecord)}
     assert found == {"cat__1": File(inside, "train/cat/1.png"), "dog__1": None}
@@ -298,7 +311,8 @@ def test_a_share_of_train_for_validation() -> None:
     ]
     train.append(Rejection("0_bad", "damaged"))
     told: list[str] = []
-    made = with_validation({"train": train, "test": train[:1]}, 0.2, 0, told.append)
+    options = SourceOptions(val_fraction=0.2, notify=told.append)
+    made = with_validation({"train": train, "test": train[:1]}, options)
     assert {split: len(listed) for split, listed in made.items()} == {"train": 17, "test": 1, "val": 4}
     assert sorted(entry.tags for entry in made["val"] if isinstance(entry, SourceRecord)) == [
         (0,),
@@ -306,30 +320,29 @@ def test_a_share_of_train_for_validation() -> None:
         (1,),
         (1,),
     ]
-    assert told == ["no split 'val' is there: 4 pictures of 'train' become it (--val-share 0.2)"]
-    assert with_validation({"train": train, "val": train[:1]}, 0.2, 0) == {"train": train, "val": train[:1]}
-    assert with_validation({"test": train}, 0.2, 0) == {"test": train}
-    assert with_validation({"train": train}, 0.01, 0, told.append) == {"train": train}
+    assert told == ["no split 'val' is there: 4 pictures of 'train' become it (--val-fraction 0.2)"]
+    assert with_validation({"train": train, "val": train[:1]}, options) == {"train": train, "val": train[:1]}
+    assert with_validation({"test": train}, options) == {"test": train}
+    few = SourceOptions(val_fraction=0.01, notify=told.append)
+    assert with_validation({"train": train}, few) == {"train": train}
     assert "less than one picture" in told[-1]
-    with pytest.raises(DataError, match="--val-share is in"):
-        with_validation({"train": train, "val": train}, 1.0, 0)
 
 
 def test_masks_are_taken_where_there_are_any(pictures: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     (masks / "cat" / "old").mkdir(parents=True)
     Image.fromarray(np.ones((4, 6), np.uint8)).save(masks / "cat" / "old" / "3.png")
-    _, entries = folder_source(pictures, masks=masks, val_share=0)
+    _, entries = folder_source(pictures, SourceOptions(val_fraction=0), masks=masks)
     found = {
         entry.id: entry.mask for entry in entries["train"] if isinstance(entry, SourceRecord) and entry.mask
     }
     assert found == {"cat__old__3": File(masks, "cat/old/3.png")}
     with pytest.raises(DataError, match=r"no mask of these pictures .* that of cat/0.jpg would be cat/0.png"):
-        folder_source(pictures, masks=pictures / ".git", val_share=0)
+        folder_source(pictures, SourceOptions(val_fraction=0), masks=pictures / ".git")
 
 
 def test_classes_from_a_list(pictures: Path) -> None:
-    info, entries = folder_source(pictures, classes=("wolf", "cat"), val_share=0)
+    info, entries = folder_source(pictures, SourceOptions(classes=("wolf", "cat"), val_fraction=0))
     assert info.class_names == ("wolf", "cat")
     rejected = [entry for entry in entries["train"] if isinstance(entry, Rejection)]
     assert len(rejected) == 10
@@ -340,23 +353,23 @@ def test_classes_from_a_list(pictures: Path) -> None:
 def test_a_class_list_makes_no_folders(tmp_path: Path) -> None:
     for paths in ("1", "background/1"):
         with pytest.raises(DataError, match="no pictures in folders below"):
-            folder_source(draw(tmp_path / paths[0], paths), classes=("cat",))
+            folder_source(draw(tmp_path / paths[0], paths), SourceOptions(classes=("cat",)))
 
 
 def test_folders_that_are_none(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
-        folder_source(tmp_path / "nowhere")
+        folder_source(tmp_path / "nowhere", SourceOptions())
     (tmp_path / "empty").mkdir()
     picture(tmp_path / "empty" / "1.jpg")
     with pytest.raises(DataError, match="the layout is CLASS/PICTURE.jpg"):
-        folder_source(tmp_path / "empty")
+        folder_source(tmp_path / "empty", SourceOptions())
     (pictures / "linked").symlink_to(tmp_path / "empty")
     with pytest.raises(DataError, match="linked is a link to a folder"):
-        folder_source(pictures)
+        folder_source(pictures, SourceOptions())
 
 
 def test_the_same_name_with_two_endings_is_reported(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/1.png", "b/2.jpg"):
         picture(tmp_path / "d" / name)
-    _, entries = folder_source(tmp_path / "d", val_share=0)
+    _, entries = folder_source(tmp_path / "d", SourceOptions(val_fraction=0))
     assert [entry.id for entry in entries["train"]] == ["a__1", "a__1", "b__2"]

@@ -10,12 +10,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from datasets.arrow_writer import ArrowWriter
 
 from cosa_dist.data.decode import encode_jpeg, encode_mask
-from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.errors import DataError, RecordError, Rejection
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.arrow import ArrowCell, open_tables
 from cosa_dist.data.sources.hf import HfColumns, hf_source
-from cosa_dist.data.sources.record import Entry, Rejection, SourceRecord
+from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.record import Entry, SourceRecord
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -67,7 +68,7 @@ def save(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["dictionary", "parquet", "arrow"])
 def test_datasets_become_shards_however_they_were_saved(tmp_path: Path, how: str) -> None:
     save(tmp_path / "pets", how)
-    info, entries = hf_source(tmp_path / "pets", tmp_path / "cache")
+    info, entries = hf_source(tmp_path / "pets", tmp_path / "cache", SourceOptions())
     assert (info.name, info.class_names) == ("pets", tuple(NAMES))
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,), (2,), (0,)],
@@ -84,7 +85,10 @@ def test_datasets_become_shards_however_they_were_saved(tmp_path: Path, how: str
 
 def test_a_dataset_without_splits_is_split_by_seed(tmp_path: Path) -> None:
     dataset(20).save_to_disk(str(tmp_path / "one"))
-    chosen = [hf_source(tmp_path / "one", tmp_path / "c", val_share=0.25, seed=s)[1] for s in (0, 0, 1)]
+    chosen = [
+        hf_source(tmp_path / "one", tmp_path / "c", SourceOptions(val_fraction=0.25, seed=s))[1]
+        for s in (0, 0, 1)
+    ]
     assert [len(entries["val"]) for entries in chosen] == [5, 5, 5]
     assert chosen[0]["val"] == chosen[1]["val"] != chosen[2]["val"]
     assert len({entry.id for listed in chosen[0].values() for entry in listed}) == 20
@@ -105,7 +109,7 @@ def test_every_kind_of_label(
     tmp_path: Path, label: Any, labels: list[Any], names: tuple[str, ...], expected: list[tuple[int, ...]]
 ) -> None:
     DatasetDict({"train": dataset(3, label, labels)}).save_to_disk(str(tmp_path / "d"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c")
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
     assert info.class_names == names
     assert tags(entries["train"]) == expected
 
@@ -114,7 +118,7 @@ def test_several_label_columns_and_ids(tmp_path: Path) -> None:
     made = dataset(3).add_column("colour", ["red", "", "blue"]).add_column("id", ["x", "y", "../z"])
     DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
     columns = HfColumns(labels=("label", "colour"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", columns=columns)
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=columns)
     assert info.class_names == ("blue", "cat", "dog", "owl", "red")
     assert [(e.id, e.tags) for e in entries["train"] if isinstance(e, SourceRecord)] == [
         ("x", (1, 4)),
@@ -127,8 +131,8 @@ def test_several_label_columns_and_ids(tmp_path: Path) -> None:
 def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
     DatasetDict({"val": dataset(3, masks=True).remove_columns("label")}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="--classes FILE"):
-        hf_source(tmp_path / "d", tmp_path / "c")
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", classes=("a", "b", "c"))
+        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=("a", "b", "c")))
     ingest(entries, info, tmp_path / "out")
     assert open_split(tmp_path / "out", "val").class_counts == {"a": 1, "b": 1, "c": 1}
 
@@ -140,8 +144,8 @@ def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
 def test_label_vectors_need_names(tmp_path: Path, label: Any) -> None:
     DatasetDict({"train": dataset(2, label, [[0, 1, 1], [1, 0, 0]])}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="label vectors of 3 places.*--classes FILE"):
-        hf_source(tmp_path / "d", tmp_path / "c")
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", classes=("b", "a", "c"))
+        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=("b", "a", "c")))
     assert info.class_names == ("b", "a", "c")
     assert tags(entries["train"]) == [(1, 2), (0,)]
 
@@ -152,7 +156,7 @@ def test_columns_that_are_classes(tmp_path: Path) -> None:
     )
     DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
     told: list[str] = []
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(notify=told.append))
     assert (info.class_names, tags(entries["train"])) == (("cat", "dog"), [(0, 1), (), (1,)])
     assert told == ["columns 'dog', 'cat' hold 0 and 1: each is a class, shown where it is 1"]
 
@@ -172,7 +176,7 @@ def test_a_class_label_of_background_is_no_tag(
     made = dataset(3, ClassLabel(names=names), masks=masks)
     DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
     told: list[str] = []
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(notify=told.append))
     assert (info.class_names, tags(entries["train"])) == (("cat", "dog"), expected)
     assert "no tag" in told[0]
 
@@ -190,8 +194,8 @@ def test_class_labels_that_leave_the_ids_of_the_masks_open(tmp_path: Path) -> No
         ("orders", "classes of 'label' differently"),
     ):
         with pytest.raises(DataError, match=f"{words}.*--classes FILE"):
-            hf_source(tmp_path / name, tmp_path / "c")
-    _, entries = hf_source(tmp_path / "orders", tmp_path / "c", classes=("cat", "dog"))
+            hf_source(tmp_path / name, tmp_path / "c", SourceOptions())
+    _, entries = hf_source(tmp_path / "orders", tmp_path / "c", SourceOptions(classes=("cat", "dog")))
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,)],
         "val": [(1,), (0,)],
@@ -202,7 +206,7 @@ def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
     made = {"train": (["cat", "owl"], [0, 1]), "val": (["owl", "cat", "bee"], [0, 2])}
     splits = {split: dataset(2, ClassLabel(names=names), labels) for split, (names, labels) in made.items()}
     DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c")
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
     assert info.class_names == ("cat", "owl", "bee")
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,)],
@@ -211,11 +215,11 @@ def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
     splits["val"] = dataset(2, Value("int64"), [0, 1])
     DatasetDict(splits).save_to_disk(str(tmp_path / "e"))
     with pytest.raises(DataError, match="not in split 'val'"):
-        hf_source(tmp_path / "e", tmp_path / "c")
+        hf_source(tmp_path / "e", tmp_path / "c", SourceOptions())
     splits["val"] = dataset(2).remove_columns("label")
     DatasetDict(splits).save_to_disk(str(tmp_path / "f"))
     with pytest.raises(DataError, match="split 'val' .* has no column 'label'"):
-        hf_source(tmp_path / "f", tmp_path / "c")
+        hf_source(tmp_path / "f", tmp_path / "c", SourceOptions())
 
 
 @pytest.mark.parametrize("how", ["parquet", "arrow"])
@@ -236,7 +240,7 @@ def test_files_of_one_split_that_differ_are_refused_as_that(
         path = tmp_path / f"train-{number}.{how}"
         part.to_parquet(str(path)) if how == "parquet" else write_arrow(part, path)
     with pytest.raises(DataError, match=f"train-0.{how} and train-1.{how} of .*{words}"):
-        hf_source(tmp_path, tmp_path / "c")
+        hf_source(tmp_path, tmp_path / "c", SourceOptions())
 
 
 def repeated(ids: list[Any], shades: list[int], masks: list[int | None]) -> Dataset:
@@ -266,7 +270,7 @@ def test_rows_of_one_id_and_picture_are_one_record(
 ) -> None:
     DatasetDict({"train": repeated(ids, shades, masks)}).save_to_disk(str(tmp_path / "d"))
     told: list[str] = []
-    _, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    _, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(notify=told.append))
     assert len(entries["train"]) == len(expected)
     for entry, wanted in zip(entries["train"], expected, strict=True):
         if isinstance(entry, Rejection):
@@ -279,7 +283,7 @@ def test_rows_of_one_id_and_picture_are_one_record(
 def test_rows_of_one_path_are_one_record(tmp_path: Path) -> None:
     columns = {"image": ["a.jpg", "b.jpg", "a.jpg"], "label": ["cat", "dog", "owl"]}
     write_arrow(Dataset.from_dict(columns), tmp_path / "train.arrow")
-    _, entries = hf_source(tmp_path, tmp_path / "c")
+    _, entries = hf_source(tmp_path, tmp_path / "c", SourceOptions())
     assert tags(entries["train"]) == [(0, 2), (1,)]
 
 
@@ -290,7 +294,10 @@ def test_a_column_of_pictures_is_masks_and_never_tags(tmp_path: Path, name: str)
     told: list[str] = []
     for columns in (HfColumns(), HfColumns(mask=name)):
         info, entries = hf_source(
-            tmp_path / "d", tmp_path / "c", columns=columns, classes=tuple(NAMES), tell=told.append
+            tmp_path / "d",
+            tmp_path / "c",
+            SourceOptions(classes=tuple(NAMES), notify=told.append),
+            columns=columns,
         )
         ingest(entries, info, tmp_path / f"out{columns.mask}")
         assert open_split(tmp_path / f"out{columns.mask}", "train").class_counts == {
@@ -301,7 +308,7 @@ def test_a_column_of_pictures_is_masks_and_never_tags(tmp_path: Path, name: str)
     assert told == [f"column '{name}' holds pictures: they are taken as the masks"]
     for classes, columns in ((None, HfColumns()), (tuple(NAMES), HfColumns(labels=(name,)))):
         with pytest.raises(DataError, match="--classes FILE|--mask-column names masks") as caught:
-            hf_source(tmp_path / "d", tmp_path / "c", columns=columns, classes=classes)
+            hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=classes), columns=columns)
         assert "PNG" not in str(caught.value)
 
 
@@ -314,14 +321,14 @@ def test_columns_of_other_things_are_refused_by_name(tmp_path: Path) -> None:
         (HfColumns(image="label"), "'label' of .* holds neither pictures nor their paths"),
     ):
         with pytest.raises(DataError, match=words):
-            hf_source(tmp_path / "d", tmp_path / "c", columns=columns)
+            hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=columns)
 
 
 def test_masks_of_some_splits_only_are_taken(tmp_path: Path) -> None:
     splits = {"train": dataset(2), "val": dataset(2, masks=True)}
     DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
     told: list[str] = []
-    _, entries = hf_source(tmp_path / "d", tmp_path / "c", tell=told.append)
+    _, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(notify=told.append))
     found = {split: [bool(entry.mask) for entry in listed] for split, listed in entries.items()}  # type: ignore[union-attr]
     assert found == {"train": [False, False], "val": [True, True]}
     assert told == ["split 'train' has no column 'mask': its pictures have no mask"]
@@ -337,7 +344,7 @@ def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
         {"image": paths, "label": ["a"] * 5}, Features({"image": Value("string"), "label": Value("string")})
     )
     write_arrow(made, folder / "train.arrow")
-    _, entries = hf_source(folder, tmp_path / "c")
+    _, entries = hf_source(folder, tmp_path / "c", SourceOptions())
     cells = [entry.image for entry in entries["train"] if isinstance(entry, SourceRecord)]
     assert all(isinstance(cell, ArrowCell) for cell in cells)
     assert [cell.read() for cell in cells[:2]] == [photo(3)] * 2  # type: ignore[union-attr]
@@ -382,16 +389,18 @@ def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
         open_tables(tmp_path / "empty", tmp_path / "c")
     (tmp_path / "bad.arrow").write_bytes(b"noise")
     with pytest.raises(DataError, match="damaged"):
-        hf_source(tmp_path / "bad.arrow", tmp_path / "c")
+        hf_source(tmp_path / "bad.arrow", tmp_path / "c", SourceOptions())
     (tmp_path / "bad.parquet").write_bytes(b"noise")
     with pytest.raises(DataError, match="damaged") as caught:
-        hf_source(tmp_path / "bad.parquet", tmp_path / "c")
+        hf_source(tmp_path / "bad.parquet", tmp_path / "c", SourceOptions())
     assert "\n" not in str(caught.value)
     dataset(2).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match=r"no column 'labell' \(did you mean 'label'\?\)"):
-        hf_source(tmp_path / "d", tmp_path / "c", columns=HfColumns(labels=("labell",)))
+        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=HfColumns(labels=("labell",)))
     dataset(2).rename_column("image", "x").save_to_disk(str(tmp_path / "e"))
-    assert len(hf_source(tmp_path / "e", tmp_path / "c", val_share=0)[1]["train"]) == 2  # the only pictures
+    assert (
+        len(hf_source(tmp_path / "e", tmp_path / "c", SourceOptions(val_fraction=0))[1]["train"]) == 2
+    )  # the only pictures
     dataset(2).remove_columns("image").save_to_disk(str(tmp_path / "f"))
     with pytest.raises(DataError, match="--image-column"):
-        hf_source(tmp_path / "f", tmp_path / "c")
+        hf_source(tmp_path / "f", tmp_path / "c", SourceOptions())

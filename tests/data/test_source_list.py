@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.id_list import listed_records, parse_id_list, read_id_list
-from cosa_dist.data.sources.record import File, Rejection, SourceRecord
+from cosa_dist.data.errors import DataError, Rejection
+from cosa_dist.data.sources.devkits import listed_records, parse_id_list, read_id_list
+from cosa_dist.data.sources.record import File, SourceRecord
 
 WORD = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="_-."), min_size=1)
 

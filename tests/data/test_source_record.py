@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.data.errors import RecordError
+from cosa_dist.data.errors import RecordError, Rejection
 from cosa_dist.data.sources.record import (
     File,
-    Rejection,
     SourceRecord,
     duplicates_rejected,
     entry_identity,

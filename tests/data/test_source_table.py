@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.cell import TagRules
+from cosa_dist.data.errors import DataError, Rejection
+from cosa_dist.data.sources.cells import Tags
 from cosa_dist.data.sources.classes import class_names_of, read_class_names
-from cosa_dist.data.sources.record import Entry, File, Rejection, SourceRecord
-from cosa_dist.data.sources.rows import read_rows
+from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.record import Entry, File, SourceRecord
+from cosa_dist.data.sources.rows import read_table
 from cosa_dist.data.sources.table import Columns, table_source
-from cosa_dist.data.sources.tags import Tags, column_tags
+from cosa_dist.data.sources.tags import column_tags
 
 ROWS: list[dict[str, Any]] = [
     {"image": "a.jpg", "tags": ["dog", "cat"], "split": "train"},
@@ -70,7 +71,7 @@ def shown(entries: dict[str, list[Entry]]) -> dict[str, list[tuple[Any, ...]]]:
 def test_every_form_of_table_gives_the_same_records(tmp_path: Path, kind: str) -> None:
     table = tmp_path / f"pets.{kind.split()[0]}"
     write_table(table, kind)
-    info, entries = table_source(tmp_path, table)
+    info, entries = table_source(tmp_path, table, SourceOptions())
     assert (info.name, info.class_names) == ("pets", ("Bär", "cat", "dog"))
     assert shown(entries) == {"train": [("a", (1, 2)), ("c", ())], "val": [("inner__für", (0,))]}
     (record,) = entries["val"]
@@ -79,7 +80,7 @@ def test_every_form_of_table_gives_the_same_records(tmp_path: Path, kind: str) -
 
 
 def tags_of(cell: Any, *classes: str) -> Tags:
-    return column_tags([cell], "tags", TagRules(classes or None), alone=False)[0]
+    return column_tags([cell], "tags", SourceOptions(classes or None), alone=False)[0]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
         {"image": "e.jpg", "tags": "cat", "mask": "../m.png"},
     ]
     table.write_text("\n".join(map(json.dumps, rows)))
-    _, entries = table_source(tmp_path, table, classes=("cat",), val_share=0)
+    _, entries = table_source(tmp_path, table, SourceOptions(classes=("cat",), val_fraction=0))
     found = {entry.where: entry.reason for entry in entries["train"] if isinstance(entry, Rejection)}
     assert list(found) == [f"t.jsonl, row {number}" for number in (1, 2, 3, 4, 6)]
     words = (
@@ -147,10 +148,10 @@ def test_columns_are_asked_for_by_name(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("shot,subject,part\na.jpg,cat,test\n")
     with pytest.raises(DataError, match="shot, subject, part; say with --image-column"):
-        table_source(tmp_path, table)
+        table_source(tmp_path, table, SourceOptions())
     with pytest.raises(DataError, match=r"no column 'subjekt' \(did you mean 'subject'\?\).*--tags-column"):
-        table_source(tmp_path, table, columns=Columns("shot", "subjekt"))
-    _, entries = table_source(tmp_path, table, columns=Columns("shot", "subject", "part"))
+        table_source(tmp_path, table, SourceOptions(), columns=Columns("shot", "subjekt"))
+    _, entries = table_source(tmp_path, table, SourceOptions(), columns=Columns("shot", "subject", "part"))
     assert shown(entries) == {"test": [("a", (0,))]}
 
 
@@ -185,7 +186,10 @@ def test_columns_that_are_classes(
     table.write_text(content)
     told: list[str] = []
     info, entries = table_source(
-        tmp_path, table, columns=Columns(tags=asked), classes=classes, val_share=0, tell=told.append
+        tmp_path,
+        table,
+        SourceOptions(classes=classes, val_fraction=0, notify=told.append),
+        columns=Columns(tags=asked),
     )
     assert info.class_names == names
     assert [entry.tags for entry in entries["train"] if isinstance(entry, SourceRecord)] == tags
@@ -211,7 +215,7 @@ def test_columns_that_are_classes(
 def test_columns_that_may_be_classes(tmp_path: Path, content: str, asked: str | None, words: str) -> None:
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(DataError, match=words):
-        table_source(tmp_path, tmp_path / "t.csv", columns=Columns(tags=asked))
+        table_source(tmp_path, tmp_path / "t.csv", SourceOptions(), columns=Columns(tags=asked))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,9 @@ def test_columns_that_may_be_classes(tmp_path: Path, content: str, asked: str | 
 def test_rows_of_one_picture_are_one_record(tmp_path: Path, rows: str, expected: dict[str, Any]) -> None:
     (tmp_path / "t.csv").write_text(f"image,tags,split,mask\n{rows}")
     told: list[str] = []
-    info, entries = table_source(tmp_path, tmp_path / "t.csv", val_share=0, tell=told.append)
+    info, entries = table_source(
+        tmp_path, tmp_path / "t.csv", SourceOptions(val_fraction=0, notify=told.append)
+    )
     assert info.class_names == ("cat", "dog")
     assert shown(entries) == expected
     assert len(told) == 1
@@ -246,7 +252,9 @@ def test_rows_of_one_picture_are_one_record(tmp_path: Path, rows: str, expected:
 )
 def test_rows_that_contradict_each_other_are_left_out_together(tmp_path: Path, rows: str, words: str) -> None:
     (tmp_path / "t.csv").write_text(f"image,tags,split,mask\n{rows}b.jpg,cat,train,\n")
-    _, entries = table_source(tmp_path, tmp_path / "t.csv", classes=("cat", "dog"), val_share=0)
+    _, entries = table_source(
+        tmp_path, tmp_path / "t.csv", SourceOptions(classes=("cat", "dog"), val_fraction=0)
+    )
     bad, good = entries["train"]
     assert isinstance(bad, Rejection)
     assert re.search(words, bad.reason)
@@ -256,7 +264,7 @@ def test_rows_that_contradict_each_other_are_left_out_together(tmp_path: Path, r
 def test_pictures_inside_a_table_belong_to_another_source(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"\x89PNG"], "tags": ["cat"]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"holds no file names; .* `ingest.py hf`$"):
-        table_source(tmp_path, tmp_path / "t.parquet")
+        table_source(tmp_path, tmp_path / "t.parquet", SourceOptions())
 
 
 def test_masks_by_column_and_by_name(tmp_path: Path) -> None:
@@ -265,7 +273,7 @@ def test_masks_by_column_and_by_name(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(masks / "a.png")
     table = tmp_path / "t.csv"
     table.write_text("image,tags,mask\na.jpg,cat,\nb.jpg,cat,named.png\nc.jpg,cat,\n")
-    _, entries = table_source(tmp_path, table, masks=masks, val_share=0)
+    _, entries = table_source(tmp_path, table, SourceOptions(val_fraction=0), masks=masks)
     found = [entry.mask for entry in entries["train"] if isinstance(entry, SourceRecord)]
     assert found == [File(masks, "a.png"), File(masks, "named.png"), None]
 
@@ -273,7 +281,10 @@ def test_masks_by_column_and_by_name(tmp_path: Path) -> None:
 def test_a_seeded_split_where_none_is_named(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("image,tags\n" + "".join(f"{number}.jpg,cat\n" for number in range(50)))
-    splits = [shown(table_source(tmp_path, table, val_share=0.3, seed=seed)[1]) for seed in (1, 1, 2)]
+    splits = [
+        shown(table_source(tmp_path, table, SourceOptions(val_fraction=0.3, seed=seed))[1])
+        for seed in (1, 1, 2)
+    ]
     assert [len(split["val"]) for split in splits] == [15, 15, 15]
     assert splits[0] == splits[1] != splits[2]
 
@@ -313,7 +324,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, w
     (tmp_path / name).write_bytes(content)
     columns = Columns("image", "image") if b'"image": "a"' in content else None
     with pytest.raises(DataError, match=words) as caught:
-        table_source(tmp_path, tmp_path / name, columns=columns)
+        table_source(tmp_path, tmp_path / name, SourceOptions(), columns=columns)
     assert "\n" not in str(caught.value)
 
 
@@ -321,13 +332,13 @@ def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, w
 def test_any_bytes_give_rows_or_one_clear_error(tmp_path_factory: Any, content: bytes, ending: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"any{ending}"
     path.write_bytes(content)
-    said, rows = "", []
+    said, table = "", None
     try:
-        rows = [row for _, row in read_rows(path)]
+        table = read_table(path)
     except DataError as error:
         said = str(error)
     assert not said or str(path) in said
-    assert all(isinstance(row, dict) for row in rows)
+    assert table is None or {len(cells) for cells in table.columns.values()} <= {len(table.numbers)}
 
 
 def test_a_column_of_splits_in_any_usual_spelling(tmp_path: Path) -> None:
@@ -344,7 +355,7 @@ def test_a_column_of_splits_in_any_usual_spelling(tmp_path: Path) -> None:
     )
     rows = "".join(f"{number}.jpg,cat,{name}\n" for number, name in enumerate(names))
     (tmp_path / "t.csv").write_text(f"image,tags,split\n{rows}")
-    _, entries = table_source(tmp_path, tmp_path / "t.csv")
+    _, entries = table_source(tmp_path, tmp_path / "t.csv", SourceOptions())
     assert {split: [entry.id for entry in listed] for split, listed in entries.items()} == {
         "train": ["0", "1", "2", "3"],
         "val": ["4", "5"],

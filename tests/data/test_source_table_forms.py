@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import File, SourceRecord
 from cosa_dist.data.sources.table import Columns, table_source
 
@@ -29,7 +30,7 @@ def test_tables_as_spreadsheets_and_competitions_write_them(
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "t.csv").write_text(rows)
     columns = Columns(tags="cat,dog,owl") if "owl" in rows else None
-    info, entries = table_source(tmp_path, tmp_path / "t.csv", columns=columns, val_share=0)
+    info, entries = table_source(tmp_path, tmp_path / "t.csv", SourceOptions(val_fraction=0), columns=columns)
     made = [entry for entry in entries["train"] if isinstance(entry, SourceRecord)]
     assert {e.id: " ".join(info.class_names[tag] for tag in e.tags or ()) for e in made} == names
     if "a,0,1" in rows:
@@ -44,7 +45,7 @@ def test_splits_and_other_columns_are_told(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "set,path,label,width,Unnamed: 0\nTRAIN,a.jpg,x,9,0\nVALIDATION,b.jpg,y,9,1\n,c.jpg,y,9,2\n"
     )
-    _, entries = table_source(tmp_path, tmp_path / "t.csv", val_share=0, tell=told.append)
+    _, entries = table_source(tmp_path, tmp_path / "t.csv", SourceOptions(val_fraction=0, notify=told.append))
     assert {split: [entry.id for entry in listed] for split, listed in entries.items()} == {
         "train": ["a", "c"],
         "val": ["b"],
@@ -56,17 +57,17 @@ def test_splits_and_other_columns_are_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.csv").write_text("fold,set,image,label\ntrain,test,a.jpg,x\ntest,train,b.jpg,y\n")
     with pytest.raises(DataError, match="columns 'fold', 'set' of .* hold splits; say with --split-column"):
-        table_source(tmp_path, tmp_path / "t.csv")
+        table_source(tmp_path, tmp_path / "t.csv", SourceOptions())
     # One split only is the name of something else.
     (tmp_path / "t.csv").write_text("vehicle,image,label\ntrain,a.jpg,x\ntrain,b.jpg,y\n")
-    assert set(table_source(tmp_path, tmp_path / "t.csv", val_share=0)[1]) == {"train"}
+    assert set(table_source(tmp_path, tmp_path / "t.csv", SourceOptions(val_fraction=0))[1]) == {"train"}
 
 
 def test_pictures_without_a_split_are_said_and_an_unlabeled_split_is_none_of_train(tmp_path: Path) -> None:
     rows = "a.jpg,cat,train\nb.jpg,dog,\nc.jpg,dog,unlabeled\nd.jpg,cat,val\n"
     (tmp_path / "t.csv").write_text(f"image,tags,split\n{rows}")
     told: list[str] = []
-    _, entries = table_source(tmp_path, tmp_path / "t.csv", tell=told.append)
+    _, entries = table_source(tmp_path, tmp_path / "t.csv", SourceOptions(notify=told.append))
     assert {split: [entry.id for entry in listed] for split, listed in entries.items()} == {
         "train": ["a", "b"],
         "unlabeled": ["c"],

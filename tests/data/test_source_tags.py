@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.cell import TagRules, listed_text, shown, truth
-from cosa_dist.data.sources.flags import flag_columns
-from cosa_dist.data.sources.tags import Tags, column_tags, settled
+from cosa_dist.data.sources.cells import Tags, listed_text, shown, truth
+from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.tags import column_tags, flag_columns, settled
 
 THREE = ("cat", "dog", "owl")
 
@@ -22,7 +22,7 @@ def read(
 ) -> tuple[list[Tags], list[str]]:
     """The tags of the cells of one column, and the lines that were told."""
     told: list[str] = []
-    rules = TagRules(classes or None, separator, told.append)
+    rules = SourceOptions(classes or None, separator, notify=told.append)
     return settled(column_tags(cells, column, rules), rules), told
 
 
@@ -185,7 +185,8 @@ def test_columns_of_flags_are_found() -> None:
         {"cat": "1", "dog": "0.0", "owl": " true", "bee": -1, "height": "30", "note": None, "list": [0]},
         {"cat": "", "dog": "1.0", "owl": False, "bee": 1, "height": "1", "note": ""},
     ]
-    assert flag_columns(rows, rows[0]) == {"cat": True, "dog": True, "owl": True, "bee": True, "note": False}
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    assert flag_columns(columns) == {"cat": True, "dog": True, "owl": True, "bee": True, "note": False}
     read = [truth(cell) for cell in ("1", 0.0, "-1", "nan", None, True, "1,0", "0,00")]
     assert read == [True, False, False, None, None, True, True, False]
 
@@ -289,7 +290,7 @@ def test_messages_show_no_bytes_and_stay_short() -> None:
     for value in (b"\x89PNG" * 99, {"bytes": b"\x89PNG"}, [b"\x89PNG"], "x" * 9999, ["x" * 9999], [[1]]):
         assert "PNG" not in shown(value)
         assert len(shown(value)) <= 60
-        (tags,) = column_tags([value], "tags", TagRules())
+        (tags,) = column_tags([value], "tags", SourceOptions())
         assert isinstance(tags, str)
         assert "PNG" not in tags
         assert len(tags) < 200

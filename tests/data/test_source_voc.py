@@ -9,8 +9,9 @@ from scipy.io import savemat
 from cosa_dist.data.catalog import VOC, VOC_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.sources.devkits import SbdMask, augmented_ids, voc_records, voc_source
+from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import File, SourceRecord
-from cosa_dist.data.sources.voc import SbdMask, augmented_ids, voc_records, voc_source
 
 
 def records(root: Path, split: str, sbd: Path | None = None) -> dict[str, SourceRecord]:
@@ -98,9 +99,9 @@ def test_damaged_sbd_masks(tmp_path: Path) -> None:
     savemat(tmp_path / "wide.mat", {"GTcls": {"Segmentation": np.full((2, 2), 300.5)}})
     for name, words in (("noise", "can be read"), ("other", "can be read"), ("wide", "8-bit ids")):
         with pytest.raises(RecordError, match=words):
-            SbdMask(File(tmp_path, f"{name}.mat")).read()
+            SbdMask(tmp_path, f"{name}.mat").read()
     with pytest.raises(FileNotFoundError):
-        SbdMask(File(tmp_path, "absent.mat")).read()
+        SbdMask(tmp_path, "absent.mat").read()
 
 
 OWN = ("weed", "crop", "soil")
@@ -114,12 +115,12 @@ def rename_ids(voc_root: Path, old: str, new: str) -> None:
 
 
 def test_a_devkit_with_vocs_ids_is_voc(voc_root: Path) -> None:
-    info, entries = voc_source(voc_root.parent.parent, ("train", "val"))
+    info, entries = voc_source(voc_root.parent.parent, ("train", "val"), SourceOptions())
     assert info is VOC
     assert {split: len(listed) for split, listed in entries.items()} == {"train": 6, "val": 2}
     (voc_root / "labels.txt").write_text("background\n" + "\n".join(VOC_CLASSES))
-    assert voc_source(voc_root, ("val",))[0] is VOC
-    assert voc_source(voc_root, ("val",), None, VOC_CLASSES)[0] is VOC
+    assert voc_source(voc_root, ("val",), SourceOptions())[0] is VOC
+    assert voc_source(voc_root, ("val",), SourceOptions(VOC_CLASSES))[0] is VOC
 
 
 @pytest.mark.parametrize("name", ["weeds_01", "000005", "2024_000001", "2007_0000011", "2007-000001"])
@@ -128,12 +129,12 @@ def test_other_ids_need_their_own_classes(voc_root: Path, name: str) -> None:
     with pytest.raises(
         DataError, match=f"'{name}' is no image id of VOC, .*--classes FILE, or in .*labels.txt"
     ):
-        voc_source(voc_root, ("train", "val"))
-    assert voc_source(voc_root, ("val",))[0] is VOC
-    info, _ = voc_source(voc_root, ("train",), None, OWN)
+        voc_source(voc_root, ("train", "val"), SourceOptions())
+    assert voc_source(voc_root, ("val",), SourceOptions())[0] is VOC
+    info, _ = voc_source(voc_root, ("train",), SourceOptions(OWN))
     assert (info.name, info.class_names) == ("VOC2012", OWN)
     # VOC's classes on other pictures are no VOC either.
-    info, _ = voc_source(voc_root, ("train",), None, VOC_CLASSES)
+    info, _ = voc_source(voc_root, ("train",), SourceOptions(VOC_CLASSES))
     assert (info.name, info.class_names, dict(info.split_sizes)) == ("VOC2012", VOC_CLASSES, {})
 
 
@@ -143,9 +144,12 @@ def test_a_list_of_classes_beside_the_pictures_is_taken(voc_root: Path, name: st
     root = voc_root.parent.parent if above else voc_root
     (root / name).write_text("\n".join(OWN))
     lines: list[str] = []
-    info, _ = voc_source(root, ("train", "val"), tell=lines.append)
+    info, _ = voc_source(root, ("train", "val"), SourceOptions(notify=lines.append))
     assert (info.name, info.class_names) == (root.name, OWN)
     assert lines == [f"the masks' 3 classes are those of {root / name}"]
     given: list[str] = []
-    assert voc_source(root, ("train",), None, ("a", "b"), given.append)[0].class_names == ("a", "b")
+    assert voc_source(root, ("train",), SourceOptions(("a", "b"), notify=given.append))[0].class_names == (
+        "a",
+        "b",
+    )
     assert given == []

@@ -54,7 +54,7 @@ ALONE: dict[str, str] = {
     "python jobs/ingest.py coco COCO --annotations COCO/annotations --out data/coco": "",
     "python jobs/ingest.py folder PICTURES --out data/own": "",
     "python jobs/ingest.py folder photos --out data/own": "--overwrite",
-    "python jobs/ingest.py folder PICTURES --val-share 0 --out SHARDS --processes N": "",
+    "python jobs/ingest.py folder PICTURES --val-fraction 0 --out SHARDS --processes N": "",
     "python jobs/ingest.py synthetic --out data/synthetic --train 1000 --val 150": "--train 6 --val 3",
     "python jobs/ingest.py synthetic --out SHARDS --train 256 --val 8 --image-size 448":
         "--train 6 --val 3 --image-size 64 --overwrite",

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cosa_dist.data.catalog import IGNORE, UNLABELED
+from cosa_dist.data.catalog import IGNORE, IGNORED
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards.writer import Trace
 
@@ -21,7 +21,6 @@ _SEVERAL = 2
 _SAME = 0.8
 """Overlap (intersection over union) of the pictures with a tag and those with a mask value from which the
 value stands for the tag."""
-_IGNORED_NAMES = ("ignore", "ignored", "dontcare", *UNLABELED)
 
 
 @dataclass
@@ -115,7 +114,7 @@ def _named_as_no_class(total: MaskSurvey, class_names: Sequence[str]) -> list[st
     lines = []
     for value, name in enumerate(class_names, start=1):
         word = name.strip("_ ").casefold()
-        if not total["value", value] or word not in (*_IGNORED_NAMES, "void"):
+        if not total["value", value] or word not in (*IGNORED, "void"):
             continue
         said = (
             f"{total['value', value]} masks hold {value}, which is '{name}'; pixels without a class are "

@@ -168,7 +168,7 @@ def coverage_lines(
     elif "val" not in sizes_by_split:
         instead = f"--data.val_split {others[0]}, or " if others else ""
         lines.append(
-            f"no split 'val', which training wants: {instead}ingest own data with --val-share 0.2 "
+            f"no split 'val', which training wants: {instead}ingest own data with --val-fraction 0.2 "
             "for such a share of train"
         )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +27,8 @@ from datasets import (
 )
 
 from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.sources.options import split_in_file_name, split_name, usual_split
 from cosa_dist.data.sources.record import File, unsafe_name
-from cosa_dist.data.sources.split import split_in_file_name, split_name, usual_split
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,22 @@ class ArrowTable:
         return Path(self.files[0]).name
 
     def open(self) -> Dataset:
-        """Return the rows, with pictures as they are stored; remembered in each process."""
+        """Return the rows; remembered in each process."""
         return _opened(self.files)
+
+    def cells(self, column: str) -> Iterator[Any]:
+        """Yield the cells of a column as they are stored."""
+        for chunk in self.open().data.column(column).iterchunks():
+            yield from chunk.to_pylist()
+
+    def rows_without(self, column: str) -> frozenset[int]:
+        """Return the rows whose cell holds no picture; only looks at which cells are there."""
+        cells = self.open().data.column(column)
+        missing = pc.is_null(cells)
+        if pa.types.is_struct(cells.type):
+            fields = [pc.is_null(pc.struct_field(cells, name)) for name in ("bytes", "path")]
+            missing = pc.or_(missing, pc.and_(*fields))
+        return frozenset(np.flatnonzero(missing.to_numpy()).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +79,26 @@ class ArrowCell:
         """File, row and column."""
         return f"{self.table.name}, row {self.row}, column {self.column}"
 
+    def value(self) -> Any:
+        """Return the bytes or the path in the cell."""
+        value = self.table.open().data.column(self.column)[self.row].as_py()
+        return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+
     def read(self) -> bytes:
         """Return the bytes; raises `RecordError` where there are none."""
-        value = self._value()
+        value = self.value()
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):
             raise RecordError("the cell holds neither picture bytes nor a path; name another column")
-        root = str(self.table.root)
-        name = os.path.relpath(value, root) if os.path.isabs(value) else value
+        name = os.path.relpath(value, self.table.root) if os.path.isabs(value) else value
         if reason := unsafe_name(name):
             raise RecordError(reason)
         return File(self.table.root, name).read()
 
     def identity(self) -> str:
-        """The origin of the table, and the place in it."""
+        """Return the origin of the table, and the place in it."""
         return f"{self.table.origin} {self.column} {self.row}"
-
-    def same_as(self, other: ArrowCell) -> bool:
-        """Whether both cells hold the same bytes or the same path."""
-        return bool(self._value() == other._value())
-
-    def _value(self) -> Any:
-        """Return the bytes or the path in the cell."""
-        value = _column(self.table.files, self.column)[self.row][self.column]
-        return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
 
 
 def holds_pictures(feature: Any) -> bool:
@@ -99,45 +108,26 @@ def holds_pictures(feature: Any) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
-def rows_without(opened: Dataset, column: str) -> frozenset[int]:
-    """Return the rows whose cell holds no picture; only looks at which cells are there."""
-    cells = opened.data.column(column)
-    missing = pc.is_null(cells)
-    if pa.types.is_struct(cells.type):
-        fields = [pc.is_null(pc.struct_field(cells, name)) for name in ("bytes", "path")]
-        missing = pc.or_(missing, pc.and_(*fields))
-    return frozenset(np.flatnonzero(missing.to_numpy()).tolist())
-
-
 def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     """Return the tables of a dataset by split; the split is empty where the dataset names none.
 
-    Args:
-        path: a folder of `save_to_disk`, a folder of Parquet or Arrow files, or one such file.
-        cache: folder for the Arrow form of Parquet files.
-
-    Raises:
-        DataError: there is no dataset, or it is damaged.
+    `path` is a folder of `save_to_disk`, a folder of Parquet or Arrow files, or one such file; `cache` is for
+    the Arrow form of Parquet files. Raises `DataError` if there is no dataset, or it is damaged.
     """
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path)
-    root = path if path.is_dir() else path.parent
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     groups: dict[str, list[Path]] = {}
-    for file in files:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.suffix in (".parquet", ".arrow") and file.is_file():
-            split = split_in_file_name(file.stem)
-            if split is None and path.is_dir():
-                split = usual_split(file.parent.name)
-            groups.setdefault(split or "", []).append(file)
+            of_folder = usual_split(file.parent.name) if path.is_dir() else None
+            groups.setdefault(split_in_file_name(file.stem) or of_folder or "", []).append(file)
     if not groups:
-        raise DataError(
-            f"no Hugging Face dataset in {path}: neither save_to_disk's files nor Parquet or Arrow"
-        )
+        kinds = "neither save_to_disk's files nor Parquet or Arrow"
+        raise DataError(f"no Hugging Face dataset in {path}: {kinds}")
     if "" in groups and len(groups) > 1:
-        raise DataError(
-            f"{groups[''][0]} belongs to no split, others do; begin its name with train, val or test"
-        )
+        cure = "begin its name with train, val or test"
+        raise DataError(f"{groups[''][0]} belongs to no split, others do; {cure}")
+    root = path if path.is_dir() else path.parent
     return {split: _table(group, root, cache) for split, group in groups.items()}
 
 
@@ -147,14 +137,14 @@ def _saved(path: Path) -> dict[str, ArrowTable]:
         loaded = load_from_disk(str(path))
     except Exception as error:  # a damaged folder gives many kinds
         raise DataError(f"{path} cannot be opened as a saved dataset ({error}); save it again") from error
-    splits = loaded if isinstance(loaded, DatasetDict) else {"": loaded}
-    tables = {}
-    for split, dataset in splits.items():
-        files = [Path(str(file["filename"])) for file in dataset.cache_files]
-        if len(dataset):
-            if (name := split_name(str(split))) in tables:
-                raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
-            tables[name] = ArrowTable(tuple(map(str, files)), path, _origin(files))
+    tables: dict[str, ArrowTable] = {}
+    for split, dataset in (loaded if isinstance(loaded, DatasetDict) else {"": loaded}).items():
+        if not len(dataset):
+            continue
+        if (name := split_name(str(split))) in tables:
+            raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
+        files = _cached_files(dataset)
+        tables[name] = ArrowTable(files, path, _origin(files))
     if not tables:
         raise DataError(f"{path} has no rows")
     return tables
@@ -162,22 +152,20 @@ def _saved(path: Path) -> dict[str, ArrowTable]:
 
 def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
     """Return the table of some files of one kind; Parquet is turned into Arrow in `cache`."""
+    names, origin = tuple(map(str, files)), _origin(files)
     kinds = {file.suffix for file in files}
     if len(kinds) > 1:
         raise DataError(f"{files[0].parent} mixes Arrow and Parquet files of one split; keep one kind")
-    _refuse_other_columns(files, kinds == {".parquet"})
-    arrow = files
-    if kinds == {".parquet"}:
+    _refuse_other_columns(files, ".parquet" in kinds)
+    if ".parquet" in kinds:
         disable_progress_bars()
         try:
-            loaded = load_dataset(
-                "parquet", data_files=list(map(str, files)), split="train", cache_dir=str(cache)
-            )
+            loaded = load_dataset("parquet", data_files=list(names), split="train", cache_dir=str(cache))
         except Exception as error:  # damaged files give many kinds
             reason = _first_line(error.__cause__ or error)
             raise DataError(f"Parquet of {files[0].parent} cannot be read ({reason})") from error
-        arrow = [Path(str(file["filename"])) for file in loaded.cache_files]
-    return ArrowTable(tuple(map(str, arrow)), root, _origin(files))
+        names = _cached_files(loaded)
+    return ArrowTable(names, root, origin)
 
 
 def _refuse_other_columns(files: Sequence[Path], parquet: bool) -> None:
@@ -193,18 +181,14 @@ def _refuse_other_columns(files: Sequence[Path], parquet: bool) -> None:
         first = first or features
         pair = f"{files[0].name} and {file.name} of {file.parent}"
         if set(first) != set(features):
-            names = ", ".join(sorted(set(first) ^ set(features)))
-            raise DataError(
-                f"{pair} are one split, but only one has {names}; give all files the same columns"
-            )
+            said = f"are one split, but only one has {', '.join(sorted(set(first) ^ set(features)))}"
+            raise DataError(f"{pair} {said}; give all files the same columns")
         for name in first:
-            kinds = [_kind(one[name]) for one in (first, features)]
-            if kinds[0] == kinds[1] or "null" in kinds:
-                continue
-            what = "hold other things in"
-            if all("ClassLabel" in kind for kind in kinds):
-                what = "number the classes differently in"
-            raise DataError(f"{pair} {what} column '{name}'; write all files of a split alike")
+            kinds = {_kind(one[name]) for one in (first, features)}
+            if len(kinds) > 1 and "null" not in kinds:
+                numbered = all("ClassLabel" in kind for kind in kinds)
+                what = "number the classes differently in" if numbered else "hold other things in"
+                raise DataError(f"{pair} {what} column '{name}'; write all files of a split alike")
 
 
 def _kind(feature: Any) -> str:
@@ -216,36 +200,23 @@ def _kind(feature: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _opened(files: tuple[str, ...]) -> Dataset:
-    """Memory-map Arrow files as one dataset whose pictures stay undecoded."""
+    """Memory-map Arrow files as one dataset."""
     try:
-        parts = [Dataset.from_file(file) for file in files]
+        return concatenate_datasets([Dataset.from_file(file) for file in files])
     except Exception as error:  # damaged files give many kinds
-        raise DataError(f"Arrow file {files[0]} or one after it is damaged ({_first_line(error)})") from error
-    try:
-        dataset = concatenate_datasets(parts)
-    except ValueError as error:
-        raise DataError(
-            f"Arrow file {files[0]} and those after it hold other kinds of columns; write them alike "
-            f"({_first_line(error):.200})"
-        ) from error
-    for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
+        said = f"is damaged or holds other kinds of columns ({_first_line(error):.200}); write them alike"
+        raise DataError(f"Arrow file {files[0]} or one after it {said}") from error
 
 
-@lru_cache(maxsize=16)
-def _column(files: tuple[str, ...], column: str) -> Dataset:
-    """Return one column of a table, so that reading a cell reads no other."""
-    return _opened(files).select_columns([column])
+def _cached_files(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(str(file["filename"]) for file in dataset.cache_files)
 
 
-def _origin(files: list[Path]) -> str:
+def _origin(files: Sequence[Path | str]) -> str:
     """Return paths, sizes and times of files as a text."""
-    states = ((file, file.stat()) for file in files)
-    return " ".join(f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
+    states = ((Path(file).resolve(), os.stat(file)) for file in files)
+    return " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0]

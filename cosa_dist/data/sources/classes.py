@@ -6,7 +6,6 @@ import ast
 import csv
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -14,22 +13,20 @@ from typing import Any
 
 import yaml
 
-from cosa_dist.data.catalog import UNLABELED, is_background
+from cosa_dist.data.catalog import is_background, may_be_background, may_mean_none
 from cosa_dist.data.errors import DataError, RecordError, nearest_name, quoted
-from cosa_dist.data.sources.record import Tell, untold
+from cosa_dist.data.sources.options import Notify, ignore_notes, plain
+from cosa_dist.data.sources.record import read_text
 
 _Listed = list[tuple[int | None, str]]
 """Ids, where a file of class names gives them, and names."""
 
 _IGNORE = "__ignore__"
-_IGNORED_IDS = (-1, 255)
+_NOT_CLASSES = {0, -1, 255}
+"""Ids of background and of what is ignored."""
 _NAME_HEADERS = ("name", "names", "class", "classes", "label", "labels", "classname", "labelname", "category")
 _ID_HEADERS = ("id", "index", "idx", "value", "classid", "labelid", "classindex", "labelindex", "pixel")
 _KEYS = ("names", "class_names", "classes", "categories", "labels", "id2label", "label2id", "class_to_idx")
-_NONE = re.compile(
-    r"(?:backgrounds?|non?|not|none|without)[ _-].*|no|bg|neg(?:atives?)?|nothing|empty|normal|healthy|"
-    r"unlabell?ed"
-)
 _LABELMAP = re.compile(r"([^:]+):(?:\d+, *\d+, *\d+(?::[^:]*){0,2}|:[^:]*:[^:]*)")
 _NUMBER_NAME = re.compile(r"(\d{1,9})[.)]?(?: -)?\s+(\S.*)")
 _NAME_NUMBER = re.compile(r"(\S.*?)\s+(\d{1,9})")
@@ -44,38 +41,15 @@ _FORMS = (
 """Lines of a name with an id or a colour, the group of the name, and that of the id (0: none)."""
 
 
-def plain(name: str) -> str:
-    """Return a name without outer spaces and with accents in one spelling (NFC), for comparison."""
-    return unicodedata.normalize("NFC", name.strip())
-
-
-def tell_of_none(names: Iterable[str], tell: Tell) -> None:
-    """Tell which of some classes found in the data may be pictures that show none of the others."""
-    if found := [name for name in names if _NONE.fullmatch(name.casefold())]:
-        cure = "if that means a picture without any other class, name it background"
-        tell(f"taken as classes of their own: {quoted(found)}; {cure}")
-
-
-def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
+def read_class_names(path: Path, notify: Notify = ignore_notes) -> tuple[str, ...]:
     """Return the class names of a file in the order of their ids 1..C, without background.
 
     The file holds one name a line, or is what other tools write: labelme's and YOLO's lists, `id name`,
-    CVAT's labelmap, CSV with a header or colours, lists and maps in JSON or YAML.
-
-    Args:
-        path: the file.
-        tell: takes a line with the ids if the file is more than one name a line.
-
-    Raises:
-        DataError: the file is absent, not UTF-8, names no class or one twice, or has ids that are not
-            0 for background and 1..C.
+    CVAT's labelmap, CSV with a header or colours, lists and maps in JSON or YAML. `notify` takes the ids if
+    the file is more than one name a line. Raises `DataError` if the file names no class or one twice, or has
+    ids that are not 0 for background and 1..C.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"no file of class names {path}; it holds one name a line") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    text = read_text(path, "file of class names", "; it holds one name a line")
     if text.lstrip().startswith(("<?xml", "item {", "item{")):
         raise DataError(f"{path} is XML or a TensorFlow label map, which is not read; write one name a line")
     listed = [(number, plain(name)) for number, name in _listed(path, text)]
@@ -89,27 +63,33 @@ def read_class_names(path: Path, tell: Tell = untold) -> tuple[str, ...]:
         raise DataError(f"{path} holds settings or code such as '{names[0]:.60}'; write one name a line")
     if twice := sorted(name for name, number in Counter(names).items() if number > 1):
         raise DataError(f"{path} names the class '{twice[0]}' twice")
-    if names[0].casefold() in (*UNLABELED, "void", "unknown"):
-        tell(f"'{names[0]}' is class 1 of {path.name}; if it is id 0 in the masks, call it background")
+    if may_be_background(names[0]):
+        notify(f"'{names[0]}' is class 1 of {path.name}; if it is id 0 in the masks, call it background")
     if names != [name for line in text.splitlines() if (name := plain(line))]:
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:10], start=1))
-        tell(f"classes of {path.name}: {shown}{', ...' if len(names) > 10 else ''} ({len(names)} in all)")
+        notify(f"classes of {path.name}: {shown}{', ...' if len(names) > 10 else ''} ({len(names)} in all)")
     return tuple(names)
 
 
 def class_names_of(
     tags: Iterable[Collection[str] | None], where: str, also: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """Return all names that occur and those of `also`, sorted: numbers by their value, before words.
+    """Return all names in `tags` and of `also`, sorted: numbers by their value, before words.
 
-    Raises:
-        DataError: none occurs in `tags`, in which a mere text is a reason why there are none.
+    A mere text in `tags` is a reason why there are none. Raises `DataError` if no name occurs in `tags`.
     """
     names = {name for record in tags if record and not isinstance(record, str) for name in record}
     if not names:
         raise DataError(f"no tag in {where}; name the column that holds them")
     numbered = [(0, int(name), name) if name.isdecimal() else (1, 0, name) for name in {*names, *also}]
     return tuple(name for *_, name in sorted(numbered))
+
+
+def note_none_classes(names: Iterable[str], notify: Notify) -> None:
+    """Note which of some classes found in the data may be pictures that show none of the others."""
+    if found := list(filter(may_mean_none, names)):
+        cure = "if that means a picture without any other class, name it background"
+        notify(f"taken as classes of their own: {quoted(found)}; {cure}")
 
 
 class TagIndex:
@@ -123,37 +103,34 @@ class TagIndex:
     def __contains__(self, name: str) -> bool:
         return plain(name) in self._index
 
-    def __call__(self, tags: Iterable[str]) -> tuple[int, ...]:
-        """Return the indices; raises `RecordError` for a tag that is no class."""
-        found = set()
-        for tag in tags:
-            if plain(tag) not in self._index:
-                if tag not in self._near:
-                    self._near[tag] = nearest_name(plain(tag), self._index)
-                raise RecordError(
-                    f"tag '{tag}' is no class of this data set{self._near[tag]}; mend it, or add the class"
-                )
-            found.add(self._index[plain(tag)])
-        indices = tuple(sorted(found))
+    def __call__(self, tags: Sequence[str]) -> tuple[int, ...]:
+        """Return the indices; raises `RecordError` for a tag that is no class, or with the reason given."""
+        if isinstance(tags, str):
+            raise RecordError(tags)
+        unknown = next((tag for tag in tags if tag not in self), None)
+        if unknown is not None:
+            if unknown not in self._near:
+                self._near[unknown] = nearest_name(plain(unknown), self._index)
+            said = f"tag '{unknown}' is no class of this data set{self._near[unknown]}"
+            raise RecordError(f"{said}; mend it, or add the class")
+        indices = tuple(sorted({self._index[plain(tag)] for tag in tags}))
         # The same few combinations come again and again: one object for each saves memory.
         return self._known.setdefault(indices, indices)
 
 
 def _in_order(path: Path, listed: list[str]) -> list[str]:
     """Return the classes of a list without ids: background, if it is there, comes first."""
-    names = listed
-    if names[:1] == [_IGNORE]:
-        if not is_background("".join(names[1:2])):
-            raise DataError(f"{path}: after {_IGNORE} comes _background_, which is id 0; put it there")
-        names = names[1:]
+    names = listed[1:] if listed[:1] == [_IGNORE] else listed
     if is_background("".join(names[:1])):
         names = names[1:]
-    for place, name in enumerate(names, start=len(listed) - len(names)):
-        if is_background(name) or name == _IGNORE:
-            raise DataError(
-                f"{path}: '{name}' is name {place + 1} of the list, so the ids are unclear: background is "
-                f"id 0 and comes first, only {_IGNORE} before it; move it there, or take it out"
-            )
+    elif names is not listed:
+        raise DataError(f"{path}: after {_IGNORE} comes _background_, which is id 0; put it there")
+    if late := next((name for name in names if is_background(name) or name == _IGNORE), None):
+        place = len(listed) - len(names) + names.index(late) + 1
+        raise DataError(
+            f"{path}: '{late}' is name {place} of the list, so the ids are unclear: background is id 0 and "
+            f"comes first, only {_IGNORE} before it; move it there, or take it out"
+        )
     return names
 
 
@@ -167,7 +144,7 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
         if (number == 0) != is_background(name):
             raise DataError(f"{path}: '{name}' has id {number}, but id 0 is background and no other; {cure}")
         names[number] = name
-    ids = sorted(names.keys() - {0, *_IGNORED_IDS})
+    ids = sorted(names.keys() - _NOT_CLASSES)
     if ids != list(range(1, len(ids) + 1)):
         raise DataError(
             f"{path}: {len(ids)} classes have the ids 1..{len(ids)}, not {ids[0]}..{ids[-1]}; {cure} "
@@ -178,27 +155,22 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
 
 def _listed(path: Path, text: str) -> _Listed:
     """Return what a file of class names lists, whatever its form."""
-    ending, start = path.suffix.lower(), text.lstrip()[:1]
-    if ending in (".json", ".yaml", ".yml") or start in ("[", "{", "("):
+    ending = path.suffix.lower()
+    structured, table = ending in (".json", ".yaml", ".yml"), ending in (".csv", ".tsv")
+    if structured or text.lstrip().startswith(("[", "{", "(")):
         try:
             return _of_content(_content(text))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
-            if ending in (".json", ".yaml", ".yml"):
-                raise DataError(
-                    f"{path} holds neither a list of names nor names with ids; write one name a line"
-                ) from error
+            if structured:
+                said = "holds neither a list of names nor names with ids"
+                raise DataError(f"{path} {said}; write one name a line") from error
     rows = _rows(text)
-    if (
-        ending in (".csv", ".tsv")
-        and rows
-        and not re.search("[,;\t]", rows[0])
-        and _letters(rows[0]) in _NAME_HEADERS
-    ):
+    if table and rows and not re.search("[,;\t]", rows[0]) and _letters(rows[0]) in _NAME_HEADERS:
         rows = rows[1:]
     for form_of in (_of_labelmap, _of_columns, _of_words):
         if rows and (found := form_of(rows)) is not None:
             return found
-    if ending in (".csv", ".tsv") and any(re.search(r"[,;\t]\s*\S", row) for row in rows):
+    if table and any(re.search(r"[,;\t]\s*\S", row) for row in rows):
         raise DataError(f"{path}: no column is surely that of the names; give it the header 'name'")
     return [(None, _unquoted(row)) for row in rows]
 
@@ -231,16 +203,13 @@ def _of_content(content: Any) -> _Listed:
         raise ValueError("no list")
     listed: _Listed = []
     for item in content:
-        entry = (
-            {_letters(key): value for key, value in item.items()}
-            if isinstance(item, dict)
-            else {"name": item}
-        )
+        entry = {_letters(key): item[key] for key in item} if isinstance(item, dict) else {"name": item}
         name = next((entry[key] for key in _NAME_HEADERS if isinstance(entry.get(key), str)), None)
         if name is None:
             raise ValueError("no name")
-        number = next((int(entry[key]) for key in _ID_HEADERS if _is_number(entry.get(key))), None)
-        listed.append((number, name))
+        listed.append(
+            (next((int(entry[key]) for key in _ID_HEADERS if _is_number(entry.get(key))), None), name)
+        )
     return listed
 
 
@@ -255,8 +224,7 @@ def _rows(text: str) -> list[str]:
 
 def _of_labelmap(rows: Sequence[str]) -> _Listed | None:
     """Return the names of CVAT's labelmap (`name:r,g,b:parts:actions`); its last may be `ignored`."""
-    found = [_LABELMAP.fullmatch(row) for row in rows]
-    names = [match[1] for match in found if match]
+    names = [match[1] for row in rows if (match := _LABELMAP.fullmatch(row))]
     if len(names) < len(rows):
         return None
     return [(None, name) for name in (names[:-1] if names[-1] == "ignored" else names)]
@@ -267,39 +235,35 @@ def _of_columns(rows: Sequence[str]) -> _Listed | None:
     for separator in ",;\t":
         if not any(separator in row for row in rows):
             continue
+        ended = (row.rstrip(f"{separator} ") for row in rows)
         try:
-            cells = [
-                [cell.strip() for cell in row]
-                for row in csv.reader((row.rstrip(f"{separator} ") for row in rows), delimiter=separator)
-            ]
+            cells = [[cell.strip() for cell in row] for row in csv.reader(ended, delimiter=separator)]
         except csv.Error:
             continue
-        if len({len(row) for row in cells}) > 1:
-            continue
-        if len(cells[0]) == 1:
-            return [(None, _unquoted(row[0])) for row in cells]
-        if (found := _of_cells(cells)) is not None:
+        if len({len(row) for row in cells}) == 1 and (found := _of_cells(cells)) is not None:
             return found
     return None
 
 
 def _of_cells(cells: list[list[str]]) -> _Listed | None:
-    """Return names and ids of rows of two or more cells; None where no column is surely that of the names."""
+    """Return names and ids of rows of equal length; None where no column is surely that of the names."""
+    if len(cells[0]) == 1:
+        return [(None, _unquoted(row[0])) for row in cells]
     header = [_letters(cell) for cell in cells[0]]
     headed = len(cells) > 1 and any(word in _NAME_HEADERS for word in header)
     columns = list(zip(*(cells[1:] if headed else cells), strict=True))
     numeric = [place for place, column in enumerate(columns) if all(map(_is_number, column))]
     words = [place for place in range(len(columns)) if place not in numeric]
     if headed:
-        words = [place for place in words if header[place] in _NAME_HEADERS]
-        words = sorted(words, key=lambda place: _NAME_HEADERS.index(header[place]))[:1]
+        named = [place for place in words if header[place] in _NAME_HEADERS]
+        words = sorted(named, key=lambda place: _NAME_HEADERS.index(header[place]))[:1]
         numeric = [place for place in numeric if header[place] in (*_ID_HEADERS, *_NAME_HEADERS)]
     elif len(cells) == 1 and not numeric:
         return [(None, _unquoted(name)) for name in cells[0]]
-    elif len(numeric) == 3 or (len(numeric) == 4 and words != [1]):
-        numeric = [] if len(numeric) == 3 else numeric  # three numbers are a colour
-    elif len(numeric) == 4:
-        numeric = numeric[:1]
+    elif len(numeric) == 3:
+        numeric = []  # a colour
+    elif len(numeric) == 4 and words == [1]:
+        numeric = numeric[:1]  # id, name, colour
     if len(words) != 1 or len(numeric) > 1:
         return None
     ids = [int(cell) for cell in columns[numeric[0]]] if numeric else [None] * len(columns[0])
@@ -315,9 +279,8 @@ def _of_words(rows: Sequence[str]) -> _Listed | None:
         listed = [(int(match[number]) if number else None, _unquoted(match[name])) for match in found]
         ids, names = zip(*listed, strict=True)
         # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
-        if form in (_NUMBER_NAME, _NAME_NUMBER) and not _counts(ids, names, strict=form is _NAME_NUMBER):
-            continue
-        return listed
+        if form not in (_NUMBER_NAME, _NAME_NUMBER) or _counts(ids, names, strict=form is _NAME_NUMBER):
+            return listed
     return None
 
 
@@ -329,7 +292,6 @@ def _counts(ids: Sequence[int], names: Sequence[str], strict: bool) -> bool:
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether a cell is text of an integer."""
     return isinstance(cell, str) and re.fullmatch(r"-?\d{1,9}", cell) is not None
 
 
@@ -339,7 +301,6 @@ def _is_code(name: str) -> bool:
 
 
 def _letters(word: str) -> str:
-    """Return the letters of a header in lower case."""
     return re.sub(r"[^a-z]", "", word.casefold())
 
 

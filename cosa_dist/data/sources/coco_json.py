@@ -1,16 +1,18 @@
-"""COCO's `instances_*.json`: read once into a small index; masks are drawn one by one, when they are read.
+"""COCO's `instances_*.json` of 2014 or 2017: read once into a small index; masks are drawn one by one.
 
-How instances become one mask of class ids (ours; the releases of the field differ in it):
+The release of 2017 is another data set, whose splits are others. Class ids are 1..80 in the order of COCO's
+category ids (which run to 90, with gaps). How instances become one mask (ours; releases of the field differ
+in it):
 
-- an object is painted with its class id; where objects overlap, the smaller one (by painted area) is
-  on top, of equal ones the one with the higher annotation id;
+- an object is painted with its class id; where objects overlap, the smaller one (by painted area) is on top,
+  of equal ones the one with the higher annotation id;
 - a crowd region, which outlines many things at once and loosely, is 255 (ignored) where no object lies.
 
-Tags are the classes of all annotations of the image, crowd regions included, since their class is to
-be seen. An image without any annotation has no tag; those left out, 82,081 training and 40,137
-validation images of the 2014 release remain, the numbers of the published results. A mask is there only
-where every annotation of the image has an outline: the others' pixels would be background. Annotations
-that cannot be used are counted by reason, and the first is named.
+Tags are the classes of all annotations of the image, crowd regions included. An image without any annotation
+has no tag; those left out, 82,081 training and 40,137 validation images of the 2014 release remain, the
+numbers of the published results. A mask is there only where every annotation of the image has an outline: the
+others' pixels would be background. Annotations that cannot be used are counted by reason, and the first is
+named.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from cosa_dist.data.catalog import COCO_CLASSES, is_background
-from cosa_dist.data.errors import DataError
+from cosa_dist.data.catalog import COCO, COCO_CLASSES, DatasetInfo, is_background, renamed
+from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.coco_outline import (
     Annotation,
     CocoMask,
@@ -37,17 +39,11 @@ from cosa_dist.data.sources.coco_outline import (
     as_id,
     as_length,
 )
-from cosa_dist.data.sources.record import (
-    Entry,
-    File,
-    Rejection,
-    SourceRecord,
-    Tell,
-    unsafe_id,
-    unsafe_name,
-    untold,
-)
+from cosa_dist.data.sources.devkits import check_coco_split, existing_folder
+from cosa_dist.data.sources.options import Notify, ignore_notes
+from cosa_dist.data.sources.record import Entry, File, SourceRecord, read_text, unsafe_id, unsafe_name
 
+_YEARS = ("2014", "2017")
 _IMAGE_KEYS = ("id", "file_name", "width", "height", "coco_url")
 _OTHER_FILES = {
     "caption": "COCO's captions (captions_*.json)",
@@ -59,11 +55,66 @@ _OTHER_FILES = {
 }
 _LEFT_OUT = "left out"
 _PICTURE_OUT = "left out with their pictures"
-_NO_MASK = "their pictures get tags but no mask"
 _CROWD = (
     "their pixels are ignored (255) where no object lies (some tools write 1 for objects with holes or of "
     "several parts: then set iscrowd to 0 there)"
 )
+
+
+def annotated_info(
+    root: Path, splits: Sequence[str], annotations: Path, notify: Notify = ignore_notes
+) -> DatasetInfo:
+    """Return COCO, under the name `coco2017` and without known sizes if it is that release.
+
+    Raises `DataError` if `annotations` is one file, for several splits.
+    """
+    if _is_one_file(annotations) and len(splits) > 1:
+        raise DataError(
+            f"--annotations names one file, {annotations}, for the splits {', '.join(splits)}; "
+            "name its split with --splits, or the folder that it lies in"
+        )
+    year = _release(root, annotations)
+    if year == _YEARS[0]:
+        return COCO
+    notify(f"this is COCO {year}, whose splits are not those of published results; named {COCO.name}{year}")
+    return renamed(COCO, f"{COCO.name}{year}")
+
+
+def coco_annotated(
+    root: Path, split: str, annotations: Path, notify: Notify = ignore_notes
+) -> Iterator[Entry]:
+    """Open a split of COCO by its official annotations and return its records, in the order of the image ids.
+
+    `root` holds `train2014` and `val2014`, or those of 2017; `annotations` is the folder with
+    `instances_train2014.json` and so on, or one such file. `notify` takes a line for each reason why
+    annotations or sizes could not be used as they are. Raises `DataError` for an unknown split, if a folder
+    or file is not there, or the JSON is not COCO's with its 80 categories, or none of its annotations is of
+    one of its images.
+    """
+    check_coco_split(split)
+    year = _release(root, annotations)
+    images = existing_folder(root / f"{split}{year}", f"pictures; the annotations are COCO {year}'s")
+    return _records(_json_of(annotations, split, year), images, notify)
+
+
+def _release(root: Path, annotations: Path) -> str:
+    """Return the year of the first release with annotations and pictures, else with annotations."""
+    splits = COCO.split_sizes
+    annotated = [y for y in _YEARS if any(_json_of(annotations, s, y).is_file() for s in splits)]
+    both = [y for y in annotated if any((root / f"{s}{y}").is_dir() for s in splits)]
+    return (both + annotated + [_YEARS[0]])[0]
+
+
+def _json_of(annotations: Path, split: str, year: str) -> Path:
+    """Return the file of a split and year, `annotations` itself where it is one, unless of another year."""
+    other = any(y in annotations.name for y in _YEARS) and year not in annotations.name
+    usual = annotations / f"instances_{split}{year}.json"
+    return annotations if _is_one_file(annotations) and not other else usual
+
+
+def _is_one_file(annotations: Path) -> bool:
+    """Whether `annotations` is a file, or, where it is not there, would be one."""
+    return annotations.is_file() or (annotations.suffix == ".json" and not annotations.is_dir())
 
 
 @dataclass(frozen=True)
@@ -80,30 +131,24 @@ class _Tally:
         self.counts[kind, reason, effect] += 1
         self.firsts.setdefault((kind, reason, effect), first)
 
+    def leave_out(self, items: Iterable[Annotation], reason: str, effect: str, name: str = "") -> None:
+        """Count annotations that are not used, of the picture `name`."""
+        for item in items:
+            self.add("annotations", reason, effect, item.named(name))
+
     def lines(self) -> list[str]:
         """Return a line for each reason, and one that sums up the annotations if some are left out."""
-        told = [
+        lines = [
             f"{self.file}: {count} of {self.totals[kind]} {kind}: {reason}, the first is "
             f"{self.firsts[kind, reason, effect]}; {effect}"
             for (kind, reason, effect), count in self.counts.items()
         ]
         lost = sum(n for (_, _, effect), n in self.counts.items() if effect in (_LEFT_OUT, _PICTURE_OUT))
         total = self.totals["annotations"]
-        return [*told, f"{self.file}: {total - lost} of {total} annotations are used"] if lost else told
+        return [*lines, f"{self.file}: {total - lost} of {total} annotations are used"] if lost else lines
 
 
-def annotated_records(path: Path, images: Path, tell: Tell = untold) -> Iterator[Entry]:
-    """Yield the record of each image of an `instances_*.json`, in the order of the image ids.
-
-    Args:
-        path: the JSON file.
-        images: the folder that its `file_name`s lie in.
-        tell: takes a line for each reason why annotations or sizes could not be used as they are.
-
-    Raises:
-        DataError: the file is absent, not JSON, or not COCO's with its 80 categories, or none of its
-            annotations is of one of its images.
-    """
+def _records(path: Path, images: Path, notify: Notify) -> Iterator[Entry]:
     content = _load(path)
     class_ids = _class_ids(path, content)
     tally = _Tally(path.name, {kind: len(content[kind]) for kind in ("annotations", "images")})
@@ -115,16 +160,15 @@ def annotated_records(path: Path, images: Path, tell: Tell = untold) -> Iterator
             yield Rejection(f"image entry {number}", reason, path.name)
         else:
             listed.setdefault(key, []).append(image)
-    other_ids = _other_ids(listed, tally)
-    by_image = _by_image(path, content.pop("annotations"), listed, other_ids, tally)
+    by_image = _by_image(path, content.pop("annotations"), listed, _other_ids(listed, tally), tally)
     reader = _Reader(path, images, class_ids, tally)
     for key in sorted(listed, key=_place):
         annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
         yield from reader.entries(key, listed[key], annotations)
     for line in tally.lines():
-        tell(line)
+        notify(line)
     if not tally.totals["annotations"]:
-        tell(f"{path.name}: it has no annotations, so that no picture gets a tag")
+        notify(f"{path.name}: it has no annotations, so that no picture gets a tag")
 
 
 @dataclass(frozen=True)
@@ -146,7 +190,7 @@ class _Reader:
                 self.tally.add("images", "listed twice", "the first entry counts", _image(key, names[0]))
             yield self._record(key, listed[0], annotations)
             return
-        self._leave_out(annotations, "an image id of several pictures", _PICTURE_OUT)
+        self.tally.leave_out(annotations, "an image id of several pictures", _PICTURE_OUT)
         for name in names:
             reason = f"image id {key!r:.60} is that of {len(names)} pictures; mend the JSON"
             yield Rejection(_record_id(name, key), reason, self._where(key))
@@ -154,41 +198,51 @@ class _Reader:
     def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
         """Return the record of one image, or why it is left out."""
         written = _text(image.get("file_name"))
-        name = self._found(written)
+        name, record_id = self._found(written), _record_id(self._found(written), key)
         unknown = [item for item in annotations if item.category not in self.class_ids]
-        if reason := self._reason(image, name, unknown):
-            self._leave_out(unknown, "no category of the list", _PICTURE_OUT, name)
+        reason = unsafe_name(name) or unsafe_id(_record_id(name, 0))
+        if not name:
+            only = ", only an address (coco_url)" if image.get("coco_url") else ""
+            reason = f"image has no file_name{only}; write the picture's name into the JSON"
+        elif unknown:
+            reason = "an annotation names a category that is not in the JSON's list; mend the JSON"
+        if reason:
+            self.tally.leave_out(unknown, "no category of the list", _PICTURE_OUT, name)
             known = (item for item in annotations if item.category in self.class_ids)
-            self._leave_out(known, "an image that is left out", _PICTURE_OUT, name)
-            return Rejection(_record_id(name, key), reason, self._where(key))
+            self.tally.leave_out(known, "an image that is left out", _PICTURE_OUT, name)
+            return Rejection(record_id, reason, self._where(key))
         if name != written.replace("\\", "/"):
             effect = f"the picture of that name in {self.images.name} is taken"
             self.tally.add("images", "a file_name with other folders", effect, _image(key, written))
         picture = File(self.images, name)
         tags, mask = self._tags_and_mask(key, name, annotations, self._size(key, image, picture))
-        return SourceRecord(_record_id(name, key), picture, mask, tags)
+        return SourceRecord(record_id, picture, mask, tags)
 
     def _tags_and_mask(
         self, key: Id, name: str, annotations: list[Annotation], size: tuple[int, int] | None
     ) -> tuple[tuple[int, ...], CocoMask | None]:
         """Return an image's tags, and its mask if its size (width, height) and all outlines are known."""
-        tags, drawn, whole = set(), [], True
+        tags = set()
+        drawn: list[tuple[int, bool, Outline]] = []
+        whole = True
         for item in annotations:
             class_id = self.class_ids[item.category]
             if class_id == 0:
-                self._leave_out([item], "background as category", _LEFT_OUT, name)
+                self.tally.leave_out([item], "background as category", _LEFT_OUT, name)
                 continue
             tags.add(class_id - 1)
-            outline = _for_size(item.outline, size)
+            outline = item.outline
+            if size and any(isinstance(part, Code) and part.size != size[::-1] for part in outline):
+                outline = "a run-length code for another size than the image's"
             if isinstance(outline, str):
-                self.tally.add("annotations", outline, _NO_MASK, item.named(name))
+                self.tally.leave_out([item], outline, "their pictures get tags but no mask", name)
                 whole = False
                 continue
             if b"" in outline:
-                reason, effect = "some polygons of fewer than three points", "those polygons are left out"
-                self.tally.add("annotations", reason, effect, item.named(name))
+                reason = "some polygons of fewer than three points"
+                self.tally.leave_out([item], reason, "those polygons are left out", name)
             if item.crowd:
-                self.tally.add("annotations", "crowds (iscrowd 1)", _CROWD, item.named(name))
+                self.tally.leave_out([item], "crowds (iscrowd 1)", _CROWD, name)
             drawn.append((class_id, item.crowd, outline))
         mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
         return tuple(sorted(tags)), mask
@@ -198,8 +252,8 @@ class _Reader:
         width, height = as_length(image.get("width")), as_length(image.get("height"))
         if width and height:
             return width, height
-        effect = "taken from the pictures"
-        self.tally.add("images", "no width or no height", effect, _image(key, picture.name))
+        name = _image(key, picture.name)
+        self.tally.add("images", "no width or no height", "taken from the pictures", name)
         try:
             with Image.open(io.BytesIO(picture.read())) as opened:
                 return opened.size
@@ -210,44 +264,20 @@ class _Reader:
         """Return a file's name in the folder of pictures: of a longer path, the part that there is."""
         name = written.replace("\\", "/")
         parts = name.split("/")
-        for start in range(len(parts)) if len(parts) > 1 else ():
-            tail = "/".join(parts[start:])
-            if unsafe_name(tail) is None and File(self.images, tail).exists():
-                return tail
-        return name
-
-    def _reason(self, image: dict[str, Any], name: str, unknown: list[Annotation]) -> str | None:
-        """Return why an image is left out, or None if it is not."""
-        if not name:
-            only = ", only an address (coco_url)" if image.get("coco_url") else ""
-            return f"image has no file_name{only}; write the picture's name into the JSON"
-        if unknown:
-            return "an annotation names a category that is not in the JSON's list; mend the JSON"
-        return unsafe_name(name) or unsafe_id(_record_id(name, 0))
-
-    def _leave_out(self, items: Iterable[Annotation], reason: str, effect: str, name: str = "") -> None:
-        """Count annotations that are not used."""
-        for item in items:
-            self.tally.add("annotations", reason, effect, item.named(name))
+        tails = ("/".join(parts[start:]) for start in range(len(parts)) if len(parts) > 1)
+        return next((t for t in tails if unsafe_name(t) is None and File(self.images, t).exists()), name)
 
     def _where(self, key: Id) -> str:
-        """Return the place of an image in words."""
         return f"{self.path.name}, image {key!r:.60}"
 
 
 def _load(path: Path) -> dict[str, Any]:
     """Return the JSON's content, annotations already made small while it was read."""
+    there = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:9]) or "no JSON file"
+    cure = f"; --annotations names the folder of COCO's JSON files, or one of them (there: {there})"
+    text = read_text(path, "annotations", cure)
     try:
-        with path.open(encoding="utf-8-sig") as opened:
-            content = json.load(opened, object_hook=_made_small)
-    except FileNotFoundError as error:
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:9])
-        raise DataError(
-            f"no annotations {path}; --annotations names the folder of COCO's JSON files, or one of them"
-            f" (there: {there or 'no JSON file'})"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+        content = json.loads(text, object_hook=_made_small)
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply for a JSON of COCO; get the file again") from error
     except ValueError as error:
@@ -255,18 +285,15 @@ def _load(path: Path) -> dict[str, Any]:
         lines = "it holds several values, as JSON lines do, and COCO's is one object"
         cure = lines if "Extra data" in str(reason) else "get the file again"
         raise DataError(f"{path} is not JSON ({reason}); {cure}") from error
+    said = f"{path} is not an instances file of COCO"
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path} is not an instances file of COCO: no object with images, annotations and categories"
-            f"{', but a list, as of detections' if isinstance(content, list) else ''}; get instances_*.json"
-        )
+        kind = ", but a list, as of detections" if isinstance(content, list) else ""
+        parts = "no object with images, annotations and categories"
+        raise DataError(f"{said}: {parts}{kind}; get instances_*.json")
     for part in ("images", "annotations", "categories"):
         if not isinstance(content.get(part), list):
             kind = _other_file(content) or f"it has {', '.join(map(ascii, content)) or 'nothing'}"
-            raise DataError(
-                f"{path} is not an instances file of COCO: it has no list '{part}' ({kind:.200}); "
-                "get instances_*.json"
-            )
+            raise DataError(f"{said}: it has no list '{part}' ({kind:.200}); get instances_*.json")
     if not content["images"]:
         raise DataError(f"{path} lists no images; get the file again")
     return content
@@ -294,9 +321,8 @@ def _other_ids(listed: dict[Id, list[dict[str, Any]]], tally: _Tally) -> dict[Id
     kept: dict[str, Id] = {}
     others: dict[Id, Id] = {}
     for key, images in listed.items():
-        names = {_text(image.get("file_name")) for image in images}
-        name = names.pop()
-        if not names and name and (first := kept.setdefault(name, key)) != key:
+        name, *more = {_text(image.get("file_name")) for image in images}
+        if name and not more and (first := kept.setdefault(name, key)) != key:
             others[key] = first
             effect = "the annotations of both are united"
             tally.add("images", "a picture under a second id", effect, _image(key, name))
@@ -323,18 +349,13 @@ def _by_image(
         elif (image := other_ids.get(made.image, made.image)) in listed:
             by_image.setdefault(image, []).append(made)
         else:
-            tally.add("annotations", "an image that is not in the list", _LEFT_OUT, made.named())
+            tally.leave_out([made], "an image that is not in the list", _LEFT_OUT)
     if annotations and not by_image:
-        told = "; ".join(tally.lines()[:-1])
-        raise DataError(f"{path}: none of the annotations is of an image in its list ({told}); mend the JSON")
+        reasons = "; ".join(tally.lines()[:-1])
+        raise DataError(
+            f"{path}: none of the annotations is of an image in its list ({reasons}); mend the JSON"
+        )
     return by_image
-
-
-def _for_size(outline: Outline | str, size: tuple[int, int] | None) -> Outline | str:
-    """Return an outline, or why it does not fit an image of that width and height."""
-    if size and any(isinstance(part, Code) and part.size != size[::-1] for part in outline):
-        return "a run-length code for another size than the image's"
-    return outline
 
 
 def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
@@ -346,8 +367,8 @@ def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
     found: dict[Id | None, int] = {}
     foreign = []
     for category in content["categories"]:
-        key = as_id(category.get("id")) if isinstance(category, dict) else None
-        name = _text(category.get("name")) if isinstance(category, dict) else ""
+        category = category if isinstance(category, dict) else {}
+        key, name = as_id(category.get("id")), _text(category.get("name"))
         if key is None or not name:
             raise DataError(f"{path}: a category has no id or no name; get the file again")
         number = numbers.get(name.casefold(), 0)
@@ -355,20 +376,19 @@ def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
             foreign.append(name)
         if found.setdefault(key, number) != number:
             raise DataError(f"{path}: category id {key!r:.60} has two names; get the file again")
-    missing = set(range(1, len(COCO_CLASSES) + 1)) - set(found.values())
-    if foreign or missing:
-        kind = _other_file(content)
-        if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
-            kind = "this is COCO's stuff annotations (stuff_*.json)"
-        other = "for another data set, write masks and use the source 'table' or 'folder'"
-        if foreign or kind:
-            said = f"{len(found)} categories that are not COCO's 80 ({kind or f'{foreign[0]!r:.60} is none'})"
-            raise DataError(f"{path} has {said}; {'get instances_*.json' if kind else other}")
-        lacking = f"{COCO_CLASSES[min(missing) - 1]!r} is missing"
-        raise DataError(
-            f"{path} lists {len(COCO_CLASSES) - len(missing)} of COCO's 80 categories ({lacking}); add the "
-            f"others to its list 'categories', with any ids, or, {other}"
-        )
+    missing = sorted(set(numbers.values()) - set(found.values()))
+    kind = _other_file(content)
+    if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
+        kind = "this is COCO's stuff annotations (stuff_*.json)"
+    other = "for another data set, write masks and use the source 'table' or 'folder'"
+    if foreign or (missing and kind):
+        said = f"{len(found)} categories that are not COCO's 80 ({kind or f'{foreign[0]!r:.60} is none'})"
+        raise DataError(f"{path} has {said}; {'get instances_*.json' if kind else other}")
+    if missing:
+        lacking = f"{len(numbers) - len(missing)} of COCO's 80 categories"
+        first = f"({COCO_CLASSES[missing[0] - 1]!r} is missing)"
+        cure = "add the others to its list 'categories', with any ids"
+        raise DataError(f"{path} lists {lacking} {first}; {cure}, or, {other}")
     return found
 
 
@@ -384,7 +404,6 @@ def _record_id(name: str, key: Id) -> str:
 
 
 def _image(key: Id, name: str) -> str:
-    """Return an image in words."""
     return f"image {key!r:.60}, {name!r:.200}"
 
 

@@ -1,7 +1,7 @@
-"""Values of COCO's JSON as exporters write them, outlines among them, and the mask that is drawn of outlines.
+"""Values of COCO's JSON as exporters write them, brought to one form, and the mask that is drawn of outlines.
 
-Exporters write numbers as text or as 1.0, polygons as points or as one flat list, and run-length codes
-as lists, as text or as `str(bytes)`. Each value is brought to one form here, while the file is read.
+Exporters write numbers as text or as 1.0, polygons as points or as one flat list, and run-length codes as
+lists, as text or as `str(bytes)`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ from cosa_dist.data.errors import RecordError
 
 Id = int | str
 """Identifier of an image, an annotation or a category."""
-
-NO_OUTLINE = "no outline"
-TOO_FEW_POINTS = "an outline of fewer than three points"
-SHARES = "an outline within the first pixel, as of shares of width and height"
-UNREADABLE = "an outline that cannot be read as polygons or as a run-length code"
 
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
 _FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
@@ -71,9 +66,8 @@ def as_annotation(item: dict[str, Any]) -> Annotation:
 def as_id(value: Any) -> Id | None:
     """Return an id: 1, 1.0, "1" and "0001" are the same one, other text is itself; None if there is none."""
     if isinstance(value, str):
-        text = value.strip()
-        match = _WHOLE_NUMBER.fullmatch(text)
-        return int(match[1]) if match else text or None
+        match = _WHOLE_NUMBER.fullmatch(value.strip())
+        return int(match[1]) if match else value.strip() or None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -89,10 +83,8 @@ def as_flag(value: Any) -> bool | None:
     """Return a yes or no (null is no), or None if it is neither."""
     if value is None or isinstance(value, bool):
         return bool(value)
-    if not isinstance(value, int | float | str):
-        return None
-    word = value.strip() if isinstance(value, str) else value
-    return _FLAGS.get(str(as_id(word) if word != "" else "").lower())
+    blank = isinstance(value, str) and not value.strip()
+    return _FLAGS.get("" if blank else str(as_id(value)).lower())
 
 
 def as_outline(value: Any) -> Outline | str:
@@ -101,20 +93,20 @@ def as_outline(value: Any) -> Outline | str:
         if isinstance(value, str) and value.strip():
             value = json.loads(value)
         if not value:
-            return NO_OUTLINE
-        pieces = [value] if isinstance(value, dict) or _is_one_polygon(value) else value
-        parts = tuple(_code(p) if isinstance(p, dict) else _polygon(p) for p in pieces)
+            return "no outline"
+        single = (
+            isinstance(value, dict) or not isinstance(value[0], list | dict) or all(map(_is_point, value))
+        )
+        parts = tuple(
+            _code(p) if isinstance(p, dict) else _polygon(p) for p in ([value] if single else value)
+        )
     except (TypeError, ValueError, OverflowError, LookupError, RecursionError):
-        return UNREADABLE
+        return "an outline that cannot be read as polygons or as a run-length code"
     if not any(parts):
-        return TOO_FEW_POINTS
-    tiny = all(isinstance(part, bytes) and np.frombuffer(part).max(initial=0.0) <= 1.0 for part in parts)
-    return SHARES if tiny else parts
-
-
-def _is_one_polygon(pieces: Any) -> bool:
-    """Whether a list is one polygon, by its numbers or its points, and not a list of polygons."""
-    return not isinstance(pieces[0], list | dict) or all(map(_is_point, pieces))
+        return "an outline of fewer than three points"
+    if all(isinstance(part, bytes) and np.frombuffer(part).max(initial=0.0) <= 1.0 for part in parts):
+        return "an outline within the first pixel, as of shares of width and height"
+    return parts
 
 
 def _is_point(value: Any) -> bool:
@@ -125,7 +117,7 @@ def _is_point(value: Any) -> bool:
 
 
 def _polygon(points: Any) -> bytes:
-    """Return a polygon's doubles, none under three points; raises `ValueError` or `TypeError`."""
+    """Return a polygon's doubles, none under three points."""
     if not isinstance(points, list):
         raise TypeError("a polygon is a list")
     if points and isinstance(points[0], dict):
@@ -139,14 +131,11 @@ def _polygon(points: Any) -> bytes:
 
 
 def _code(written: dict[str, Any]) -> Code:
-    """Return a run-length code; raises `ValueError`, `TypeError` or `KeyError` unless it fills its size."""
-    size = written["size"]
-    if isinstance(size, str):
-        size = re.findall(r"[0-9]+", size)
-    height, width = map(as_length, size)
+    """Return a run-length code, which must fill its size."""
+    size, counts = written["size"], written["counts"]
+    height, width = map(as_length, re.findall(r"[0-9]+", size) if isinstance(size, str) else size)
     if height is None or width is None or height * width > MAX_PIXELS:
         raise ValueError("not a size")
-    counts = written["counts"]
     runs = np.array(_run_lengths(counts) if isinstance(counts, str) else counts, dtype=np.float64)
     if runs.ndim != 1 or not runs.min(initial=0) >= 0 or (runs % 1).any() or runs.sum() != height * width:
         raise ValueError("the code does not fill its size")
@@ -158,8 +147,8 @@ def _run_lengths(text: str) -> list[Any]:
     """Return the run lengths of COCO's compressed text, or of numbers written as text.
 
     Each character holds five bits of a number, the lowest first, a sixth says that more follow; from the
-    fourth number on, the difference to the one two places before is stored. pycocotools reads beyond
-    the end of damaged text.
+    fourth number on, the difference to the one two places before is stored. Not left to pycocotools, which
+    reads beyond the end of damaged text.
     """
     if text[:2] in ("b'", 'b"'):
         text = text[2:-1].replace("\\\\", "\\")
@@ -200,21 +189,15 @@ class CocoMask:
             raise RecordError("an outline of the annotations cannot be drawn; mend the JSON") from error
 
     def identity(self) -> str:
-        """All that the mask is drawn from."""
+        """Return all that the mask is drawn from."""
         return repr(self)
 
     def _drawn(self) -> NDArray[np.uint8]:
         """Return the mask `[H, W]`: crowd regions first, then objects from large to small."""
         ids = np.zeros((self.height, self.width), dtype=np.uint8, order="F")  # the order of the codes
-        objects = []
-        for class_id, crowd, outline in self.instances:
-            region = self._region(outline)
-            if crowd:
-                np.copyto(ids, IGNORE, where=region)
-            else:
-                objects.append((class_id, region))
-        for class_id, region in sorted(objects, key=lambda item: -np.count_nonzero(item[1])):
-            np.copyto(ids, class_id, where=region)
+        regions = [(class_id, crowd, self._region(outline)) for class_id, crowd, outline in self.instances]
+        for class_id, crowd, region in sorted(regions, key=lambda r: (not r[1], -np.count_nonzero(r[2]))):
+            np.copyto(ids, IGNORE if crowd else class_id, where=region)
         return ids
 
     def _region(self, outline: Outline) -> NDArray[np.bool_]:

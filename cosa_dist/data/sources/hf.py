@@ -1,31 +1,35 @@
 """A Hugging Face dataset on this disk, saved by `save_to_disk` or as Parquet or Arrow files.
 
-Pictures and masks are read from memory-mapped Arrow, one cell at a time. Parquet files are turned
-into Arrow once, in a cache folder. Labels are one or more columns of class labels, numbers, names, or
-lists of them; without one, tags come from the masks.
+Pictures and masks are read from memory-mapped Arrow, one cell at a time. Parquet files are turned into Arrow
+once, in a cache folder. Labels are one or more columns of class labels, numbers, names, or lists of them;
+without one, tags come from the masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, LargeList, List, Value
+from datasets import ClassLabel, LargeList, List, Value
 
-from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.errors import DataError, RecordError, nearest_name
-from cosa_dist.data.sources.arrow import ArrowCell, ArrowTable, holds_pictures, open_tables, rows_without
-from cosa_dist.data.sources.cell import TagRules, shown, text_of
+from cosa_dist.data.catalog import DatasetInfo, is_no_class
+from cosa_dist.data.errors import DataError, RecordError, Rejection
+from cosa_dist.data.sources.arrow import ArrowCell, ArrowTable, holds_pictures, open_tables
+from cosa_dist.data.sources.cells import Tags, shown, text_of
 from cosa_dist.data.sources.classes import TagIndex, class_names_of
-from cosa_dist.data.sources.flags import columns_tags, flags_found
-from cosa_dist.data.sources.record import Entry, Rejection, SourceRecord, Tell, unsafe_id, untold
-from cosa_dist.data.sources.split import TRAIN, VAL, seeded_validation
-from cosa_dist.data.sources.tags import Tags, no_class, settled, united
+from cosa_dist.data.sources.options import (
+    TRAIN,
+    SourceOptions,
+    find_column,
+    seeded_validation,
+    train_and_val,
+)
+from cosa_dist.data.sources.record import Entry, SourceRecord, unsafe_id
+from cosa_dist.data.sources.tags import columns_tags, flags_found, settled, united
 
-_ROWS_AT_ONCE = 1000
 _LABEL_COLUMNS = ("labels", "label", "tags")
 _MASK_COLUMNS = ("masks", "segmentation_mask", "segmentation", "annotation", "annotations", "gt", "label_map")
 
@@ -35,188 +39,150 @@ class HfColumns:
     """Names of the columns; None takes the usual ones where they are there."""
 
     image: str | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
     mask: str | None = None
     id: str | None = None
 
 
 def hf_source(
-    path: Path,
-    cache: Path,
-    *,
-    columns: HfColumns | None = None,
-    classes: tuple[str, ...] | None = None,
-    separator: str | None = None,
-    val_share: float = 0.1,
-    seed: int = 0,
-    tell: Tell = untold,
+    path: Path, cache: Path, options: SourceOptions, columns: HfColumns | None = None
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
     """Open a Hugging Face dataset; return the data set and its entries by split.
 
-    Args:
-        path: a folder of `save_to_disk`, a folder of Parquet or Arrow files, or one such file.
-        cache: folder for the Arrow form of Parquet files; only made if there are some.
-        columns: their names.
-        classes: class names in id order; None takes those of the class labels, or those that occur.
-        separator: what is between two tags in a text; None takes `;`, `|` or `,`.
-        val_share: share that is for validation where the dataset has no splits.
-        seed: which ones.
-        tell: takes lines for the user on how it was read.
-
-    Raises:
-        DataError: no dataset there, a column is missing, there are neither labels nor class names, or
-            labels can be read in two ways.
+    `path` and `cache` are as in `open_tables`. Raises `DataError` if there is no dataset, a column is
+    missing, there are neither labels nor class names, or labels can be read in two ways.
     """
-    rules = TagRules(classes, separator, tell)
     tables = open_tables(path, cache)
-    opened = {split: table.open() for split, table in tables.items()}
-    found = _columns_of(path, opened, columns or HfColumns(), rules)
-    known = _class_label_names(path, opened, found, rules)
-    tags, flags = _all_tags(opened, found, rules, known)
-    info = DatasetInfo(path.resolve().stem, classes or _names(path, tags, found, known, flags))
-    index = TagIndex(info.class_names)
+    image, found = _columns_of(path, tables, columns or HfColumns(), options)
+    for split, table in tables.items():
+        _check_kinds(path, split, table, image, found, options)
+    known = _class_label_names(path, tables, found, options)
+    tags, flags = _all_tags(tables, found.labels, known, options)
+    if options.classes:
+        names = options.classes
+    elif not found.labels:
+        raise DataError(f"{path} has masks but no labels: give the class names with --classes FILE")
+    elif known.keys() >= set(found.labels):
+        names = tuple(dict.fromkeys(chain(*known.values())))
+    else:
+        names = class_names_of(tags, str(path), flags)
+    info, index, rest = DatasetInfo(path.resolve().stem, names), TagIndex(names), iter(tags)
     entries: dict[str, list[Entry]] = {}
     for split, table in tables.items():
-        listed = list(_entries(split or TRAIN, table, opened[split], found, tags[split], index))
-        if again := len(opened[split]) - len(listed):
-            tell(f"split '{split or TRAIN}': {again} rows name a picture again; their tags are united")
+        own_tags = list(islice(rest, len(table.open())))
+        listed = list(_entries(split or TRAIN, table, image, found, own_tags, index))
+        if again := len(own_tags) - len(listed):
+            said = f"{again} rows name a picture again; their tags are united"
+            options.notify(f"split '{split or TRAIN}': {said}")
         if split:
             entries[split] = listed
-            continue
-        chosen = seeded_validation({entry.id for entry in listed}, val_share, seed)
-        entries[TRAIN] = [entry for entry in listed if entry.id not in chosen]
-        if chosen:
-            entries[VAL] = [entry for entry in listed if entry.id in chosen]
+        else:
+            entries |= train_and_val(listed, seeded_validation([{e.id for e in listed}], options))
     return info, entries
 
 
-def class_label_tags(feature: ClassLabel, value: Any) -> Tags:
-    """Return the names of the class labels in a cell, -1 being none, or why there are none."""
-    numbers = value if isinstance(value, list) else [value]
-    if not all(number is None or isinstance(number, int) for number in numbers):
-        return f"class labels are no numbers: {shown(value)}; mend the row"
-    try:
-        return tuple(
-            dict.fromkeys(feature.int2str(number) for number in numbers if number is not None and number >= 0)
-        )
-    except ValueError:
-        return f"class label {shown(value)} is outside 0..{feature.num_classes - 1}; mend the row"
-
-
 def _entries(
-    split: str,
-    table: ArrowTable,
-    opened: Dataset,
-    columns: HfColumns,
-    tags: Sequence[Tags | None],
-    index: TagIndex,
+    split: str, table: ArrowTable, image: str, columns: HfColumns, tags: Sequence[Tags], index: TagIndex
 ) -> Iterator[Entry]:
     """Yield the records of one table, rows of one picture as one."""
-    mask = columns.mask if columns.mask in opened.column_names else None
-    unmasked = rows_without(opened, mask) if mask else frozenset[int]()
-    for record_id, rows in _rows_by_picture(split, table, opened, columns):
-        where = f"{table.name}, row {rows[0]}"
-        if reason := unsafe_id(record_id) if record_id else "row has no id; give every picture one":
-            yield Rejection(record_id or f"row {rows[0]}", reason, where)
-            continue
+    mask = columns.mask if columns.mask in table.open().column_names else None
+    unmasked = table.rows_without(mask) if mask else frozenset[int]()
+    for record_id, rows in _rows_by_picture(split, table, image, columns.id):
         masks = [ArrowCell(table, mask, row) for row in rows if mask and row not in unmasked]
-        names = united(said for row in rows if (said := tags[row]) is not None)
-        if any(not other.same_as(masks[0]) for other in masks[1:]):
-            names = "rows of this picture have several masks; keep one"
+        reason = unsafe_id(record_id) if record_id else "row has no id; give every picture one"
+        if any(other.value() != masks[0].value() for other in masks[1:]):
+            reason = reason or "rows of this picture have several masks; keep one"
         try:
-            if isinstance(names, str):
-                raise RecordError(names)
-            found = index(names) if columns.labels else None
+            found = index(reason or united(tags[row] for row in rows))
         except RecordError as error:
-            yield Rejection(record_id, str(error), where)
+            yield Rejection(record_id or f"row {rows[0]}", str(error), f"{table.name}, row {rows[0]}")
             continue
-        image = ArrowCell(table, columns.image or "", rows[0])
-        yield SourceRecord(record_id, image, masks[0] if masks else None, found)
+        picture = ArrowCell(table, image, rows[0])
+        yield SourceRecord(record_id, picture, next(iter(masks), None), found if columns.labels else None)
 
 
 def _rows_by_picture(
-    split: str, table: ArrowTable, opened: Dataset, columns: HfColumns
+    split: str, table: ArrowTable, image: str, own_id: str | None
 ) -> list[tuple[str, list[int]]]:
     """Return the rows of each picture with its id: those of one id and picture, or of one path."""
-    feature = opened.features[columns.image or ""]
-    key = columns.id or (columns.image if isinstance(feature, Value) and "string" in feature.dtype else None)
+    feature = table.open().features[image]
+    key = own_id or (image if isinstance(feature, Value) and "string" in feature.dtype else None)
     groups: list[tuple[str, list[int]]] = []
     first: dict[str, list[int]] = {}
-    cells = opened.select_columns([key])[:][key] if key else [""] * len(opened)
+    cells: Iterable[Any] = table.cells(key) if key else [None] * len(table.open())
     for row, name in enumerate(map(text_of, cells)):
-        rows = first.get(name) if name else None
-        if rows is not None and columns.id:
-            pair = (ArrowCell(table, columns.image or "", place) for place in (rows[0], row))
-            rows = rows if next(pair).same_as(next(pair)) else None
-        if rows is not None:
+        rows = first.get(name)
+        same = rows and (
+            not own_id or ArrowCell(table, image, rows[0]).value() == ArrowCell(table, image, row).value()
+        )
+        if name and rows and same:
             rows.append(row)
-            continue
-        groups.append((name if columns.id else f"{split}_{row:08d}", [row]))
-        first.setdefault(name, groups[-1][1])
+        else:
+            groups.append((name if own_id else f"{split}_{row:08d}", [row]))
+            first.setdefault(name, groups[-1][1])
     return groups
 
 
-def _columns_of(path: Path, opened: Mapping[str, Dataset], asked: HfColumns, rules: TagRules) -> HfColumns:
-    """Return the names of the columns that there are; raises `DataError` for one that is not."""
-    there = next(iter(opened.values())).column_names
-    features = {name: kind for table in opened.values() for name, kind in table.features.items()}
+def _columns_of(
+    path: Path, tables: Mapping[str, ArrowTable], asked: HfColumns, options: SourceOptions
+) -> tuple[str, HfColumns]:
+    """Return the column of pictures, and those that are there; raises `DataError` for one that is not."""
+    opened = [table.open() for table in tables.values()]
+    there, where = opened[0].column_names, str(path)
+    features = {name: kind for table in opened for name, kind in table.features.items()}
     pictures = [name for name, kind in features.items() if holds_pictures(kind)]
-
-    def column(name: str | None, usual: Sequence[str], known: Collection[str] = there) -> str | None:
-        if name is None:
-            return next((usual_name for usual_name in usual if usual_name in known), None)
-        if name not in known:
-            listed = f"{', '.join(known):.300}"
-            raise DataError(f"{path} has no column '{name}'{nearest_name(name, known)}; there: {listed}")
-        return name
-
-    shots = [name for name in pictures if name not in (asked.mask, "mask", *_MASK_COLUMNS, *_LABEL_COLUMNS)]
-    image = column(asked.image, ("image", "img", "picture", *(shots if len(shots) == 1 else ())))
+    others = [name for name in pictures if name not in (asked.mask, "mask", *_MASK_COLUMNS, *_LABEL_COLUMNS)]
+    usual = ("image", "img", "picture", *(others if len(others) == 1 else ()))
     has = f"{path} has columns {', '.join(there):.300}"
+    image = find_column(asked.image, usual, there, where, "--image-column")
     if image is None:
         raise DataError(f"{has}; say which holds pictures: --image-column")
     masks = [name for name in (*_MASK_COLUMNS, *_LABEL_COLUMNS) if name in pictures and name != image]
-    mask = column(asked.mask, ("mask", *masks), features)
+    mask = find_column(asked.mask, ("mask", *masks), features, where, "--mask-column")
     if mask and mask not in (asked.mask, "mask"):
-        rules.tell(f"column '{mask}' holds pictures: they are taken as the masks")
-    labels = tuple(filter(None, (column(name.strip(), ()) for name in asked.labels or ())))
-    usual = column(None, [name for name in _LABEL_COLUMNS if name not in (*pictures, mask)])
-    labels = labels or ((usual,) if usual else ())
+        options.notify(f"column '{mask}' holds pictures: they are taken as the masks")
+    named = [find_column(name.strip(), (), there, where, "--labels-column") for name in asked.labels]
+    usual_labels = [name for name in _LABEL_COLUMNS if name in there and name not in (*pictures, mask)]
+    labels = tuple(filter(None, named or usual_labels[:1]))
     if not labels and mask is None:
-        others = [name for name in there if name != image and _holds_tags(features[name])]
-        others = [name for name in others if all(name in table.column_names for table in opened.values())]
-        tables = (table.select_columns(others).with_format("arrow") for table in opened.values() if others)
-        rows = (row for table in tables for part in table.iter(_ROWS_AT_ONCE) for row in part.to_pylist())
-        labels = flags_found(rows, others, f"{has}; say which holds tags: --labels-column", rules)
-    found = HfColumns(image, labels, mask, column(asked.id, ("id", "image_id")))
-    for split, table in opened.items():
-        _check_kinds(path, split, table, found, rules)
-    return found
+        rest = [name for name in there if name != image and _holds_tags(features[name])]
+        cells = {
+            name: chain(*(table.cells(name) for table in tables.values()))
+            for name in rest
+            if all(name in table.column_names for table in opened)
+        }
+        labels = flags_found(cells, f"{has}; say which holds tags: --labels-column", options)
+    own_id = find_column(asked.id, ("id", "image_id"), there, where, "--id-column")
+    return image, HfColumns(image, labels, mask, own_id)
 
 
-def _check_kinds(path: Path, split: str, table: Dataset, columns: HfColumns, rules: TagRules) -> None:
+def _check_kinds(
+    path: Path, split: str, table: ArrowTable, image: str, columns: HfColumns, options: SourceOptions
+) -> None:
     """Raise `DataError` unless a split has the columns, and in them what they are taken for.
 
     Only masks may be in other splits alone, if there are labels.
     """
-    labels = columns.labels or ()
-    for name in filter(None, (columns.image, columns.mask, columns.id, *labels)):
-        if name not in table.column_names:
-            if name == columns.mask and labels:
-                rules.tell(f"split '{split}' has no column '{name}': its pictures have no mask")
-                continue
-            raise DataError(
-                f"split '{split}' of {path} has no column '{name}'; add it, or leave the split out"
-            )
-        feature = table.features[name]
-        if name in labels and not _holds_tags(feature):
-            what = "pictures, not tags: --mask-column names masks" if holds_pictures(feature) else "no tags"
-            raise DataError(f"column '{name}' of {path} holds {what}; name that of tags with --labels-column")
-        if name == columns.id and not isinstance(feature, Value):
-            raise DataError(f"column '{name}' of {path} holds no ids; name another with --id-column")
+    features = table.open().features
+    for name in filter(None, (image, columns.mask, columns.id, *columns.labels)):
+        feature = features.get(name)
+        if feature is None and name == columns.mask and columns.labels:
+            options.notify(f"split '{split}' has no column '{name}': its pictures have no mask")
+            continue
+        if feature is None:
+            cure = "add it, or leave the split out"
+            raise DataError(f"split '{split}' of {path} has no column '{name}'; {cure}")
         paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
-        if name in (columns.image, columns.mask) and not (paths or holds_pictures(feature)):
-            raise DataError(f"column '{name}' of {path} holds neither pictures nor their paths; name another")
+        said = ""
+        if name in columns.labels and not _holds_tags(feature):
+            what = "pictures, not tags: --mask-column names masks" if holds_pictures(feature) else "no tags"
+            said = f"{what}; name that of tags with --labels-column"
+        elif name == columns.id and not isinstance(feature, Value):
+            said = "no ids; name another with --id-column"
+        elif name in (image, columns.mask) and not (paths or holds_pictures(feature)):
+            said = "neither pictures nor their paths; name another"
+        if said:
+            raise DataError(f"column '{name}' of {path} holds {said}")
 
 
 def _inner(feature: Any) -> Any:
@@ -225,83 +191,68 @@ def _inner(feature: Any) -> Any:
 
 
 def _holds_tags(feature: Any) -> bool:
-    """Whether a column can hold tags: class labels, names, numbers, or lists of them."""
     inner = _inner(feature)
     return isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "binary" not in inner.dtype)
 
 
 def _class_label_names(
-    path: Path, opened: Mapping[str, Dataset], columns: HfColumns, rules: TagRules
+    path: Path, tables: Mapping[str, ArrowTable], columns: HfColumns, options: SourceOptions
 ) -> dict[str, tuple[str, ...]]:
     """Return the classes of each label column of class labels, those of all splits in their order.
 
-    Raises:
-        DataError: class labels in one split only; or there are masks, and the ids that go with the names
-            are not the same in all splits, or background is not the first.
+    Raises `DataError` for class labels in one split only; or if there are masks, and the ids that go with the
+    names are not the same in all splits, or background is not the first.
     """
     known: dict[str, tuple[str, ...]] = {}
-    for label in columns.labels or ():
-        inner = {split: _inner(table.features[label]) for split, table in opened.items()}
+    for label in columns.labels:
+        inner = {split: _inner(table.open().features[label]) for split, table in tables.items()}
         named = {split: kind.names for split, kind in inner.items() if isinstance(kind, ClassLabel)}
         if not named:
             continue
-        if len(named) < len(inner):
-            other = next(split for split in inner if split not in named)
-            raise DataError(
-                f"column '{label}' of {path} holds class labels, but not in split '{other}'; "
-                "save all splits alike"
-            )
+        if others := sorted(inner.keys() - named.keys()):
+            said = f"holds class labels, but not in split '{others[0]}'; save all splits alike"
+            raise DataError(f"column '{label}' of {path} {said}")
         longest = max(named.values(), key=len)
-        if columns.mask and rules.classes is None:
-            late = next((name for name in longest[1:] if no_class(name)), None)
-            said = late and f"class '{late}' of column '{label}' is not the first"
-            if any(names != longest[: len(names)] for names in named.values()):
-                said = f"the splits of {path} number the classes of '{label}' differently"
-            if said:
-                raise DataError(
-                    f"{said}, so the ids of the masks are open: give the classes in the order of the masks' "
-                    "ids with --classes FILE"
-                )
-        names = dict.fromkeys(name for listed in named.values() for name in listed)
-        known[label] = tuple(name for name in names if not no_class(name))
+        late = next((name for name in longest[1:] if is_no_class(name)), None)
+        said = f"class '{late}' of column '{label}' is not the first" if late else ""
+        if any(names != longest[: len(names)] for names in named.values()):
+            said = f"the splits of {path} number the classes of '{label}' differently"
+        if said and columns.mask and options.classes is None:
+            cure = "give the classes in the order of the masks' ids with --classes FILE"
+            raise DataError(f"{said}, so the ids of the masks are open: {cure}")
+        known[label] = tuple(name for name in dict.fromkeys(chain(*named.values())) if not is_no_class(name))
     return known
 
 
 def _all_tags(
-    opened: Mapping[str, Dataset], columns: HfColumns, rules: TagRules, known: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, list[Tags | None]], Tags]:
-    """Return the tags of all rows by split, None without labels, and the columns that are classes."""
-    labels = columns.labels or ()
+    tables: Mapping[str, ArrowTable],
+    labels: Sequence[str],
+    known: Mapping[str, Sequence[str]],
+    options: SourceOptions,
+) -> tuple[list[Tags], Tags]:
+    """Return the tags of all rows of all splits, and the columns that are classes."""
     if not labels:
-        return {split: [None] * len(table) for split, table in opened.items()}, ()
+        return [()] * sum(len(table.open()) for table in tables.values()), ()
     flags: Tags = ()
-    cells = {
-        label: [cell for table in opened.values() for cell in table.select_columns([label])[:][label]]
-        for label in labels
-    }
     named: list[list[Tags]] = []
     for label in known:
-        kinds = (_inner(table.features[label]) for table in opened.values() for _ in range(len(table)))
-        named.append(list(map(class_label_tags, kinds, cells.pop(label))))
-    if cells:
-        others, flags = columns_tags(cells, rules)
-        named.append(others)
-    tags = named[0] if len(named) == 1 else [united(said) for said in zip(*named, strict=True)]
-    *tags, flags = settled([*tags, flags], rules, [name for names in known.values() for name in names])
-    rest = iter(tags)
-    return {split: list(islice(rest, len(table))) for split, table in opened.items()}, flags
+        kinds = [(_inner(table.open().features[label]), table.cells(label)) for table in tables.values()]
+        named.append([_class_label_tags(kind, cell) for kind, cells in kinds for cell in cells])
+    if others := [label for label in labels if label not in known]:
+        cells = {label: list(chain(*(table.cells(label) for table in tables.values()))) for label in others}
+        read, flags = columns_tags(cells, options)
+        named.append(read)
+    rows = [said[0] if len(said) == 1 else united(said) for said in zip(*named, strict=True)]
+    *tags, flags = settled([*rows, flags], options, list(chain(*known.values())))
+    return tags, flags
 
 
-def _names(
-    path: Path,
-    tags: Mapping[str, Sequence[Tags | None]],
-    columns: HfColumns,
-    known: Mapping[str, Sequence[str]],
-    flags: Tags,
-) -> tuple[str, ...]:
-    """Return the names of class labels or columns if all labels are such, else those that occur."""
-    if not columns.labels:
-        raise DataError(f"{path} has masks but no labels: give the class names with --classes FILE")
-    if all(label in known for label in columns.labels):
-        return tuple(dict.fromkeys(name for names in known.values() for name in names))
-    return class_names_of(chain(*tags.values()), str(path), flags)
+def _class_label_tags(feature: ClassLabel, value: Any) -> Tags:
+    """Return the names of the class labels in a cell, -1 being none, or why there are none."""
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int | None) for number in numbers):
+        return f"class labels are no numbers: {shown(value)}; mend the row"
+    try:
+        return tuple(dict.fromkeys(feature.int2str(n) for n in numbers if n is not None and n >= 0))
+    except ValueError:
+        return f"class label {shown(value)} is outside 0..{feature.num_classes - 1}; mend the row"

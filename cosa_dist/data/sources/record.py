@@ -1,10 +1,8 @@
-"""The words of every source: a record with contents that are fetched late, and a rejection.
+"""Records of a source, whose contents are fetched late and in any process, and the checks of names in it.
 
-A source is an iterable of `SourceRecord` (where a picture, its mask and its tags are) and
-`Rejection` (an entry that is left out, and why). Contents are small descriptions, read one at a
-time and perhaps in another process, so that a listing of a large data set stays small.
-Lists, tables and JSON files are input like any other: a name in them never leads out of the folder
-that it belongs to, neither by `..` nor through a link.
+A source yields a `SourceRecord` for each picture and a `Rejection` for what is left out. Lists, tables and
+JSON files are input like any other: a name in them never leads out of its folder, neither by `..` nor through
+a link.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from cosa_dist.data.errors import RecordError, Rejection
+from cosa_dist.data.errors import DataError, RecordError, Rejection
 
 MAX_ID_BYTES = 200
 MAX_FILE_BYTES = 2**28
@@ -37,7 +35,7 @@ class Content(Protocol):
         """Return the bytes; raises `RecordError` where they cannot be had."""
 
     def identity(self) -> str:
-        """A text that changes when the content does, made without reading it all."""
+        """Return a text that changes when the content does, made without reading it all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +51,17 @@ class File:
         return f"{self.root.name}/{self.name}"
 
     def read(self) -> bytes:
-        """Return the file's bytes; raises `RecordError` where it is absent, outside or no file."""
+        """Return the file's bytes; raises `RecordError` where it is outside, too large or no plain file."""
         path = self._path()
         if not _lies_inside(path, self.root):
             raise RecordError("file is a link that leaves its folder; put a copy in its place")
         with open(path, "rb") as opened:
-            status = os.fstat(opened.fileno())
-            if status.st_size > MAX_FILE_BYTES:
+            if os.fstat(opened.fileno()).st_size > MAX_FILE_BYTES:
                 raise RecordError(f"file is larger than {MAX_FILE_BYTES} bytes; scale the picture down")
             return opened.read()
 
     def identity(self) -> str:
-        """Path, size and time of the last change."""
+        """Return path, size and time of the last change."""
         try:
             status = os.stat(self._path())
         except OSError:
@@ -72,7 +69,7 @@ class File:
         return f"{self.root}/{self.name} {status.st_size} {status.st_mtime_ns}"
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         return os.path.isfile(self._path())
 
     def _path(self) -> str:
@@ -88,8 +85,8 @@ class File:
 class SourceRecord:
     """One picture as the source has it.
 
-    `mask` None means that there is none; `tags` are 0-based foreground indices, None takes them
-    from the mask; `context` is only there for generated pictures.
+    `tags` are 0-based foreground indices, None takes them from the mask; only generated pictures have
+    `context`.
     """
 
     id: str
@@ -102,20 +99,20 @@ class SourceRecord:
 Entry = SourceRecord | Rejection
 """What a source yields."""
 
-Tell = Callable[[str], None]
-"""Takes a line about how a source was read (what was counted, left out or taken for what), for its user."""
-
-
-def untold(line: str) -> None:
-    """Drop a line: the `Tell` of callers that have no user."""
-
 
 def entry_identity(entry: Entry) -> str:
     """Return a text that changes when the entry or one of its contents does."""
     if isinstance(entry, Rejection):
         return repr(entry)
-    parts = (entry.image, entry.mask, entry.context)
-    return "\n".join((repr(entry.id), repr(entry.tags), *map(_content_identity, parts)))
+    contents = (
+        "-"
+        if part is None
+        else hashlib.sha256(part).hexdigest()
+        if isinstance(part, bytes)
+        else part.identity()
+        for part in (entry.image, entry.mask, entry.context)
+    )
+    return "\n".join((repr(entry.id), repr(entry.tags), *contents))
 
 
 def unsafe_id(record_id: str) -> str | None:
@@ -124,15 +121,12 @@ def unsafe_id(record_id: str) -> str | None:
         return f"id is empty or longer than {MAX_ID_BYTES} bytes; rename the file"
     if "/" in record_id or "\\" in record_id or record_id in {".", ".."}:
         return "id leaves its folder; ids are plain file names without the ending"
-    if not record_id.isprintable():
-        return "id holds characters that cannot be printed; rename the file"
-    return None
+    return None if record_id.isprintable() else "id holds characters that cannot be printed; rename the file"
 
 
 def unsafe_name(name: str) -> str | None:
     """Return why the relative path `name` must not be opened, or None if it may."""
-    parts = name.split("/")
-    if not name or name.startswith("/") or "\\" in name or ".." in parts or "://" in name:
+    if not name or name.startswith("/") or "\\" in name or ".." in name.split("/") or "://" in name:
         return "file name is empty or leaves its folder; names are relative paths with forward slashes"
     return None if name.isprintable() else "file name holds characters that cannot be printed; rename it"
 
@@ -148,29 +142,23 @@ def duplicates_rejected(entries: Iterable[Entry]) -> list[Entry]:
     first: dict[str, Entry] = {}
     kept: list[Entry] = []
     for entry in entries:
-        other = first.get(entry.id)
-        if other is None:
-            first[entry.id] = entry
-            kept.append(entry)
-            continue
+        other = first.setdefault(entry.id, entry)
         reason, where = "id occurs twice in the list; the first one is kept", ""
         if isinstance(entry, SourceRecord) and isinstance(other, SourceRecord) and entry.image != other.image:
-            reason = f"id belongs to another picture too ({_place(other)}), which is kept; rename one of them"
-            where = _place(entry)
-        kept.append(Rejection(entry.id, reason, where))
+            place, where = (r.id if isinstance(r.image, bytes) else r.image.where for r in (other, entry))
+            reason = f"id belongs to another picture too ({place}), which is kept; rename one of them"
+        kept.append(entry if other is entry else Rejection(entry.id, reason, where))
     return kept
 
 
-def _place(record: SourceRecord) -> str:
-    """Return where a record's picture is."""
-    return record.id if isinstance(record.image, bytes) else record.image.where
-
-
-def _content_identity(content: bytes | Content | None) -> str:
-    """Return the identity of a content, of bytes their hash."""
-    if content is None:
-        return "-"
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content.identity()
+def read_text(path: Path, what: str, cure: str) -> str:
+    """Return the text of a file; raises `DataError` if it is not UTF-8 or, with a cure, not there."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"no {what} {path}{cure}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} {path} is not UTF-8 text; save it as UTF-8") from error
 
 
 def _lies_inside(path: str, root: Path) -> bool:

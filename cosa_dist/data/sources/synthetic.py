@@ -10,7 +10,10 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.decode import encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.sources.record import SourceRecord
-from cosa_dist.data.synthetic.images import SYNTHETIC_CLASSES, SyntheticImage, generate_image
+from cosa_dist.data.synthetic.images import SYNTHETIC_CLASSES, generate_image
+
+_generate = lru_cache(maxsize=1)(generate_image)
+"""Remembers a picture while its three parts are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,12 @@ class Drawn:
 
     def read(self) -> bytes:
         """Return the picture as a JPEG, a mask as a PNG."""
-        picture = _drawn(self.split, self.index, self.seed, self.image_size)
-        pixels = getattr(picture, self.part)
+        pixels = getattr(_generate(self.split, self.index, self.seed, self.image_size), self.part)
         return encode_jpeg(pixels) if self.part == "image" else encode_mask(pixels)
 
     def identity(self) -> str:
-        """All that the picture depends on."""
+        """Return all that the picture depends on."""
         return repr(self)
-
-
-@lru_cache(maxsize=1)
-def _drawn(split: str, index: int, seed: int, image_size: int) -> SyntheticImage:
-    """Draw a picture, remembered while its three parts are read."""
-    return generate_image(split, index, seed, image_size)
 
 
 def synthetic_info() -> DatasetInfo:
@@ -51,11 +47,7 @@ def synthetic_info() -> DatasetInfo:
 
 
 def synthetic_records(split: str, count: int, *, seed: int, image_size: int) -> Iterator[SourceRecord]:
-    """Yield `count` generated pictures as records: JPEG pictures, exact masks and context masks.
-
-    Raises:
-        DataError: the generator refuses the count, the seed or the size.
-    """
+    """Yield generated pictures; raises `DataError` if the generator refuses count, seed or size."""
     if count < 0:
         raise DataError(f"generated split '{split}': count is {count}; it must not be negative")
     try:

@@ -1,8 +1,7 @@
-"""Tags as people write them: cells of a column become names of classes.
+"""Tags as people write them: columns of a table become names of classes.
 
-A cell is a name, a number, a list, the text of a list, or a label vector of 0 and 1. What one cell
-leaves open is decided by its column, what a column leaves open by all names of the data set. Names that
-the user lists in `--classes` are always meant as they are.
+What one cell leaves open is decided by its column, what a column leaves open by all names of the data set.
+Names that the user lists in `--classes` are always meant as they are.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain, combinations
+from functools import cache
+from itertools import chain, combinations, compress
 from typing import Any
 
-from cosa_dist.data.catalog import UNLABELED, is_background
-from cosa_dist.data.errors import DataError, RecordError, quoted
-from cosa_dist.data.sources.cell import MISSING, NUMBER, TagRules, cell_words, shown, text_of, truth
-from cosa_dist.data.sources.classes import plain, tell_of_none
-
-Tags = tuple[str, ...] | str
-"""The tags of a row; a text says why they cannot be read."""
+from cosa_dist.data.catalog import is_no_class
+from cosa_dist.data.errors import DataError, quoted
+from cosa_dist.data.sources.cells import MISSING, NUMBER, Tags, cell_words, shown, text_of, truth
+from cosa_dist.data.sources.classes import note_none_classes
+from cosa_dist.data.sources.options import SourceOptions, plain
 
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
 _DECIMAL = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?|\d+\.", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,0+")
+_NUMBERING = re.compile(r"unnamed: \d+|__index_level_\d+__|index|id|image_id")
 
 
 def united(rows: Iterable[Tags]) -> Tags:
@@ -37,61 +36,134 @@ def united(rows: Iterable[Tags]) -> Tags:
     return tuple(names)
 
 
-def column_tags(cells: Sequence[Any], column: str, rules: TagRules, *, alone: bool = True) -> list[Tags]:
+def column_tags(
+    cells: Sequence[Any], column: str, options: SourceOptions, *, alone: bool = True
+) -> list[Tags]:
     """Return the tags in each cell of a column.
 
-    Args:
-        cells: names, numbers, lists of them, text of lists, or label vectors.
-        column: its name.
-        rules: what the user said.
-        alone: whether the tags are in no other column, so that one of 0 and 1 has to name its class.
-
-    Raises:
-        DataError: two readings are possible; the message names the option that decides.
+    `alone`: the tags are in no other column, so that one of 0 and 1 has to name its class. Raises `DataError`
+    if two readings are possible; the message names the option that decides.
     """
-    _refuse_decimal_commas(cells, column, rules)
+    texts = (text for cell in cells if (text := text_of(cell)).casefold() not in MISSING)
+    if options.separator is None and (first := next(texts, "")) and _has_decimal_comma(first, texts, options):
+        raise DataError(
+            f"column '{column}' holds only numbers such as {first}: write them without a decimal comma, or "
+            "say --tags-separator ',' if they are lists"
+        )
     examples: dict[str, str] = {}
-    known: dict[str, Tags] = {}
-    rows: list[Tags] = []
-    for cell in cells:
-        read = known.get(cell) if isinstance(cell, str) else None
-        if read is None:
-            try:
-                read = cell_words(cell, rules, examples)
-            except RecordError as error:
-                read = str(error)
-        if isinstance(cell, str):
-            known[cell] = read
-        rows.append(read)
+    words_of_text = cache(lambda text: cell_words(text, options, examples))
+    rows = [words_of_text(c) if isinstance(c, str) else cell_words(c, options, examples) for c in cells]
     for kind, example in examples.items():
-        rules.tell(f"column '{column}': cells such as {example!r:.60} are read as {kind}")
-    for read_as in (_vectors, _flags) if alone else (_vectors,):
-        if (found := read_as(rows, column, rules)) is not None:
-            return found
-    return _named(rows, column, rules)
+        options.notify(f"column '{column}': cells such as {example!r:.60} are read as {kind}")
+    lists = [row for row in rows if isinstance(row, tuple) and row]
+    read_as = _vectors if any(len(row) > 1 for row in lists) else _flags if alone else None
+    values = set(chain(*lists))
+    try:
+        truths = {value: truth(value) for value in values}
+    except LookupError:
+        if read_as is _vectors:
+            _refuse_repeated_numbers(lists, values - options.explicit, column)
+        read_as = None
+    found = read_as(rows, truths, column, options) if read_as and set(truths.values()) != {None} else None
+    return _named(rows, values, column, options) if found is None else found
 
 
-def settled(rows: Sequence[Tags], rules: TagRules, known: Iterable[str] = ()) -> list[Tags]:
-    """Return the tags of all rows of a data set with one spelling for each class, without background.
+def _has_decimal_comma(first: str, texts: Iterable[str], options: SourceOptions) -> bool:
+    """Whether all texts are like `1,0`: a number, or the list of 1 and 0."""
+    return all(_DECIMAL_COMMA.fullmatch(t) and t not in options.explicit for t in chain([first], texts))
 
-    Args:
-        rows: of all splits.
-        rules: what the user said.
-        known: names that are classes as they are, where there is no list of classes.
 
-    Raises:
-        DataError: some tags are other tags joined by a separator that nobody named.
-    """
-    counts = Counter(name for tags in rows if isinstance(tags, tuple) for name in tags)
-    explicit = rules.explicit or frozenset(map(plain, known))
-    unclassed = sorted(name for name in counts if name not in explicit and no_class(name))
-    if unclassed:
-        rules.tell(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
-    counts = Counter({name: number for name, number in counts.items() if name not in unclassed})
-    tell_of_none(sorted(counts.keys() - explicit), rules.tell)
-    if rules.separator is None:
-        _refuse_joined(counts, explicit, rules)
-    return _renamed(rows, {name: name for name in counts} | _one_spelling(counts, explicit, rules))
+def _refuse_repeated_numbers(lists: Sequence[tuple[str, ...]], unlisted: set[str], column: str) -> None:
+    """Raise `DataError` for lists of one length that repeat numbers: no label vectors, no class numbers."""
+    if not unlisted or len(set(map(len, lists))) > 1 or not all(map(NUMBER.fullmatch, chain(*lists))):
+        return
+    if any(len(set(items)) < len(items) for items in lists):
+        raise DataError(
+            f"column '{column}' holds {len(lists[0])} numbers in every cell, some of them repeated: write "
+            "label vectors with 0 and 1, or each class number once"
+        )
+
+
+def _vectors(
+    rows: Sequence[Tags], truths: Mapping[str, bool | None], column: str, options: SourceOptions
+) -> list[Tags] | None:
+    """Return the tags if the column holds label vectors, whose places are the classes; None if not."""
+    lists = [items for items in rows if isinstance(items, tuple) and items]
+    lengths = sorted(set(map(len, lists)))
+    repeated = any(len(set(items)) < len(items) for items in lists)
+    if len(lengths) > 1:
+        if any(v.startswith("-") or v.casefold() in ("true", "false", "yes", "no") for v in truths):
+            places = f"{lengths[0]} and of {lengths[-1]} places"
+            raise DataError(f"column '{column}' holds label vectors of {places}; make them equal")
+        if repeated:
+            options.notify(
+                f"column '{column}': lists of 0 and 1 of several lengths are taken as class numbers"
+            )
+        return None
+    if truths.keys() <= options.explicit and not (repeated and lengths[0] == len(options.explicit)):
+        return None
+    classes = options.classes or ()
+    if len(classes) != lengths[0]:
+        given = f" (it names {len(classes)})" if classes else ""
+        raise DataError(
+            f"column '{column}' holds label vectors of {lengths[0]} places: name the class of each, in their "
+            f"order, with --classes FILE{given}"
+        )
+    options.notify(f"column '{column}' holds label vectors: place by place the classes of --classes")
+    names = tuple(map(plain, classes))
+    return [row if isinstance(row, str) else tuple(compress(names, map(truths.get, row))) for row in rows]
+
+
+def _flags(
+    rows: Sequence[Tags], truths: Mapping[str, bool | None], column: str, options: SourceOptions
+) -> list[Tags] | None:
+    """Return the tags if the column says of one class whether it is there; None if it holds names."""
+    if truths.keys() <= options.explicit:
+        return None
+    usual = column.strip().casefold() in TAG_COLUMNS
+    numbers = all(NUMBER.fullmatch(value) for value, said in truths.items() if said is not None)
+    name = plain(column)
+    if classes := options.classes:
+        same = classes if len(classes) == 1 else by_spelling(options.explicit).get(spelling(column), ())
+        if len(same) != 1:
+            return None
+        name = plain(same[0])
+    elif numbers and usual:
+        if set(truths.values()) >= {True, False}:
+            options.notify(
+                f"column '{column}' holds 0 and 1: they are taken as two classes; if 1 means that one class "
+                "is there, name that one in --classes"
+            )
+        return None
+    elif numbers or usual:
+        raise DataError(
+            f"column '{column}' holds only {quoted(sorted(truths))}: with --classes FILE name the one class "
+            "that is there or not, or these themselves if they are classes"
+        )
+    options.notify(f"column '{column}' says whether '{name}' is there")
+    return [row if isinstance(row, str) else (name,) * any(map(truths.get, row)) for row in rows]
+
+
+def _named(rows: Sequence[Tags], values: set[str], column: str, options: SourceOptions) -> list[Tags]:
+    """Return the tags of a column of names or numbers: `1.0` is 1, and `nan` and its like are no tag."""
+    explicit = options.explicit
+    missing = {value for value in values - explicit if value.casefold() in MISSING}
+    rest = values - missing - explicit
+    odd = sorted(value for value in rest if not NUMBER.fullmatch(value))
+    if odd and all(map(_DECIMAL.fullmatch, rest)):
+        raise DataError(
+            f"column '{column}' holds numbers such as {odd[0]}, which name no classes; write names or whole "
+            "numbers, or list them in --classes if they are classes"
+        )
+    numbers = all(map(is_no_class, odd))
+    if numbers:
+        missing |= {value for value in rest if value.startswith("-")}
+    names = {value: value for value in values & explicit}
+    names |= {value: value.split(".")[0] if numbers else value for value in rest - missing}
+    if said := sorted(missing - {""}):
+        cure = "name in --classes what is a class"
+        options.notify(f"column '{column}': taken as no tag: {quoted(said)} ({cure})")
+    return _renamed(rows, names)
 
 
 def _renamed(rows: Sequence[Tags], names: Mapping[str, str]) -> list[Tags]:
@@ -103,15 +175,10 @@ def _renamed(rows: Sequence[Tags], names: Mapping[str, str]) -> list[Tags]:
     return [made[tags] for tags in rows]
 
 
-def no_class(name: str) -> bool:
-    """Whether a name of a class or a column stands for pixels or pictures without a class."""
-    return is_background(name) or name.strip().casefold() in UNLABELED
-
-
 def spelling(name: str) -> str:
     """Return what names that differ only in case, blanks, `_` and `-` have in common."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    folded = "".join(character for character in folded if unicodedata.category(character) != "Cf")
+    folded = "".join(sign for sign in folded if unicodedata.category(sign) != "Cf")
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", folded).strip()
 
 
@@ -123,133 +190,26 @@ def by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _vectors(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags] | None:
-    """Return the tags if the column holds label vectors, whose places are the classes; None if not."""
-    lists = [items for items in rows if isinstance(items, tuple) and items]
-    lengths = sorted({len(items) for items in lists})
-    if not lengths or lengths[-1] < 2:
-        return None
-    values = {value for items in lists for value in items}
-    repeated = any(len(set(items)) < len(items) for items in lists)
-    try:
-        truths = {value: truth(value) for value in values}
-    except ValueError:
-        if len(lengths) == 1 and repeated and all(map(NUMBER.fullmatch, values)) and values - rules.explicit:
-            raise DataError(
-                f"column '{column}' holds {lengths[0]} numbers in every cell, some of them repeated: write "
-                "label vectors with 0 and 1, or each class number once"
-            ) from None
-        return None
-    if set(truths.values()) == {None}:
-        return None
-    words = {value.casefold() for value in values}
-    surely = bool(words & {"true", "false", "yes", "no"} or any(word.startswith("-") for word in words))
-    if len(lengths) > 1:
-        if surely:
-            raise DataError(
-                f"column '{column}' holds label vectors of {lengths[0]} and of {lengths[-1]} places"
-            )
-        if repeated:
-            rules.tell(f"column '{column}': lists of 0 and 1 of several lengths are taken as class numbers")
-        return None
-    if values <= rules.explicit and not (repeated and lengths[0] == len(rules.explicit)):
-        return None
-    if rules.classes is None or len(rules.classes) != lengths[0]:
-        given = "" if rules.classes is None else f" (it names {len(rules.classes)})"
-        raise DataError(
-            f"column '{column}' holds label vectors of {lengths[0]} places: name the class of each, in their "
-            f"order, with --classes FILE{given}"
-        )
-    rules.tell(f"column '{column}' holds label vectors: place by place the classes of --classes")
-    names = tuple(map(plain, rules.classes))
-    return [
-        items if isinstance(items, str)
-        else tuple(name for name, value in zip(names, items, strict=False) if truths[value])
-        for items in rows
-    ]  # fmt: skip
+def settled(rows: Sequence[Tags], options: SourceOptions, known: Iterable[str] = ()) -> list[Tags]:
+    """Return the tags of all rows of a data set with one spelling for each class, without background.
+
+    `known` are classes as they are where the user listed none. Raises `DataError` if some tags are other tags
+    joined by a separator that nobody named.
+    """
+    counts = Counter(name for tags in rows if isinstance(tags, tuple) for name in tags)
+    explicit = options.explicit or frozenset(map(plain, known))
+    if unclassed := sorted(name for name in counts if name not in explicit and is_no_class(name)):
+        options.notify(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
+    for name in unclassed:
+        del counts[name]
+    note_none_classes(sorted(counts.keys() - explicit), options.notify)
+    if options.separator is None:
+        _refuse_joined(counts, explicit, options)
+    return _renamed(rows, {name: name for name in counts} | _one_spelling(counts, explicit, options))
 
 
-def _flags(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags] | None:
-    """Return the tags if the column says of one class whether it is there; None if it holds names."""
-    values = {value for items in rows if isinstance(items, tuple) for value in items}
-    if any(isinstance(items, tuple) and len(items) > 1 for items in rows) or values <= rules.explicit:
-        return None
-    try:
-        truths = {value: truth(value) for value in values}
-    except ValueError:
-        return None
-    if set(truths.values()) <= {None}:
-        return None
-    usual = column.strip().casefold() in TAG_COLUMNS
-    numbers = all(map(NUMBER.fullmatch, (value for value in values if truths[value] is not None)))
-    if rules.classes is not None:
-        same = (
-            rules.classes
-            if len(rules.classes) == 1
-            else by_spelling(rules.explicit).get(spelling(column), ())
-        )
-        if len(same) != 1:
-            return None
-        name = plain(same[0])
-    elif numbers and usual:
-        if set(truths.values()) >= {True, False}:
-            rules.tell(
-                f"column '{column}' holds 0 and 1: they are taken as two classes; if 1 means that one class "
-                "is there, name that one in --classes"
-            )
-        return None
-    elif numbers or usual:
-        raise DataError(
-            f"column '{column}' holds only {quoted(sorted(values))}: with --classes FILE name the one class "
-            "that is there or not, or these themselves if they are classes"
-        )
-    else:
-        name = plain(column)
-    rules.tell(f"column '{column}' says whether '{name}' is there")
-    return [
-        items if isinstance(items, str) else (name,) if any(truths[item] for item in items) else ()
-        for items in rows
-    ]
-
-
-def _named(rows: Sequence[Tags], column: str, rules: TagRules) -> list[Tags]:
-    """Return the tags of a column of names or numbers: `1.0` is 1, and `nan` and its like are no tag."""
-    values = {value for items in rows if isinstance(items, tuple) for value in items}
-    names: dict[str, str] = {value: value for value in values if value in rules.explicit}
-    missing = {value for value in values - rules.explicit if value.casefold() in MISSING}
-    rest = values - missing - names.keys()
-    odd = sorted(value for value in rest if not NUMBER.fullmatch(value))
-    if odd and all(map(_DECIMAL.fullmatch, rest)):
-        raise DataError(
-            f"column '{column}' holds numbers such as {odd[0]}, which name no classes; write names or whole "
-            "numbers, or list them in --classes if they are classes"
-        )
-    if all(NUMBER.fullmatch(value) for value in rest if not no_class(value)):
-        missing |= {value for value in rest if value.startswith("-")}
-        names |= {value: value.split(".")[0] for value in rest - missing}
-    else:
-        names |= {value: value for value in rest}
-    if said := sorted(missing - {""}):
-        rules.tell(f"column '{column}': taken as no tag: {quoted(said)} (name in --classes what is a class)")
-    return _renamed(rows, names)
-
-
-def _refuse_decimal_commas(cells: Iterable[Any], column: str, rules: TagRules) -> None:
-    """Raise `DataError` if all of a column is text like `1,0`: a number, or the list of 1 and 0."""
-    words = (word for cell in cells if (word := text_of(cell)).casefold() not in MISSING)
-    if rules.separator is None and (first := next(words, "")):
-        if not all(
-            _DECIMAL_COMMA.fullmatch(word) and word not in rules.explicit for word in chain([first], words)
-        ):
-            return
-        raise DataError(
-            f"column '{column}' holds only numbers such as {first}: write them without a decimal comma, or "
-            "say --tags-separator ',' if they are lists"
-        )
-
-
-def _refuse_joined(names: Iterable[str], explicit: Collection[str], rules: TagRules) -> None:
-    """Raise `DataError` for a tag made of other tags and a separator; tell of signs that may be one."""
+def _refuse_joined(names: Collection[str], explicit: Collection[str], options: SourceOptions) -> None:
+    """Raise `DataError` for a tag made of other tags and a separator; note signs that may be one."""
     listed = by_spelling(explicit)
     keys = {*map(spelling, names), *listed}
     doubtful, mixed = None, _of_shared_words(names)
@@ -263,14 +223,11 @@ def _refuse_joined(names: Iterable[str], explicit: Collection[str], rules: TagRu
                     f"tag {shown(name)} is made of other tags: say --tags-separator {separator!r} if that "
                     "separates tags, or name all classes in --classes FILE if it is one"
                 )
-        sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (
-            re.search("( )", name) if name in mixed else None
-        )
-        if doubtful is None and not explicit and sign:
-            doubtful = (name, sign[1])
+        sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (name in mixed and re.search("( )", name))
+        doubtful = doubtful or (sign and not explicit and (name, sign[1]))
     if doubtful:
         name, sign_text = doubtful
-        rules.tell(
+        options.notify(
             f"tags such as {shown(name)} are taken as one name; --tags-separator '{sign_text}' parts them"
         )
 
@@ -290,7 +247,7 @@ def _of_shared_words(names: Iterable[str]) -> set[str]:
     }
 
 
-def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRules) -> dict[str, str]:
+def _one_spelling(counts: Counter[str], explicit: Collection[str], options: SourceOptions) -> dict[str, str]:
     """Return the class of each name that is spelt otherwise: the listed one, or the most frequent."""
     by_key = by_spelling(explicit)
     names: dict[str, str] = {}
@@ -304,8 +261,71 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], rules: TagRul
         lines.append(f"{quoted([name for name in group if name != best])} as '{best}'")
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-        rules.tell(
+        options.notify(
             f"tags that differ only in spelling are one class: {'; '.join(lines[:5])}{more} "
             "(name them in --classes to keep them apart)"
         )
     return names
+
+
+def is_numbering(column: str) -> bool:
+    """Whether a column's name says that it numbers the rows."""
+    return _NUMBERING.fullmatch(column.strip().casefold()) is not None
+
+
+def columns_tags(columns: Mapping[str, Sequence[Any]], options: SourceOptions) -> tuple[list[Tags], Tags]:
+    """Return the tags in each row of one or several columns, and the classes that columns of 0 and 1 name.
+
+    Raises `DataError` as `column_tags`; or if some columns hold 0 and 1 and others do not, or several hold
+    numbers only: of classes, or how often each column's class is there.
+    """
+    names = tuple(columns)
+    if len(names) == 1:
+        return column_tags(columns[names[0]], names[0], options), ()
+    flags = flag_columns(columns)
+    if any(flags.values()):
+        if len(flags) < len(names):
+            some = f"only {quoted(tuple(flags))} hold 0 and 1"
+            raise DataError(f"of the columns {quoted(names)} {some}; name columns of one kind")
+        options.notify(f"columns {quoted(names)} hold 0 and 1: each is a class, shown where it is 1")
+        classes = tuple(map(plain, names))
+        rows = zip(*columns.values(), strict=True)
+        return [tuple(compress(classes, (truth(c, ticks=True) for c in cells))) for cells in rows], classes
+    read = [column_tags(cells, name, options, alone=False) for name, cells in columns.items()]
+    found = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
+    if found - options.explicit and all(map(NUMBER.fullmatch, found)):
+        raise DataError(
+            f"columns {quoted(names)} hold numbers other than 0 and 1: write 1 where its class "
+            "is there, or list the numbers in --classes if they are classes"
+        )
+    return [united(parts) for parts in zip(*read, strict=True)], ()
+
+
+def flag_columns(columns: Mapping[str, Iterable[Any]]) -> dict[str, bool]:
+    """Return those of the columns that hold only 0 and 1, -1, true, false or blanks, and if any is not."""
+    flags = {}
+    for name, cells in columns.items():
+        try:
+            flags[name] = bool({truth(cell, ticks=True) for cell in cells} - {None})
+        except (LookupError, TypeError):
+            continue
+    return flags
+
+
+def flags_found(
+    columns: Mapping[str, Iterable[Any]], missing: str, options: SourceOptions
+) -> tuple[str, ...]:
+    """Return the columns of 0 and 1 that are the tags of a table without a column of tags.
+
+    They are those that are classes; all of them where no classes are listed. Raises `DataError` with the text
+    `missing` where some columns hold something else.
+    """
+    flags = [name for name, holds in flag_columns(columns).items() if holds]
+    listed = by_spelling(options.explicit)
+    if found := tuple(name for name in flags if spelling(name) in listed):
+        return found
+    rest = {name for name in columns if not is_numbering(name)}
+    found = tuple(name for name in flags if name in rest)
+    if not found or rest - set(flags):
+        raise DataError(missing + (f" (of 0 and 1: {','.join(flags):.200})" if flags else ""))
+    return found
