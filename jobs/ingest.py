@@ -30,7 +30,7 @@ from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest, say
 from cosa_dist.data.ingest.shard import UNTAGGED
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.coco_json import annotated_info, coco_annotated
+from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.devkits import coco_source, voc_source
 from cosa_dist.data.sources.folder import LAYOUTS, folder_source
 from cosa_dist.data.sources.hf import HfColumns, hf_source
@@ -148,11 +148,7 @@ def open_source(asked: argparse.Namespace, cache: Path, notify: Notify) -> Sourc
         return voc_source(asked.root, splits, options, asked.sbd)
     if asked.annotations is None:
         return coco_source(asked.root, splits, options)
-    if classes is not None:
-        raise DataError("--classes is not for --annotations, whose JSON names the categories")
-    return annotated_info(asked.root, splits, asked.annotations, notify), {
-        split: coco_annotated(asked.root, split, asked.annotations, notify) for split in splits
-    }
+    return annotated_source(asked.root, splits, asked.annotations, options)
 
 
 def _own_data(asked: argparse.Namespace, options: SourceOptions, cache: Path) -> Source:

@@ -13,10 +13,18 @@ import pytest
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.errors import Rejection
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.data.sources.coco_json import coco_annotated
 from cosa_dist.data.sources.record import File, SourceRecord
 from tests.bad_input.outcome import call
-from tests.data.coco_files import CATEGORY_IDS, SQUARE, annotation, drawn, entries, rectangle, write_coco
+from tests.data.coco_files import (
+    CATEGORY_IDS,
+    SQUARE,
+    annotation,
+    coco_annotated,
+    drawn,
+    entries,
+    rectangle,
+    write_coco,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 

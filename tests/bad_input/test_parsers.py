@@ -25,7 +25,6 @@ from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.shards.description import read_description
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.coco_json import coco_annotated
 from cosa_dist.data.sources.coco_outline import CocoMask
 from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import SourceRecord, id_of, unsafe_id, unsafe_name
@@ -34,7 +33,7 @@ from cosa_dist.model.weight_file import read_file
 from cosa_dist.tracking.mirror import parse_line
 from cosa_dist.training.checkpoint_files import CheckpointError, read_checkpoint
 from tests.bad_input.picture_cases import FORMATS, encoded, pixels
-from tests.data.coco_files import CATEGORY_IDS, annotation, write_coco
+from tests.data.coco_files import CATEGORY_IDS, annotation, coco_annotated, write_coco
 
 ONE_FOLDER = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60

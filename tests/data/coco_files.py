@@ -1,6 +1,7 @@
 """COCO's files in small: twelve by ten pixels a picture, and annotations by hand."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from PIL import Image
 
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
-from cosa_dist.data.sources.coco_json import coco_annotated
+from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.coco_outline import CocoMask
-from cosa_dist.data.sources.options import Notify, ignore_notes
+from cosa_dist.data.sources.options import Notify, SourceOptions, ignore_notes
 from cosa_dist.data.sources.record import Entry, SourceRecord
 
 # COCO's category ids run from 1 to 90; these ten are not used.
@@ -61,6 +62,13 @@ def write_coco(root: Path, annotations: list[dict[str, Any]], images: Any = 3) -
 
 
 SQUARE = rectangle(1, 1, 5, 5)
+
+
+def coco_annotated(
+    root: Path, split: str, annotations: Path, notify: Notify = ignore_notes
+) -> Iterable[Entry]:
+    """The entries of one split by its annotations."""
+    return annotated_source(root, [split], annotations, SourceOptions(notify=notify))[1][split]
 
 
 def entries(

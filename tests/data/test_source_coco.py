@@ -12,11 +12,11 @@ from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError, Rejection
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.data.sources.coco_json import annotated_info, coco_annotated
+from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.devkits import coco_records, coco_source
 from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import File, SourceRecord
-from tests.data.coco_files import SQUARE, annotation, drawn, entries, rectangle, write_coco
+from tests.data.coco_files import SQUARE, annotation, coco_annotated, drawn, entries, rectangle, write_coco
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 
@@ -150,19 +150,22 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
 
 def test_the_release_of_2017_is_another_data_set(tmp_path: Path) -> None:
     told: list[str] = []
+    options = SourceOptions(notify=told.append)
     folder = write_coco(tmp_path, [annotation(1, 1, 1, SQUARE)], images=1)
-    assert annotated_info(tmp_path, ["train", "val"], folder, told.append) is COCO
+    assert annotated_source(tmp_path, ["val"], folder, options)[0] is COCO
     for name in ("annotations/instances_val{}.json", "val{}"):
         (tmp_path / name.format(2014)).rename(tmp_path / name.format(2017))
     assert told == []
     for given in (folder, folder / "instances_val2017.json"):
-        info = annotated_info(tmp_path, ["val"], given, told.append)
+        info, made = annotated_source(tmp_path, ["val"], given, options)
         assert (info.name, info.class_names, dict(info.split_sizes)) == ("coco2017", COCO_CLASSES, {})
-        (made,) = coco_annotated(tmp_path, "val", given)
-        assert (drawn(made) == 1).sum() == 16
+        (entry,) = made["val"]
+        assert (drawn(entry) == 1).sum() == 16
     assert "named coco2017" in told[0]
     with pytest.raises(DataError, match="one file.*for the splits train, val; name its split with --splits"):
-        annotated_info(tmp_path, ["train", "val"], folder / "instances_val2017.json")
+        annotated_source(tmp_path, ["train", "val"], folder / "instances_val2017.json", options)
+    with pytest.raises(DataError, match="--classes is not for --annotations"):
+        annotated_source(tmp_path, ["val"], folder, SourceOptions(("a",)))
     (tmp_path / "val2017").rename(tmp_path / "val2014")
     with pytest.raises(DataError, match="no folder .*val2017 .*COCO 2017's"):
         coco_annotated(tmp_path, "val", folder)

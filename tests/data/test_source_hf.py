@@ -19,6 +19,7 @@ from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import Entry, SourceRecord
 
 NAMES = ["cat", "dog", "owl"]
+DEFAULT = SourceOptions()
 
 
 def photo(shade: int) -> bytes:
@@ -68,7 +69,7 @@ def save(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["dictionary", "parquet", "arrow"])
 def test_datasets_become_shards_however_they_were_saved(tmp_path: Path, how: str) -> None:
     save(tmp_path / "pets", how)
-    info, entries = hf_source(tmp_path / "pets", tmp_path / "cache", SourceOptions())
+    info, entries = hf_source(tmp_path / "pets", tmp_path / "cache", DEFAULT)
     assert (info.name, info.class_names) == ("pets", tuple(NAMES))
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,), (2,), (0,)],
@@ -85,10 +86,8 @@ def test_datasets_become_shards_however_they_were_saved(tmp_path: Path, how: str
 
 def test_a_dataset_without_splits_is_split_by_seed(tmp_path: Path) -> None:
     dataset(20).save_to_disk(str(tmp_path / "one"))
-    chosen = [
-        hf_source(tmp_path / "one", tmp_path / "c", SourceOptions(val_fraction=0.25, seed=s))[1]
-        for s in (0, 0, 1)
-    ]
+    seeds = [SourceOptions(val_fraction=0.25, seed=seed) for seed in (0, 0, 1)]
+    chosen = [hf_source(tmp_path / "one", tmp_path / "c", options)[1] for options in seeds]
     assert [len(entries["val"]) for entries in chosen] == [5, 5, 5]
     assert chosen[0]["val"] == chosen[1]["val"] != chosen[2]["val"]
     assert len({entry.id for listed in chosen[0].values() for entry in listed}) == 20
@@ -109,7 +108,7 @@ def test_every_kind_of_label(
     tmp_path: Path, label: Any, labels: list[Any], names: tuple[str, ...], expected: list[tuple[int, ...]]
 ) -> None:
     DatasetDict({"train": dataset(3, label, labels)}).save_to_disk(str(tmp_path / "d"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", DEFAULT)
     assert info.class_names == names
     assert tags(entries["train"]) == expected
 
@@ -118,7 +117,7 @@ def test_several_label_columns_and_ids(tmp_path: Path) -> None:
     made = dataset(3).add_column("colour", ["red", "", "blue"]).add_column("id", ["x", "y", "../z"])
     DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
     columns = HfColumns(labels=("label", "colour"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=columns)
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", DEFAULT, columns)
     assert info.class_names == ("blue", "cat", "dog", "owl", "red")
     assert [(e.id, e.tags) for e in entries["train"] if isinstance(e, SourceRecord)] == [
         ("x", (1, 4)),
@@ -131,7 +130,7 @@ def test_several_label_columns_and_ids(tmp_path: Path) -> None:
 def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
     DatasetDict({"val": dataset(3, masks=True).remove_columns("label")}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="--classes FILE"):
-        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "d", tmp_path / "c", DEFAULT)
     info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=("a", "b", "c")))
     ingest(entries, info, tmp_path / "out")
     assert open_split(tmp_path / "out", "val").class_counts == {"a": 1, "b": 1, "c": 1}
@@ -144,7 +143,7 @@ def test_tags_from_masks_where_there_are_no_labels(tmp_path: Path) -> None:
 def test_label_vectors_need_names(tmp_path: Path, label: Any) -> None:
     DatasetDict({"train": dataset(2, label, [[0, 1, 1], [1, 0, 0]])}).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="label vectors of 3 places.*--classes FILE"):
-        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "d", tmp_path / "c", DEFAULT)
     info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=("b", "a", "c")))
     assert info.class_names == ("b", "a", "c")
     assert tags(entries["train"]) == [(1, 2), (0,)]
@@ -194,7 +193,7 @@ def test_class_labels_that_leave_the_ids_of_the_masks_open(tmp_path: Path) -> No
         ("orders", "classes of 'label' differently"),
     ):
         with pytest.raises(DataError, match=f"{words}.*--classes FILE"):
-            hf_source(tmp_path / name, tmp_path / "c", SourceOptions())
+            hf_source(tmp_path / name, tmp_path / "c", DEFAULT)
     _, entries = hf_source(tmp_path / "orders", tmp_path / "c", SourceOptions(classes=("cat", "dog")))
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,)],
@@ -206,7 +205,7 @@ def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
     made = {"train": (["cat", "owl"], [0, 1]), "val": (["owl", "cat", "bee"], [0, 2])}
     splits = {split: dataset(2, ClassLabel(names=names), labels) for split, (names, labels) in made.items()}
     DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
-    info, entries = hf_source(tmp_path / "d", tmp_path / "c", SourceOptions())
+    info, entries = hf_source(tmp_path / "d", tmp_path / "c", DEFAULT)
     assert info.class_names == ("cat", "owl", "bee")
     assert {split: tags(listed) for split, listed in entries.items()} == {
         "train": [(0,), (1,)],
@@ -215,11 +214,11 @@ def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
     splits["val"] = dataset(2, Value("int64"), [0, 1])
     DatasetDict(splits).save_to_disk(str(tmp_path / "e"))
     with pytest.raises(DataError, match="not in split 'val'"):
-        hf_source(tmp_path / "e", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "e", tmp_path / "c", DEFAULT)
     splits["val"] = dataset(2).remove_columns("label")
     DatasetDict(splits).save_to_disk(str(tmp_path / "f"))
     with pytest.raises(DataError, match="split 'val' .* has no column 'label'"):
-        hf_source(tmp_path / "f", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "f", tmp_path / "c", DEFAULT)
 
 
 @pytest.mark.parametrize("how", ["parquet", "arrow"])
@@ -240,7 +239,7 @@ def test_files_of_one_split_that_differ_are_refused_as_that(
         path = tmp_path / f"train-{number}.{how}"
         part.to_parquet(str(path)) if how == "parquet" else write_arrow(part, path)
     with pytest.raises(DataError, match=f"train-0.{how} and train-1.{how} of .*{words}"):
-        hf_source(tmp_path, tmp_path / "c", SourceOptions())
+        hf_source(tmp_path, tmp_path / "c", DEFAULT)
 
 
 def repeated(ids: list[Any], shades: list[int], masks: list[int | None]) -> Dataset:
@@ -283,7 +282,7 @@ def test_rows_of_one_id_and_picture_are_one_record(
 def test_rows_of_one_path_are_one_record(tmp_path: Path) -> None:
     columns = {"image": ["a.jpg", "b.jpg", "a.jpg"], "label": ["cat", "dog", "owl"]}
     write_arrow(Dataset.from_dict(columns), tmp_path / "train.arrow")
-    _, entries = hf_source(tmp_path, tmp_path / "c", SourceOptions())
+    _, entries = hf_source(tmp_path, tmp_path / "c", DEFAULT)
     assert tags(entries["train"]) == [(0, 2), (1,)]
 
 
@@ -292,23 +291,15 @@ def test_a_column_of_pictures_is_masks_and_never_tags(tmp_path: Path, name: str)
     made = dataset(3, masks=True).remove_columns("label").rename_column("mask", name)
     DatasetDict({"train": made}).save_to_disk(str(tmp_path / "d"))
     told: list[str] = []
+    options = SourceOptions(tuple(NAMES), notify=told.append)
     for columns in (HfColumns(), HfColumns(mask=name)):
-        info, entries = hf_source(
-            tmp_path / "d",
-            tmp_path / "c",
-            SourceOptions(classes=tuple(NAMES), notify=told.append),
-            columns=columns,
-        )
+        info, entries = hf_source(tmp_path / "d", tmp_path / "c", options, columns)
         ingest(entries, info, tmp_path / f"out{columns.mask}")
-        assert open_split(tmp_path / f"out{columns.mask}", "train").class_counts == {
-            "cat": 1,
-            "dog": 1,
-            "owl": 1,
-        }
+        assert open_split(tmp_path / f"out{columns.mask}", "train").class_counts == dict.fromkeys(NAMES, 1)
     assert told == [f"column '{name}' holds pictures: they are taken as the masks"]
     for classes, columns in ((None, HfColumns()), (tuple(NAMES), HfColumns(labels=(name,)))):
         with pytest.raises(DataError, match="--classes FILE|--mask-column names masks") as caught:
-            hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=classes), columns=columns)
+            hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(classes=classes), columns)
         assert "PNG" not in str(caught.value)
 
 
@@ -321,7 +312,7 @@ def test_columns_of_other_things_are_refused_by_name(tmp_path: Path) -> None:
         (HfColumns(image="label"), "'label' of .* holds neither pictures nor their paths"),
     ):
         with pytest.raises(DataError, match=words):
-            hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=columns)
+            hf_source(tmp_path / "d", tmp_path / "c", DEFAULT, columns)
 
 
 def test_masks_of_some_splits_only_are_taken(tmp_path: Path) -> None:
@@ -344,7 +335,7 @@ def test_pictures_by_path_stay_in_the_datasets_folder(tmp_path: Path) -> None:
         {"image": paths, "label": ["a"] * 5}, Features({"image": Value("string"), "label": Value("string")})
     )
     write_arrow(made, folder / "train.arrow")
-    _, entries = hf_source(folder, tmp_path / "c", SourceOptions())
+    _, entries = hf_source(folder, tmp_path / "c", DEFAULT)
     cells = [entry.image for entry in entries["train"] if isinstance(entry, SourceRecord)]
     assert all(isinstance(cell, ArrowCell) for cell in cells)
     assert [cell.read() for cell in cells[:2]] == [photo(3)] * 2  # type: ignore[union-attr]
@@ -389,18 +380,17 @@ def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
         open_tables(tmp_path / "empty", tmp_path / "c")
     (tmp_path / "bad.arrow").write_bytes(b"noise")
     with pytest.raises(DataError, match="damaged"):
-        hf_source(tmp_path / "bad.arrow", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "bad.arrow", tmp_path / "c", DEFAULT)
     (tmp_path / "bad.parquet").write_bytes(b"noise")
     with pytest.raises(DataError, match="damaged") as caught:
-        hf_source(tmp_path / "bad.parquet", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "bad.parquet", tmp_path / "c", DEFAULT)
     assert "\n" not in str(caught.value)
     dataset(2).save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match=r"no column 'labell' \(did you mean 'label'\?\)"):
-        hf_source(tmp_path / "d", tmp_path / "c", SourceOptions(), columns=HfColumns(labels=("labell",)))
+        hf_source(tmp_path / "d", tmp_path / "c", DEFAULT, HfColumns(labels=("labell",)))
     dataset(2).rename_column("image", "x").save_to_disk(str(tmp_path / "e"))
-    assert (
-        len(hf_source(tmp_path / "e", tmp_path / "c", SourceOptions(val_fraction=0))[1]["train"]) == 2
-    )  # the only pictures
+    _, entries = hf_source(tmp_path / "e", tmp_path / "c", SourceOptions(val_fraction=0))
+    assert len(entries["train"]) == 2  # the only pictures
     dataset(2).remove_columns("image").save_to_disk(str(tmp_path / "f"))
     with pytest.raises(DataError, match="--image-column"):
-        hf_source(tmp_path / "f", tmp_path / "c", SourceOptions())
+        hf_source(tmp_path / "f", tmp_path / "c", DEFAULT)

@@ -132,7 +132,6 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
 
 
 def _saved(path: Path) -> dict[str, ArrowTable]:
-    """Return the tables of a folder that `save_to_disk` wrote."""
     try:
         loaded = load_from_disk(str(path))
     except Exception as error:  # a damaged folder gives many kinds
@@ -200,7 +199,6 @@ def _kind(feature: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _opened(files: tuple[str, ...]) -> Dataset:
-    """Memory-map Arrow files as one dataset."""
     try:
         return concatenate_datasets([Dataset.from_file(file) for file in files])
     except Exception as error:  # damaged files give many kinds
@@ -213,7 +211,6 @@ def _cached_files(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _origin(files: Sequence[Path | str]) -> str:
-    """Return paths, sizes and times of files as a text."""
     states = ((Path(file).resolve(), os.stat(file)) for file in files)
     return " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
 

@@ -154,7 +154,6 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
 
 
 def _listed(path: Path, text: str) -> _Listed:
-    """Return what a file of class names lists, whatever its form."""
     ending = path.suffix.lower()
     structured, table = ending in (".json", ".yaml", ".yml"), ending in (".csv", ".tsv")
     if structured or text.lstrip().startswith(("[", "{", "(")):
@@ -296,7 +295,6 @@ def _is_number(cell: Any) -> bool:
 
 
 def _is_code(name: str) -> bool:
-    """Whether a name has brackets that are not closed."""
     return any(name.count(opening) != name.count(closing) for opening, closing in ("()", "[]", "{}"))
 
 

@@ -1,18 +1,14 @@
 """COCO's `instances_*.json` of 2014 or 2017: read once into a small index; masks are drawn one by one.
 
 The release of 2017 is another data set, whose splits are others. Class ids are 1..80 in the order of COCO's
-category ids (which run to 90, with gaps). How instances become one mask (ours; releases of the field differ
-in it):
+category ids (which run to 90, with gaps). An object is painted with its class id; where objects overlap, the
+smaller one (by painted area) is on top, of equal ones the one with the higher annotation id. A crowd region,
+which outlines many things loosely, is 255 (ignored) where no object lies. This rule is ours; others' releases
+differ.
 
-- an object is painted with its class id; where objects overlap, the smaller one (by painted area) is on top,
-  of equal ones the one with the higher annotation id;
-- a crowd region, which outlines many things at once and loosely, is 255 (ignored) where no object lies.
-
-Tags are the classes of all annotations of the image, crowd regions included. An image without any annotation
-has no tag; those left out, 82,081 training and 40,137 validation images of the 2014 release remain, the
-numbers of the published results. A mask is there only where every annotation of the image has an outline: the
-others' pixels would be background. Annotations that cannot be used are counted by reason, and the first is
-named.
+Tags are the classes of all annotations of the image, crowd regions included. Without the images that have
+none, 82,081 training and 40,137 validation images of 2014 remain, as in published results. A mask is there
+only where every annotation of the image has an outline: the others' pixels would be background.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ from cosa_dist.data.sources.coco_outline import (
     as_length,
 )
 from cosa_dist.data.sources.devkits import check_coco_split, existing_folder
-from cosa_dist.data.sources.options import Notify, ignore_notes
+from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import Entry, File, SourceRecord, read_text, unsafe_id, unsafe_name
 
 _YEARS = ("2014", "2017")
@@ -61,44 +57,34 @@ _CROWD = (
 )
 
 
-def annotated_info(
-    root: Path, splits: Sequence[str], annotations: Path, notify: Notify = ignore_notes
-) -> DatasetInfo:
-    """Return COCO, under the name `coco2017` and without known sizes if it is that release.
+def annotated_source(
+    root: Path, splits: Sequence[str], annotations: Path, options: SourceOptions
+) -> tuple[DatasetInfo, dict[str, Iterable[Entry]]]:
+    """Open COCO by its official annotations; return the data set and its entries by split.
 
-    Raises `DataError` if `annotations` is one file, for several splits.
+    `root` holds `train2014` and `val2014`, or those of 2017, which is named `coco2017`; `annotations` is the
+    folder with `instances_train2014.json` and so on, or one such file. What could not be used as it is, is
+    noted by reason. Raises `DataError` if a folder or file is not there, or (when the entries are read) the
+    JSON is not COCO's with its 80 categories, or none of its annotations is of one of its images.
     """
+    if options.classes is not None:
+        raise DataError("--classes is not for --annotations, whose JSON names the categories")
     if _is_one_file(annotations) and len(splits) > 1:
-        raise DataError(
-            f"--annotations names one file, {annotations}, for the splits {', '.join(splits)}; "
-            "name its split with --splits, or the folder that it lies in"
-        )
-    year = _release(root, annotations)
+        said = f"--annotations names one file, {annotations}, for the splits {', '.join(splits)}"
+        raise DataError(f"{said}; name its split with --splits, or the folder that it lies in")
+    year, entries = _release(root, annotations), dict[str, Iterable[Entry]]()
+    for split in splits:
+        check_coco_split(split)
+        images = existing_folder(root / f"{split}{year}", f"pictures; the annotations are COCO {year}'s")
+        entries[split] = _records(_json_of(annotations, split, year), images, options)
     if year == _YEARS[0]:
-        return COCO
-    notify(f"this is COCO {year}, whose splits are not those of published results; named {COCO.name}{year}")
-    return renamed(COCO, f"{COCO.name}{year}")
-
-
-def coco_annotated(
-    root: Path, split: str, annotations: Path, notify: Notify = ignore_notes
-) -> Iterator[Entry]:
-    """Open a split of COCO by its official annotations and return its records, in the order of the image ids.
-
-    `root` holds `train2014` and `val2014`, or those of 2017; `annotations` is the folder with
-    `instances_train2014.json` and so on, or one such file. `notify` takes a line for each reason why
-    annotations or sizes could not be used as they are. Raises `DataError` for an unknown split, if a folder
-    or file is not there, or the JSON is not COCO's with its 80 categories, or none of its annotations is of
-    one of its images.
-    """
-    check_coco_split(split)
-    year = _release(root, annotations)
-    images = existing_folder(root / f"{split}{year}", f"pictures; the annotations are COCO {year}'s")
-    return _records(_json_of(annotations, split, year), images, notify)
+        return COCO, entries
+    said = f"this is COCO {year}, whose splits are not those of published results"
+    options.note(f"{said}; named {COCO.name}{year}")
+    return renamed(COCO, f"{COCO.name}{year}"), entries
 
 
 def _release(root: Path, annotations: Path) -> str:
-    """Return the year of the first release with annotations and pictures, else with annotations."""
     splits = COCO.split_sizes
     annotated = [y for y in _YEARS if any(_json_of(annotations, s, y).is_file() for s in splits)]
     both = [y for y in annotated if any((root / f"{s}{y}").is_dir() for s in splits)]
@@ -117,88 +103,124 @@ def _is_one_file(annotations: Path) -> bool:
     return annotations.is_file() or (annotations.suffix == ".json" and not annotations.is_dir())
 
 
-@dataclass(frozen=True)
-class _Tally:
-    """What could not be used as it is: counted by (kind, reason, what becomes of it), the first one named."""
-
-    file: str
-    totals: dict[str, int]
-    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    firsts: dict[tuple[str, str, str], str] = field(default_factory=dict)
-
-    def add(self, kind: str, reason: str, effect: str, first: str) -> None:
-        """Count one of the `annotations` or `images`."""
-        self.counts[kind, reason, effect] += 1
-        self.firsts.setdefault((kind, reason, effect), first)
-
-    def leave_out(self, items: Iterable[Annotation], reason: str, effect: str, name: str = "") -> None:
-        """Count annotations that are not used, of the picture `name`."""
-        for item in items:
-            self.add("annotations", reason, effect, item.named(name))
-
-    def lines(self) -> list[str]:
-        """Return a line for each reason, and one that sums up the annotations if some are left out."""
-        lines = [
-            f"{self.file}: {count} of {self.totals[kind]} {kind}: {reason}, the first is "
-            f"{self.firsts[kind, reason, effect]}; {effect}"
-            for (kind, reason, effect), count in self.counts.items()
-        ]
-        lost = sum(n for (_, _, effect), n in self.counts.items() if effect in (_LEFT_OUT, _PICTURE_OUT))
-        total = self.totals["annotations"]
-        return [*lines, f"{self.file}: {total - lost} of {total} annotations are used"] if lost else lines
-
-
-def _records(path: Path, images: Path, notify: Notify) -> Iterator[Entry]:
+def _records(path: Path, images: Path, options: SourceOptions) -> Iterator[Entry]:
     content = _load(path)
-    class_ids = _class_ids(path, content)
-    tally = _Tally(path.name, {kind: len(content[kind]) for kind in ("annotations", "images")})
-    listed: dict[Id, list[dict[str, Any]]] = {}
-    for number, image in enumerate(content.pop("images"), start=1):
-        key = as_id(image.get("id")) if isinstance(image, dict) else None
-        if key is None:
-            reason = "image has no id, so that no annotation can name it; mend the JSON"
-            yield Rejection(f"image entry {number}", reason, path.name)
-        else:
-            listed.setdefault(key, []).append(image)
-    by_image = _by_image(path, content.pop("annotations"), listed, _other_ids(listed, tally), tally)
-    reader = _Reader(path, images, class_ids, tally)
-    for key in sorted(listed, key=_place):
-        annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
-        yield from reader.entries(key, listed[key], annotations)
-    for line in tally.lines():
-        notify(line)
-    if not tally.totals["annotations"]:
-        notify(f"{path.name}: it has no annotations, so that no picture gets a tag")
+    totals = {kind: len(content[kind]) for kind in ("annotations", "images")}
+    reader = _Reader(path, images, _class_ids(path, content), totals)
+    yield from reader.records(content)
+    for line in reader.lines():
+        options.note(line)
+    if not totals["annotations"]:
+        options.note(f"{path.name}: it has no annotations, so that no picture gets a tag")
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes records of a file's images; `class_ids` are by category id, 0 is background."""
+    """Makes records of a file's images; `class_ids` are by category id, 0 is background.
+
+    What could not be used as it is is counted by (kind, reason, what becomes of it), and the first one named.
+    """
 
     path: Path
     images: Path
     class_ids: dict[Id | None, int]
-    tally: _Tally
+    totals: dict[str, int]
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    firsts: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
-    def entries(
+    def lines(self) -> list[str]:
+        """Return a line for each reason, and one that sums up the annotations if some are left out."""
+        lines = [
+            f"{self.path.name}: {count} of {self.totals[key[0]]} {key[0]}: {key[1]}, the first is "
+            f"{self.firsts[key]}; {key[2]}"
+            for key, count in self.counts.items()
+        ]
+        lost = sum(count for key, count in self.counts.items() if key[2] in (_LEFT_OUT, _PICTURE_OUT))
+        total = self.totals["annotations"]
+        summary = f"{self.path.name}: {total - lost} of {total} annotations are used"
+        return [*lines, summary] if lost else lines
+
+    def _count(self, kind: str, reason: str, effect: str, first: str) -> None:
+        self.counts[kind, reason, effect] += 1
+        self.firsts.setdefault((kind, reason, effect), first)
+
+    def _count_image(self, key: Id, name: str, reason: str, effect: str) -> None:
+        self._count("images", reason, effect, f"image {key!r:.60}, {name!r:.200}")
+
+    def _leave_out(self, items: Iterable[Annotation], reason: str, name: str) -> None:
+        for item in items:
+            self._count("annotations", reason, _PICTURE_OUT, item.named(name))
+
+    def records(self, content: dict[str, Any]) -> Iterator[Entry]:
+        """Yield the records of all images, in the order of their ids."""
+        listed: dict[Id, list[dict[str, Any]]] = {}
+        for number, image in enumerate(content.pop("images"), start=1):
+            key = as_id(image.get("id")) if isinstance(image, dict) else None
+            if key is None:
+                reason = "image has no id, so that no annotation can name it; mend the JSON"
+                yield Rejection(f"image entry {number}", reason, self.path.name)
+            else:
+                listed.setdefault(key, []).append(image)
+        by_image = self._by_image(content.pop("annotations"), listed)
+        for key in sorted(listed, key=_place):
+            annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
+            yield from self._entries(key, listed[key], annotations)
+
+    def _by_image(
+        self, annotations: list[Any], listed: dict[Id, list[dict[str, Any]]]
+    ) -> dict[Id, list[Annotation]]:
+        other_ids = self._other_ids(listed)
+        by_image: dict[Id, list[Annotation]] = {}
+        for number, item in enumerate(annotations, start=1):
+            made = as_annotation(item) if isinstance(item, dict) else item
+            reason, first = "an image that is not in the list", f"entry {number}"
+            if not isinstance(made, Annotation):
+                reason = "no object of keys and values"
+            elif made.image is None:
+                reason, first = "no image_id", f"{made.named()} ({first})"
+            elif (image := other_ids.get(made.image, made.image)) in listed:
+                by_image.setdefault(image, []).append(made)
+                continue
+            else:
+                first = made.named()
+            self._count("annotations", reason, _LEFT_OUT, first)
+        if annotations and not by_image:
+            said = f"none of the annotations is of an image in its list ({'; '.join(self.lines()[:-1])})"
+            raise DataError(f"{self.path}: {said}; mend the JSON")
+        return by_image
+
+    def _other_ids(self, listed: dict[Id, list[dict[str, Any]]]) -> dict[Id, Id]:
+        """Take pictures listed under another id, too, off `listed`; return the id that is kept by the other."""
+        kept: dict[str, Id] = {}
+        others: dict[Id, Id] = {}
+        for key, images in listed.items():
+            name, *more = {_text(image.get("file_name")) for image in images}
+            if name and not more and (first := kept.setdefault(name, key)) != key:
+                others[key] = first
+                effect = "the annotations of both are united"
+                self._count_image(key, name, "a picture under a second id", effect)
+        for key in others:
+            del listed[key]
+        return others
+
+    def _entries(
         self, key: Id, listed: list[dict[str, Any]], annotations: list[Annotation]
     ) -> Iterator[Entry]:
         """Yield the record of an image id; if several pictures have it, all of them are left out."""
         names = list(dict.fromkeys(_text(image.get("file_name")) for image in listed))
         if len(names) == 1:
             for _ in listed[1:]:
-                self.tally.add("images", "listed twice", "the first entry counts", _image(key, names[0]))
+                self._count_image(key, names[0], "listed twice", "the first entry counts")
             yield self._record(key, listed[0], annotations)
             return
-        self.tally.leave_out(annotations, "an image id of several pictures", _PICTURE_OUT)
+        self._leave_out(annotations, "an image id of several pictures", "")
         for name in names:
             reason = f"image id {key!r:.60} is that of {len(names)} pictures; mend the JSON"
             yield Rejection(_record_id(name, key), reason, self._where(key))
 
     def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
-        """Return the record of one image, or why it is left out."""
         written = _text(image.get("file_name"))
-        name, record_id = self._found(written), _record_id(self._found(written), key)
+        name = self._found(written)
         unknown = [item for item in annotations if item.category not in self.class_ids]
         reason = unsafe_name(name) or unsafe_id(_record_id(name, 0))
         if not name:
@@ -207,16 +229,16 @@ class _Reader:
         elif unknown:
             reason = "an annotation names a category that is not in the JSON's list; mend the JSON"
         if reason:
-            self.tally.leave_out(unknown, "no category of the list", _PICTURE_OUT, name)
+            self._leave_out(unknown, "no category of the list", name)
             known = (item for item in annotations if item.category in self.class_ids)
-            self.tally.leave_out(known, "an image that is left out", _PICTURE_OUT, name)
-            return Rejection(record_id, reason, self._where(key))
+            self._leave_out(known, "an image that is left out", name)
+            return Rejection(_record_id(name, key), reason, self._where(key))
         if name != written.replace("\\", "/"):
             effect = f"the picture of that name in {self.images.name} is taken"
-            self.tally.add("images", "a file_name with other folders", effect, _image(key, written))
+            self._count_image(key, written, "a file_name with other folders", effect)
         picture = File(self.images, name)
         tags, mask = self._tags_and_mask(key, name, annotations, self._size(key, image, picture))
-        return SourceRecord(record_id, picture, mask, tags)
+        return SourceRecord(_record_id(name, key), picture, mask, tags)
 
     def _tags_and_mask(
         self, key: Id, name: str, annotations: list[Annotation], size: tuple[int, int] | None
@@ -226,34 +248,32 @@ class _Reader:
         drawn: list[tuple[int, bool, Outline]] = []
         whole = True
         for item in annotations:
-            class_id = self.class_ids[item.category]
-            if class_id == 0:
-                self.tally.leave_out([item], "background as category", _LEFT_OUT, name)
-                continue
-            tags.add(class_id - 1)
-            outline = item.outline
+            class_id, outline, reasons = self.class_ids[item.category], item.outline, dict[str, str]()
+            if class_id:
+                tags.add(class_id - 1)
             if size and any(isinstance(part, Code) and part.size != size[::-1] for part in outline):
                 outline = "a run-length code for another size than the image's"
-            if isinstance(outline, str):
-                self.tally.leave_out([item], outline, "their pictures get tags but no mask", name)
+            if not class_id:
+                reasons["background as category"] = _LEFT_OUT
+            elif isinstance(outline, str):
+                reasons[outline] = "their pictures get tags but no mask"
                 whole = False
-                continue
-            if b"" in outline:
-                reason = "some polygons of fewer than three points"
-                self.tally.leave_out([item], reason, "those polygons are left out", name)
-            if item.crowd:
-                self.tally.leave_out([item], "crowds (iscrowd 1)", _CROWD, name)
-            drawn.append((class_id, item.crowd, outline))
+            else:
+                drawn.append((class_id, item.crowd, outline))
+                if b"" in outline:
+                    reasons["some polygons of fewer than three points"] = "those polygons are left out"
+                if item.crowd:
+                    reasons["crowds (iscrowd 1)"] = _CROWD
+            for reason, effect in reasons.items():
+                self._count("annotations", reason, effect, item.named(name))
         mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
         return tuple(sorted(tags)), mask
 
     def _size(self, key: Id, image: dict[str, Any], picture: File) -> tuple[int, int] | None:
-        """Return width and height from the JSON, else from the picture; None if that cannot be opened."""
         width, height = as_length(image.get("width")), as_length(image.get("height"))
         if width and height:
             return width, height
-        name = _image(key, picture.name)
-        self.tally.add("images", "no width or no height", "taken from the pictures", name)
+        self._count_image(key, picture.name, "no width or no height", "taken from the pictures")
         try:
             with Image.open(io.BytesIO(picture.read())) as opened:
                 return opened.size
@@ -300,7 +320,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _other_file(content: dict[str, Any]) -> str:
-    """Return what a file that is not COCO's instances is, as far as its keys tell."""
     firsts = [next(iter(part), None) for part in content.values() if isinstance(part, list)]
     firsts += [content, next(iter(content.values()), None)]
     keys = {key for first in firsts if isinstance(first, dict) for key in first}
@@ -314,48 +333,6 @@ def _made_small(item: dict[str, Any]) -> Any:
     if "file_name" in item and "segments_info" not in item:
         return {key: item[key] for key in _IMAGE_KEYS if key in item}
     return item
-
-
-def _other_ids(listed: dict[Id, list[dict[str, Any]]], tally: _Tally) -> dict[Id, Id]:
-    """Take pictures that are listed under another id, too, off `listed`; return the id kept by the other."""
-    kept: dict[str, Id] = {}
-    others: dict[Id, Id] = {}
-    for key, images in listed.items():
-        name, *more = {_text(image.get("file_name")) for image in images}
-        if name and not more and (first := kept.setdefault(name, key)) != key:
-            others[key] = first
-            effect = "the annotations of both are united"
-            tally.add("images", "a picture under a second id", effect, _image(key, name))
-    for key in others:
-        del listed[key]
-    return others
-
-
-def _by_image(
-    path: Path,
-    annotations: list[Any],
-    listed: dict[Id, list[dict[str, Any]]],
-    other_ids: dict[Id, Id],
-    tally: _Tally,
-) -> dict[Id, list[Annotation]]:
-    """Return the annotations by image; raises `DataError` if there are some and none has an image."""
-    by_image: dict[Id, list[Annotation]] = {}
-    for number, item in enumerate(annotations, start=1):
-        made = as_annotation(item) if isinstance(item, dict) else item
-        if not isinstance(made, Annotation):
-            tally.add("annotations", "no object of keys and values", _LEFT_OUT, f"entry {number}")
-        elif made.image is None:
-            tally.add("annotations", "no image_id", _LEFT_OUT, f"{made.named()} (entry {number})")
-        elif (image := other_ids.get(made.image, made.image)) in listed:
-            by_image.setdefault(image, []).append(made)
-        else:
-            tally.leave_out([made], "an image that is not in the list", _LEFT_OUT)
-    if annotations and not by_image:
-        reasons = "; ".join(tally.lines()[:-1])
-        raise DataError(
-            f"{path}: none of the annotations is of an image in its list ({reasons}); mend the JSON"
-        )
-    return by_image
 
 
 def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
@@ -401,10 +378,6 @@ def _record_id(name: str, key: Id) -> str:
     """Return the id of a picture: its file name without folders and ending, else that of the JSON."""
     stem = name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return stem if stem and stem.isprintable() else f"image {key!r:.60}"
-
-
-def _image(key: Id, name: str) -> str:
-    return f"image {key!r:.60}, {name!r:.200}"
 
 
 def _place(key: Id | None) -> tuple[bool, bool, Id]:

@@ -117,7 +117,6 @@ def _is_point(value: Any) -> bool:
 
 
 def _polygon(points: Any) -> bytes:
-    """Return a polygon's doubles, none under three points."""
     if not isinstance(points, list):
         raise TypeError("a polygon is a list")
     if points and isinstance(points[0], dict):
@@ -131,7 +130,6 @@ def _polygon(points: Any) -> bytes:
 
 
 def _code(written: dict[str, Any]) -> Code:
-    """Return a run-length code, which must fill its size."""
     size, counts = written["size"], written["counts"]
     height, width = map(as_length, re.findall(r"[0-9]+", size) if isinstance(size, str) else size)
     if height is None or width is None or height * width > MAX_PIXELS:

@@ -85,8 +85,8 @@ def _data_set(
     classes = options.classes
     lists = (path for home in homes for name in CLASS_LISTS if (path := home / name).is_file())
     if classes is None and (found := next(lists, None)):
-        classes = read_class_names(found, options.notify)
-        options.notify(f"the masks' {len(classes)} classes are those of {found}")
+        classes = read_class_names(found, options.note)
+        options.note(f"the masks' {len(classes)} classes are those of {found}")
     records = (entry for listed in entries.values() for entry in listed if isinstance(entry, SourceRecord))
     foreign = next((record.id for record in records if not ids.fullmatch(record.id)), None)
     if foreign is None and classes in (None, known.class_names):
@@ -167,7 +167,6 @@ def augmented_ids(root: Path, sbd: Path) -> list[str]:
 
 
 def _home(root: Path) -> Path:
-    """Return the folder with `JPEGImages`, `root` or one below it; raises `DataError` if there is none."""
     for home in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (home / "JPEGImages").is_dir():
             return home
@@ -192,7 +191,6 @@ def _sbd_records(home: Path, sbd: Path) -> Iterator[Entry]:
 
 
 def _augmented_list(home: Path) -> Path:
-    """Return the list of `train_aug` under any of its names; raises `DataError` if there is none."""
     paths = [home / "ImageSets" / name for name in _AUGMENTED_LISTS]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:

@@ -134,9 +134,9 @@ def folder_source(
     }
     refuse_without_masks(masks, entries)
     for line in _notes(read, names, places):
-        options.notify(line)
+        options.note(line)
     if options.classes is None:
-        note_none_classes(info.class_names, options.notify)
+        note_none_classes(info.class_names, options.note)
     return info, entries
 
 
@@ -157,7 +157,6 @@ def refuse_without_masks(masks: Path | None, entries: Mapping[str, list[Entry]])
 
 
 def _pictures(root: Path, masks: Path | None) -> Iterator[str]:
-    """Yield the paths, relative to `root`, of all pictures in it and its folders but the mask folder."""
     left_out = os.path.realpath(masks) if masks is not None else None
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _OF_SYSTEMS)
@@ -171,7 +170,6 @@ def _pictures(root: Path, masks: Path | None) -> Iterator[str]:
 
 
 def _find_layout(root: Path, names: Iterable[str], options: SourceOptions) -> _Layout:
-    """Return the layout of the pictures `names`, paths with forward slashes relative to `root`."""
     node, base = _Folder(), ""
     for name in names:
         inside = node
@@ -198,7 +196,6 @@ def _wrapper(node: _Folder, known: Collection[str]) -> str | None:
 
 
 def _kind(node: _Folder, where: str, options: SourceOptions) -> str:
-    """Return which layout the folders in `node` have."""
     known = options.explicit
     splits = {name: split for name in node.folders if (split := usual_split(name))}
     others = [name for name in node.folders if name not in splits]
@@ -213,7 +210,7 @@ def _kind(node: _Folder, where: str, options: SourceOptions) -> str:
         _refuse_no_classes(where, node.folders)
     first = next(iter(splits))
     if not nested and all(name.casefold() == TRAIN for name in splits):
-        options.notify(f"folder '{first}' is taken for a class: pictures lie in it, beside other classes")
+        options.note(f"folder '{first}' is taken for a class: pictures lie in it, beside other classes")
         return CLASS
     raise DataError(f"'{first}' in {where} may be a split or a class beside '{others[0]}'; {_SAY}")
 
@@ -258,7 +255,6 @@ def _depth_below_splits(node: _Folder) -> int:
 
 
 def _refuse_no_classes(root: Path | str, found: Iterable[str]) -> None:
-    """Raise `DataError` if the names of all class folders say that they are none."""
     names = sorted(found)
     splits = [split_in_file_name(re.sub(r"\d+", "", name)) for name in names]
     said, cure = f"the folders {quoted(names)} of {root} are", f"if they are classes: --layout {CLASS}"
@@ -284,7 +280,6 @@ def _word(name: str) -> str:
 
 
 def _refuse_two_of_a_split(root: Path, places: Mapping[str, _Place]) -> None:
-    """Raise `DataError` if two folders, of one class where splits lie in classes, are the same split."""
     known: dict[tuple[str, str | None], str] = {}
     for place in places.values():
         above, _, folder = f"{root}/{place.split_folder}".rpartition("/")
@@ -305,7 +300,6 @@ def _by_split(places: Mapping[str, _Place], options: SourceOptions) -> dict[str,
 
 
 def _notes(read: _Layout, names: list[str], places: Mapping[str, _Place]) -> Iterator[str]:
-    """Yield what the user should know of how the folders were read."""
     first, place = next(iter(places.items()))
     if read.base or read.inner or read.kind == CLASS_SPLIT:
         of_split = f" in split '{place.split}'" if place.split else ""
@@ -324,7 +318,6 @@ def _notes(read: _Layout, names: list[str], places: Mapping[str, _Place]) -> Ite
 
 
 def _entry(root: Path, name: str, place: _Place, masks: Path | None, base: str, index: TagIndex) -> Entry:
-    """Return the record of one picture, or why it is left out."""
     record_id = id_of(place.id_name)
     reason = unsafe_name(name) or unsafe_id(record_id)
     tags = [] if is_background(place.class_name) else [place.class_name]

@@ -54,10 +54,10 @@ def hf_source(
     """
     tables = open_tables(path, cache)
     image, found = _columns_of(path, tables, columns or HfColumns(), options)
-    for split, table in tables.items():
-        _check_kinds(path, split, table, image, found, options)
-    known = _class_label_names(path, tables, found, options)
-    tags, flags = _all_tags(tables, found.labels, known, options)
+    read = _Dataset(path, tables, image, found, options)
+    read.check_kinds()
+    known = read.class_label_names()
+    tags, flags = read.tags(known)
     if options.classes:
         names = options.classes
     elif not found.labels:
@@ -70,10 +70,10 @@ def hf_source(
     entries: dict[str, list[Entry]] = {}
     for split, table in tables.items():
         own_tags = list(islice(rest, len(table.open())))
-        listed = list(_entries(split or TRAIN, table, image, found, own_tags, index))
+        listed = list(read.entries(split or TRAIN, table, own_tags, index))
         if again := len(own_tags) - len(listed):
             said = f"{again} rows name a picture again; their tags are united"
-            options.notify(f"split '{split or TRAIN}': {said}")
+            options.note(f"split '{split or TRAIN}': {said}")
         if split:
             entries[split] = listed
         else:
@@ -81,52 +81,10 @@ def hf_source(
     return info, entries
 
 
-def _entries(
-    split: str, table: ArrowTable, image: str, columns: HfColumns, tags: Sequence[Tags], index: TagIndex
-) -> Iterator[Entry]:
-    """Yield the records of one table, rows of one picture as one."""
-    mask = columns.mask if columns.mask in table.open().column_names else None
-    unmasked = table.rows_without(mask) if mask else frozenset[int]()
-    for record_id, rows in _rows_by_picture(split, table, image, columns.id):
-        masks = [ArrowCell(table, mask, row) for row in rows if mask and row not in unmasked]
-        reason = unsafe_id(record_id) if record_id else "row has no id; give every picture one"
-        if any(other.value() != masks[0].value() for other in masks[1:]):
-            reason = reason or "rows of this picture have several masks; keep one"
-        try:
-            found = index(reason or united(tags[row] for row in rows))
-        except RecordError as error:
-            yield Rejection(record_id or f"row {rows[0]}", str(error), f"{table.name}, row {rows[0]}")
-            continue
-        picture = ArrowCell(table, image, rows[0])
-        yield SourceRecord(record_id, picture, next(iter(masks), None), found if columns.labels else None)
-
-
-def _rows_by_picture(
-    split: str, table: ArrowTable, image: str, own_id: str | None
-) -> list[tuple[str, list[int]]]:
-    """Return the rows of each picture with its id: those of one id and picture, or of one path."""
-    feature = table.open().features[image]
-    key = own_id or (image if isinstance(feature, Value) and "string" in feature.dtype else None)
-    groups: list[tuple[str, list[int]]] = []
-    first: dict[str, list[int]] = {}
-    cells: Iterable[Any] = table.cells(key) if key else [None] * len(table.open())
-    for row, name in enumerate(map(text_of, cells)):
-        rows = first.get(name)
-        same = rows and (
-            not own_id or ArrowCell(table, image, rows[0]).value() == ArrowCell(table, image, row).value()
-        )
-        if name and rows and same:
-            rows.append(row)
-        else:
-            groups.append((name if own_id else f"{split}_{row:08d}", [row]))
-            first.setdefault(name, groups[-1][1])
-    return groups
-
-
 def _columns_of(
     path: Path, tables: Mapping[str, ArrowTable], asked: HfColumns, options: SourceOptions
 ) -> tuple[str, HfColumns]:
-    """Return the column of pictures, and those that are there; raises `DataError` for one that is not."""
+    """Return the column of pictures, and all those that are read; raises `DataError` for one not there."""
     opened = [table.open() for table in tables.values()]
     there, where = opened[0].column_names, str(path)
     features = {name: kind for table in opened for name, kind in table.features.items()}
@@ -140,7 +98,7 @@ def _columns_of(
     masks = [name for name in (*_MASK_COLUMNS, *_LABEL_COLUMNS) if name in pictures and name != image]
     mask = find_column(asked.mask, ("mask", *masks), features, where, "--mask-column")
     if mask and mask not in (asked.mask, "mask"):
-        options.notify(f"column '{mask}' holds pictures: they are taken as the masks")
+        options.note(f"column '{mask}' holds pictures: they are taken as the masks")
     named = [find_column(name.strip(), (), there, where, "--labels-column") for name in asked.labels]
     usual_labels = [name for name in _LABEL_COLUMNS if name in there and name not in (*pictures, mask)]
     labels = tuple(filter(None, named or usual_labels[:1]))
@@ -156,95 +114,134 @@ def _columns_of(
     return image, HfColumns(image, labels, mask, own_id)
 
 
-def _check_kinds(
-    path: Path, split: str, table: ArrowTable, image: str, columns: HfColumns, options: SourceOptions
-) -> None:
-    """Raise `DataError` unless a split has the columns, and in them what they are taken for.
+@dataclass(frozen=True)
+class _Dataset:
+    """The tables of all splits, and which columns of them are read."""
 
-    Only masks may be in other splits alone, if there are labels.
-    """
-    features = table.open().features
-    for name in filter(None, (image, columns.mask, columns.id, *columns.labels)):
-        feature = features.get(name)
-        if feature is None and name == columns.mask and columns.labels:
-            options.notify(f"split '{split}' has no column '{name}': its pictures have no mask")
-            continue
-        if feature is None:
-            cure = "add it, or leave the split out"
-            raise DataError(f"split '{split}' of {path} has no column '{name}'; {cure}")
-        paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
-        said = ""
-        if name in columns.labels and not _holds_tags(feature):
-            what = "pictures, not tags: --mask-column names masks" if holds_pictures(feature) else "no tags"
-            said = f"{what}; name that of tags with --labels-column"
-        elif name == columns.id and not isinstance(feature, Value):
-            said = "no ids; name another with --id-column"
-        elif name in (image, columns.mask) and not (paths or holds_pictures(feature)):
-            said = "neither pictures nor their paths; name another"
-        if said:
-            raise DataError(f"column '{name}' of {path} holds {said}")
+    path: Path
+    tables: Mapping[str, ArrowTable]
+    image: str
+    columns: HfColumns
+    options: SourceOptions
+
+    def check_kinds(self) -> None:
+        """Raise `DataError` unless each split has the columns, and in them what they are taken for.
+
+        Only masks may be in other splits alone, if there are labels.
+        """
+        image, mask, labels = self.image, self.columns.mask, self.columns.labels
+        for split, table in self.tables.items():
+            for name in filter(None, (image, mask, self.columns.id, *labels)):
+                feature, said = table.open().features.get(name), ""
+                paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
+                if feature is None and name == mask and labels:
+                    self.options.note(f"split '{split}' has no column '{name}': its pictures have no mask")
+                    continue
+                if feature is None:
+                    cure = "add it, or leave the split out"
+                    raise DataError(f"split '{split}' of {self.path} has no column '{name}'; {cure}")
+                if name in labels and not _holds_tags(feature):
+                    masks = "pictures, not tags: --mask-column names masks"
+                    said = masks if holds_pictures(feature) else "no tags"
+                    said += "; name that of tags with --labels-column"
+                elif name == self.columns.id and not isinstance(feature, Value):
+                    said = "no ids; name another with --id-column"
+                elif name in (image, mask) and not (paths or holds_pictures(feature)):
+                    said = "neither pictures nor their paths; name another"
+                if said:
+                    raise DataError(f"column '{name}' of {self.path} holds {said}")
+
+    def class_label_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the classes of each label column of class labels, those of all splits in their order.
+
+        Raises `DataError` for class labels in one split only; or if there are masks, and the ids that go with
+        the names are not the same in all splits, or background is not the first.
+        """
+        known: dict[str, tuple[str, ...]] = {}
+        for label in self.columns.labels:
+            inner = {split: _inner(table.open().features[label]) for split, table in self.tables.items()}
+            named = {split: kind.names for split, kind in inner.items() if isinstance(kind, ClassLabel)}
+            if not named:
+                continue
+            if others := sorted(inner.keys() - named.keys()):
+                said = f"holds class labels, but not in split '{others[0]}'; save all splits alike"
+                raise DataError(f"column '{label}' of {self.path} {said}")
+            longest = max(named.values(), key=len)
+            late = next((name for name in longest[1:] if is_no_class(name)), None)
+            said = f"class '{late}' of column '{label}' is not the first" if late else ""
+            if any(names != longest[: len(names)] for names in named.values()):
+                said = f"the splits of {self.path} number the classes of '{label}' differently"
+            if said and self.columns.mask and self.options.classes is None:
+                cure = "give the classes in the order of the masks' ids with --classes FILE"
+                raise DataError(f"{said}, so the ids of the masks are open: {cure}")
+            names = dict.fromkeys(chain(*named.values()))
+            known[label] = tuple(name for name in names if not is_no_class(name))
+        return known
+
+    def tags(self, known: Mapping[str, Sequence[str]]) -> tuple[list[Tags], Tags]:
+        """Return the tags of all rows of all splits, and the columns that are classes."""
+        labels, tables = self.columns.labels, self.tables.values()
+        if not labels:
+            return [()] * sum(len(table.open()) for table in tables), ()
+        flags: Tags = ()
+        named: list[list[Tags]] = []
+        for label in known:
+            kinds = [(_inner(table.open().features[label]), table.cells(label)) for table in tables]
+            named.append([_class_label_tags(kind, cell) for kind, cells in kinds for cell in cells])
+        if others := [label for label in labels if label not in known]:
+            cells = {label: list(chain(*(table.cells(label) for table in tables))) for label in others}
+            read, flags = columns_tags(cells, self.options)
+            named.append(read)
+        rows = [said[0] if len(said) == 1 else united(said) for said in zip(*named, strict=True)]
+        *tags, flags = settled([*rows, flags], self.options, list(chain(*known.values())))
+        return tags, flags
+
+    def entries(
+        self, split: str, table: ArrowTable, tags: Sequence[Tags], index: TagIndex
+    ) -> Iterator[Entry]:
+        """Yield the records of one table, rows of one picture as one."""
+        mask = self.columns.mask if self.columns.mask in table.open().column_names else None
+        unmasked = table.rows_without(mask) if mask else frozenset[int]()
+        for record_id, rows in self._rows_by_picture(split, table):
+            masks = [ArrowCell(table, mask, row) for row in rows if mask and row not in unmasked]
+            reason = unsafe_id(record_id) if record_id else "row has no id; give every picture one"
+            if any(other.value() != masks[0].value() for other in masks[1:]):
+                reason = reason or "rows of this picture have several masks; keep one"
+            try:
+                found = index(reason or united(tags[row] for row in rows))
+            except RecordError as error:
+                yield Rejection(record_id or f"row {rows[0]}", str(error), f"{table.name}, row {rows[0]}")
+                continue
+            own = found if self.columns.labels else None
+            yield SourceRecord(record_id, ArrowCell(table, self.image, rows[0]), next(iter(masks), None), own)
+
+    def _rows_by_picture(self, split: str, table: ArrowTable) -> list[tuple[str, list[int]]]:
+        """Return the rows of each picture with its id: those of one id and picture, or of one path."""
+        feature, own_id = table.open().features[self.image], self.columns.id
+        paths = isinstance(feature, Value) and "string" in feature.dtype
+        key = own_id or (self.image if paths else None)
+        groups: list[tuple[str, list[int]]] = []
+        first: dict[str, list[int]] = {}
+        cells: Iterable[Any] = table.cells(key) if key else [None] * len(table.open())
+        for row, name in enumerate(map(text_of, cells)):
+            rows = first.get(name, []) if name else []
+            places = (rows[0], row) if rows and own_id else ()
+            pictures = [ArrowCell(table, self.image, place).value() for place in places]
+            if rows and pictures[:1] == pictures[1:]:
+                rows.append(row)
+            else:
+                groups.append((name if own_id else f"{split}_{row:08d}", [row]))
+                first.setdefault(name, groups[-1][1])
+        return groups
 
 
 def _inner(feature: Any) -> Any:
-    """Return what a column holds, of lists their items."""
     return feature.feature if isinstance(feature, List | LargeList) else feature
 
 
 def _holds_tags(feature: Any) -> bool:
     inner = _inner(feature)
     return isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "binary" not in inner.dtype)
-
-
-def _class_label_names(
-    path: Path, tables: Mapping[str, ArrowTable], columns: HfColumns, options: SourceOptions
-) -> dict[str, tuple[str, ...]]:
-    """Return the classes of each label column of class labels, those of all splits in their order.
-
-    Raises `DataError` for class labels in one split only; or if there are masks, and the ids that go with the
-    names are not the same in all splits, or background is not the first.
-    """
-    known: dict[str, tuple[str, ...]] = {}
-    for label in columns.labels:
-        inner = {split: _inner(table.open().features[label]) for split, table in tables.items()}
-        named = {split: kind.names for split, kind in inner.items() if isinstance(kind, ClassLabel)}
-        if not named:
-            continue
-        if others := sorted(inner.keys() - named.keys()):
-            said = f"holds class labels, but not in split '{others[0]}'; save all splits alike"
-            raise DataError(f"column '{label}' of {path} {said}")
-        longest = max(named.values(), key=len)
-        late = next((name for name in longest[1:] if is_no_class(name)), None)
-        said = f"class '{late}' of column '{label}' is not the first" if late else ""
-        if any(names != longest[: len(names)] for names in named.values()):
-            said = f"the splits of {path} number the classes of '{label}' differently"
-        if said and columns.mask and options.classes is None:
-            cure = "give the classes in the order of the masks' ids with --classes FILE"
-            raise DataError(f"{said}, so the ids of the masks are open: {cure}")
-        known[label] = tuple(name for name in dict.fromkeys(chain(*named.values())) if not is_no_class(name))
-    return known
-
-
-def _all_tags(
-    tables: Mapping[str, ArrowTable],
-    labels: Sequence[str],
-    known: Mapping[str, Sequence[str]],
-    options: SourceOptions,
-) -> tuple[list[Tags], Tags]:
-    """Return the tags of all rows of all splits, and the columns that are classes."""
-    if not labels:
-        return [()] * sum(len(table.open()) for table in tables.values()), ()
-    flags: Tags = ()
-    named: list[list[Tags]] = []
-    for label in known:
-        kinds = [(_inner(table.open().features[label]), table.cells(label)) for table in tables.values()]
-        named.append([_class_label_tags(kind, cell) for kind, cells in kinds for cell in cells])
-    if others := [label for label in labels if label not in known]:
-        cells = {label: list(chain(*(table.cells(label) for table in tables.values()))) for label in others}
-        read, flags = columns_tags(cells, options)
-        named.append(read)
-    rows = [said[0] if len(said) == 1 else united(said) for said in zip(*named, strict=True)]
-    *tags, flags = settled([*rows, flags], options, list(chain(*known.values())))
-    return tags, flags
 
 
 def _class_label_tags(feature: ClassLabel, value: Any) -> Tags:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from cosa_dist.data.errors import DataError, nearest_name
+from cosa_dist.data.errors import DataError, nearest_name, printable
 from cosa_dist.data.sources.record import Entry, SourceRecord
 
 Notify = Callable[[str], None]
@@ -49,6 +49,10 @@ class SourceOptions:
             raise DataError("--tags-separator is empty; give the text between two tags")
         if not 0.0 <= self.val_fraction < 1.0:
             raise DataError(f"--val-fraction is in [0, 1); got {self.val_fraction}")
+
+    def note(self, line: str) -> None:
+        """Pass a line to the user, whatever signs the names in it hold."""
+        self.notify(printable(line))
 
     @cached_property
     def explicit(self) -> frozenset[str]:
@@ -132,7 +136,7 @@ def with_validation(entries: Mapping[str, list[Entry]], options: SourceOptions) 
             groups.setdefault((entry.tags or ())[:1], set()).add(entry.id)
     chosen, asked = seeded_validation(groups.values(), options), f"--val-fraction {options.val_fraction}"
     if chosen:
-        options.notify(f"no split 'val' is there: {len(chosen)} pictures of 'train' become it ({asked})")
+        options.note(f"no split 'val' is there: {len(chosen)} pictures of 'train' become it ({asked})")
     elif options.val_fraction:
-        options.notify(f"{asked} of 'train' is less than one picture of any class; take more")
+        options.note(f"{asked} of 'train' is less than one picture of any class; take more")
     return {**entries, **train_and_val(entries[TRAIN], chosen)}

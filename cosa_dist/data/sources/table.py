@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.errors import DataError, RecordError, Rejection, printable, quoted
+from cosa_dist.data.errors import DataError, RecordError, Rejection, quoted
 from cosa_dist.data.sources.cells import MISSING, Tags, text_of
 from cosa_dist.data.sources.classes import TagIndex, class_names_of
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
@@ -85,15 +85,15 @@ def table_source(
     _refuse_unreadable_cells(read, image, filter(None, (image, split, mask, *tag_columns)))
     tags, flags = columns_tags({name: read.columns[name] for name in tag_columns}, options)
     *tags, flags = settled([*tags, flags], options)
-    lines = _with_endings(images, _lines(read, tags, image, mask, split), options.notify)
-    lines = _one_line_a_picture(lines, options.notify)
+    lines = _with_endings(images, _lines(read, tags, image, mask, split), options.note)
+    lines = _one_line_a_picture(lines, options.note)
     bad = (f" (row {line.number}: {line.tags})" for line in lines if isinstance(line.tags, str))
     where = f"table {table}{next(bad, '')}"
     names = options.classes or class_names_of((line.tags for line in lines), where, flags)
     info, index = DatasetInfo(table.stem, names), TagIndex(names)
     blank = sum(not line.split for line in lines)
     if 0 < blank < len(lines):
-        options.notify(f"{blank} pictures name no split: they are taken as '{TRAIN}'")
+        options.note(f"{blank} pictures name no split: they are taken as '{TRAIN}'")
     chosen = seeded_validation([{line.image for line in lines if blank == len(lines)}], options)
     entries: dict[str, list[Entry]] = {}
     for line in lines:
@@ -120,13 +120,13 @@ def _columns_of(
     named = (find_column(p and p.strip(), TAG_COLUMNS, there, where, "--tags-column") for p in parts)
     tags = tuple(name for name in named if name)
     others = [name for name in there if name not in (image, split, mask, *tags)]
-    split = split or _split_column(table, others, options.notify)
+    split = split or _split_column(table, others, options.note)
     others = [name for name in others if name != split]
     if not tags:
         missing = f"{has}; say with --tags-column which to take"
         tags = flags_found({name: table.columns[name] for name in others}, missing, options)
     elif len(tags) == 1:
-        _look_at_others(table, others, options.notify)
+        _look_at_others(table, others, options.note)
     return image, tags, split, mask
 
 
@@ -157,7 +157,7 @@ def _look_at_others(table: Table, others: Sequence[str], notify: Notify) -> None
                 said = f"table {table.path}, line {number}: column '{name}' says that the tag is not there"
                 raise DataError(f"{said}; take such rows out, and the column")
     if unread := [name for name in others if not is_numbering(name)]:
-        notify(printable(f"columns that are not read: {', '.join(unread):.300}"))
+        notify(f"columns that are not read: {', '.join(unread):.300}")
 
 
 def _refuse_unreadable_cells(table: Table, image: str, read: Iterable[str]) -> None:
@@ -174,7 +174,6 @@ def _refuse_unreadable_cells(table: Table, image: str, read: Iterable[str]) -> N
 
 
 def _lines(table: Table, tags: Sequence[Tags], *columns: str | None) -> list[_Line]:
-    """Return a table's rows, by the columns of pictures, masks and splits."""
     blank = [""] * len(table.numbers)
     texts = (list(map(text_of, table.columns[name])) if name else blank for name in columns)
     lines = []
@@ -185,7 +184,6 @@ def _lines(table: Table, tags: Sequence[Tags], *columns: str | None) -> list[_Li
 
 
 def _with_endings(images: Path, lines: Sequence[_Line], notify: Notify) -> list[_Line]:
-    """Return the lines with the ending of the picture's file, where its name is written without."""
     known: dict[str, str] = {}
     endings = [*IMAGE_ENDINGS, *map(str.upper, IMAGE_ENDINGS)]
     for line in lines:
@@ -226,7 +224,6 @@ def _united(own: Sequence[_Line]) -> _Line:
 
 
 def _entry(images: Path, table: Path, line: _Line, masks: Path | None, index: TagIndex) -> Entry:
-    """Return the record of one picture, or why it is left out."""
     record_id = id_of(line.image) or f"row {line.number}"
     reason = unsafe_name(line.image) or unsafe_id(record_id) or (line.mask and unsafe_name(line.mask))
     try:

@@ -54,7 +54,7 @@ def column_tags(
     words_of_text = cache(lambda text: cell_words(text, options, examples))
     rows = [words_of_text(c) if isinstance(c, str) else cell_words(c, options, examples) for c in cells]
     for kind, example in examples.items():
-        options.notify(f"column '{column}': cells such as {example!r:.60} are read as {kind}")
+        options.note(f"column '{column}': cells such as {example!r:.60} are read as {kind}")
     lists = [row for row in rows if isinstance(row, tuple) and row]
     read_as = _vectors if any(len(row) > 1 for row in lists) else _flags if alone else None
     values = set(chain(*lists))
@@ -96,9 +96,7 @@ def _vectors(
             places = f"{lengths[0]} and of {lengths[-1]} places"
             raise DataError(f"column '{column}' holds label vectors of {places}; make them equal")
         if repeated:
-            options.notify(
-                f"column '{column}': lists of 0 and 1 of several lengths are taken as class numbers"
-            )
+            options.note(f"column '{column}': lists of 0 and 1 of several lengths are taken as class numbers")
         return None
     if truths.keys() <= options.explicit and not (repeated and lengths[0] == len(options.explicit)):
         return None
@@ -109,7 +107,7 @@ def _vectors(
             f"column '{column}' holds label vectors of {lengths[0]} places: name the class of each, in their "
             f"order, with --classes FILE{given}"
         )
-    options.notify(f"column '{column}' holds label vectors: place by place the classes of --classes")
+    options.note(f"column '{column}' holds label vectors: place by place the classes of --classes")
     names = tuple(map(plain, classes))
     return [row if isinstance(row, str) else tuple(compress(names, map(truths.get, row))) for row in rows]
 
@@ -130,7 +128,7 @@ def _flags(
         name = plain(same[0])
     elif numbers and usual:
         if set(truths.values()) >= {True, False}:
-            options.notify(
+            options.note(
                 f"column '{column}' holds 0 and 1: they are taken as two classes; if 1 means that one class "
                 "is there, name that one in --classes"
             )
@@ -140,7 +138,7 @@ def _flags(
             f"column '{column}' holds only {quoted(sorted(truths))}: with --classes FILE name the one class "
             "that is there or not, or these themselves if they are classes"
         )
-    options.notify(f"column '{column}' says whether '{name}' is there")
+    options.note(f"column '{column}' says whether '{name}' is there")
     return [row if isinstance(row, str) else (name,) * any(map(truths.get, row)) for row in rows]
 
 
@@ -162,7 +160,7 @@ def _named(rows: Sequence[Tags], values: set[str], column: str, options: SourceO
     names |= {value: value.split(".")[0] if numbers else value for value in rest - missing}
     if said := sorted(missing - {""}):
         cure = "name in --classes what is a class"
-        options.notify(f"column '{column}': taken as no tag: {quoted(said)} ({cure})")
+        options.note(f"column '{column}': taken as no tag: {quoted(said)} ({cure})")
     return _renamed(rows, names)
 
 
@@ -199,10 +197,10 @@ def settled(rows: Sequence[Tags], options: SourceOptions, known: Iterable[str] =
     counts = Counter(name for tags in rows if isinstance(tags, tuple) for name in tags)
     explicit = options.explicit or frozenset(map(plain, known))
     if unclassed := sorted(name for name in counts if name not in explicit and is_no_class(name)):
-        options.notify(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
+        options.note(f"tags {quoted(unclassed)} are taken as no tag: background is id 0 of every mask")
     for name in unclassed:
         del counts[name]
-    note_none_classes(sorted(counts.keys() - explicit), options.notify)
+    note_none_classes(sorted(counts.keys() - explicit), options.note)
     if options.separator is None:
         _refuse_joined(counts, explicit, options)
     return _renamed(rows, {name: name for name in counts} | _one_spelling(counts, explicit, options))
@@ -227,7 +225,7 @@ def _refuse_joined(names: Collection[str], explicit: Collection[str], options: S
         doubtful = doubtful or (sign and not explicit and (name, sign[1]))
     if doubtful:
         name, sign_text = doubtful
-        options.notify(
+        options.note(
             f"tags such as {shown(name)} are taken as one name; --tags-separator '{sign_text}' parts them"
         )
 
@@ -248,7 +246,6 @@ def _of_shared_words(names: Iterable[str]) -> set[str]:
 
 
 def _one_spelling(counts: Counter[str], explicit: Collection[str], options: SourceOptions) -> dict[str, str]:
-    """Return the class of each name that is spelt otherwise: the listed one, or the most frequent."""
     by_key = by_spelling(explicit)
     names: dict[str, str] = {}
     lines = []
@@ -261,7 +258,7 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], options: Sour
         lines.append(f"{quoted([name for name in group if name != best])} as '{best}'")
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-        options.notify(
+        options.note(
             f"tags that differ only in spelling are one class: {'; '.join(lines[:5])}{more} "
             "(name them in --classes to keep them apart)"
         )
@@ -287,7 +284,7 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], options: SourceOptions) -
         if len(flags) < len(names):
             some = f"only {quoted(tuple(flags))} hold 0 and 1"
             raise DataError(f"of the columns {quoted(names)} {some}; name columns of one kind")
-        options.notify(f"columns {quoted(names)} hold 0 and 1: each is a class, shown where it is 1")
+        options.note(f"columns {quoted(names)} hold 0 and 1: each is a class, shown where it is 1")
         classes = tuple(map(plain, names))
         rows = zip(*columns.values(), strict=True)
         return [tuple(compress(classes, (truth(c, ticks=True) for c in cells))) for cells in rows], classes
