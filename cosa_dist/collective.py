@@ -1,8 +1,7 @@
-"""Sums and concatenations over the ranks of a run.
+"""Sums and concatenations over the ranks of a run; without a process group each is the identity.
 
 Everything that counts (pixels, confusion matrices, threshold histograms) is summed over all ranks, so
-that results do not depend on how many workers share the work. Without a process group each function is
-the identity, so the same code runs in a plain process.
+that results do not depend on how many workers share the work.
 """
 
 from __future__ import annotations
@@ -40,38 +39,32 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def concatenate_over_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate `[N_r, ...]` tensors of all ranks along the first axis, in rank order.
-
-    The lengths `N_r` may differ: each rank pads to the longest and the padding is cut off again.
-    """
+    """Concatenate `[N_r, ...]` tensors of all ranks along the first axis, in rank order; `N_r` may differ."""
     if not is_distributed():
         return tensor
-    length = torch.tensor([tensor.shape[0]], device=tensor.device)
-    lengths = [torch.zeros_like(length) for _ in range(world_size())]
-    dist.all_gather(lengths, length)
-    longest = int(torch.stack(lengths).max())
-    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-    padded[: tensor.shape[0]] = tensor
+    lengths = torch.zeros(world_size(), dtype=torch.long, device=tensor.device)
+    lengths[rank()] = len(tensor)
+    dist.all_reduce(lengths)
+    padded = tensor.new_zeros((int(lengths.max()), *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)])
 
 
 @contextmanager
 def together(device: torch.device) -> Iterator[None]:
     """A block of work without collectives: where it fails on one rank, all ranks raise, and none waits.
 
-    Raises:
-        RuntimeError: another rank failed; which and why.
+    The other ranks raise a RuntimeError that says which one failed and why.
     """
     failure: Exception | None = None
+    reason = ""
     try:
         yield
     except Exception as error:
         failure = error
-    reason = ""
-    if failure is not None:
-        reason = f"worker {rank()}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        reason = f"worker {rank()}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     text = torch.tensor(list(f"{reason}\n".encode()), dtype=torch.uint8, device=device)
     reasons = bytes(concatenate_over_ranks(text).tolist()).decode().split("\n")
     if failure is not None:

@@ -57,8 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.control import classification_control
     from cosa_dist.evaluation.evaluator import Evaluator, with_crf
     from cosa_dist.evaluation.report import as_text
-    from cosa_dist.inference.device import device_named
-    from cosa_dist.inference.trained import load_chosen
+    from cosa_dist.inference.trained import device_named, load_chosen
     from cosa_dist.training.precision import autocast
 
     device = device_named(arguments.device)

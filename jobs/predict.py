@@ -22,8 +22,7 @@ from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
     from cosa_dist.inference.pictures import Listing
-    from cosa_dist.inference.predict import Summary
-    from cosa_dist.inference.worker import PredictionTask, PredictionWorker
+    from cosa_dist.inference.predict import PredictionTask, PredictionWorker, Summary
 
 SKIPPED = 3
 LINES = 20
@@ -71,8 +70,8 @@ def task_of(asked: argparse.Namespace) -> PredictionTask:
     Raises:
         ConfigError: naming the option, its value and what is allowed.
     """
-    from cosa_dist.inference.device import device_named
-    from cosa_dist.inference.worker import PredictionTask
+    from cosa_dist.inference.predict import PredictionTask
+    from cosa_dist.inference.trained import device_named
     from cosa_dist.inference.writing import MASKS, OUTPUTS
 
     words = [word.strip() for word in asked.outputs.split(",") if word.strip()]
@@ -115,10 +114,8 @@ def run(asked: argparse.Namespace) -> Summary:
 
     from cosa_dist.distributed.cluster import check_start
     from cosa_dist.inference.pictures import list_pictures
-    from cosa_dist.inference.predict import write_summary
-    from cosa_dist.inference.voc_server import check_voc, write_archive
-    from cosa_dist.inference.worker import PredictionWorker
-    from cosa_dist.inference.writing import out_folder
+    from cosa_dist.inference.predict import PredictionWorker, write_summary
+    from cosa_dist.inference.writing import check_voc, out_folder, write_archive
 
     task = task_of(asked)
     if asked.workers:

@@ -95,8 +95,7 @@ def follow_images(asked: argparse.Namespace) -> Evolution | None:
         ValueError: no checkpoint, no shards.
     """
     from cosa_dist.data.reading.loader import EvaluationLoader
-    from cosa_dist.inference.device import device_named
-    from cosa_dist.inference.trained import load_trained
+    from cosa_dist.inference.trained import device_named, load_trained
     from cosa_dist.reports.run_analysis import predict_per_checkpoint
 
     if not asked.followed:
@@ -118,9 +117,8 @@ def judge_images(asked: argparse.Namespace) -> ErrorAnalysis:
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader
-    from cosa_dist.inference.device import device_named
     from cosa_dist.inference.segmentation import Segmenting
-    from cosa_dist.inference.trained import load_trained
+    from cosa_dist.inference.trained import device_named, load_trained
     from cosa_dist.reports.run_analysis import analyse_errors
 
     device = device_named(asked.device)

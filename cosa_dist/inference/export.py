@@ -18,26 +18,76 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from uuid import uuid4
 
 import yaml
 
+from cosa_dist.atomic import atomic_folder
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.inference.export_graph import ONNX_FILE, TORCH_FILE, write_onnx, write_torch_export
-from cosa_dist.inference.model_card import model_card
+from cosa_dist.inference.export_graph import write_onnx, write_torch_export
 from cosa_dist.inference.trained import CLASSES, CONFIG, WEIGHTS, TrainedModel
 from cosa_dist.model.weight_file import save_tensors
 
 SERVED = Path(__file__).with_name("served_model.py")
 MLFLOW_FOLDER, NETWORK = "mlflow", "network"
 PACKAGE = Path(__file__).parents[1]
-REQUIREMENTS = (
-    *("torch", "torchvision", "timm", "segmentation-models-pytorch", "datasets", "pydantic", "pyyaml"),
-    *("safetensors", "scikit-learn", "scipy", "pycocotools", "pillow", "pandas", "rich"),
-)
+USES = {
+    "weights": """```bash
+python jobs/predict.py FOLDER pictures/ --out masks                      # masks of pictures
+python jobs/train.py --model.weights FOLDER/model.safetensors ...        # go on training, on the same classes
+```""",
+    "torch_export": """```python
+graph = torch.export.load("model.pt2").module()
+segmentation, logits = graph(images)   # images [B, 3, {size}, {size}] float32, RGB 0..255
+```""",
+    "onnx": """```python
+session = onnxruntime.InferenceSession("model.onnx")
+segmentation, logits = session.run(None, {{"images": images}})   # [B, 3, {size}, {size}] float32, RGB 0..255
+```""",
+    "mlflow": """```bash
+source .venv/bin/activate && mlflow models serve -m mlflow --env-manager local --host 127.0.0.1 --port 5001
+curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
+  -d '{{"dataframe_split": {{"columns": ["image"], "data": [["'$(base64 -w0 photo.jpg)'"]]}}}}'
+```""",
+}
+CARD = """---
+library_name: cosa_dist
+pipeline_tag: image-segmentation
+tags: [semantic-segmentation, weakly-supervised, cosa]
+---
+
+# {model.name}
+
+Semantic segmentation of {classes} classes, learned from {supervision} with `cosa_dist`
+(CoSA, "Weakly Supervised Co-training with Swapping Assignments for Semantic Segmentation", ECCV 2024).
+
+| | |
+|---|---|
+| backbone | `{config.model.backbone}` |
+| recipe, seed, steps | `{config.recipe}`, {config.seed}, {config.training.steps} |
+| checkpoint | {model.source} |
+| seen size | {size} x {size} pixels, aspect ratio not kept |
+| classes | background, {names} |
+
+## Scores
+
+{scores}
+
+## Use
+
+{uses}
+
+The graphs see a picture once, resized (bilinear) to the square; `jobs/predict.py` sees it at
+the scales {scales}{mirrored}.
+
+## Limits
+
+Learned from {supervision}: borders are soft, and what always occurs together with a class may be taken for
+it. Only the classes above are known; everything else should come out as background. The weights' licence
+follows from the images and the initial weights that they were trained with.
+"""
 
 
 def export(
@@ -47,36 +97,16 @@ def export(
     reports: Sequence[EvalReport] = (),
     overwrite: bool = False,
 ) -> list[str]:
-    """Write the export and return one line on each format.
+    """Write an export with some of `FORMATS` to the new folder `out` and return one line on each.
 
-    Args:
-        model: the trained network.
-        out: folder to make.
-        formats: some of `FORMATS`.
-        reports: evaluations of the run, for the model card.
-        overwrite: whether a folder that is there is replaced.
-
-    Raises:
-        DataError: `out` is there already.
-        ExportError: a format does not work for this network; nothing is left behind.
-        OSError: the disk refused.
+    The reports are the run's evaluations, for the model card. Raises DataError if `out` is there already
+    (and not `overwrite`), ExportError if a format does not work for this network; nothing is left behind.
     """
     if out.exists() and not overwrite:
         raise DataError(f"{out} is there already; give another --out, or --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    working = out.parent / f".{out.name}.{uuid4().hex}.part"
-    working.mkdir()
-    try:
+    with atomic_folder(out, replace=True) as working:
         _describe(model, working, formats, reports)
-        lines = [f"{name}: {FORMATS[name](model, working)}" for name in formats]
-        if out.is_dir() and not out.is_symlink():
-            shutil.rmtree(out)
-        else:
-            out.unlink(missing_ok=True)
-        working.rename(out)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    return lines
+        return [f"{name}: {FORMATS[name](model, working)}" for name in formats]
 
 
 def portable_config(config: RunConfig) -> RunConfig:
@@ -107,7 +137,39 @@ def _describe(
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in model.class_names), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(model, formats, reports), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(model, formats, reports), encoding="utf-8")
+
+
+def _model_card(model: TrainedModel, formats: Sequence[str], reports: Sequence[EvalReport]) -> str:
+    """What the network is, how good, how to use it and what not to expect: Markdown with the hub's header."""
+    evaluation = model.config.evaluation
+    return CARD.format(
+        model=model,
+        config=model.config,
+        size=evaluation.size,
+        classes=len(model.class_names),
+        names=", ".join(model.class_names),
+        supervision="masks" if model.config.kind == "segmenter" else "image tags",
+        scores=_scores(reports, model.config.data.label),
+        uses="\n\n".join(USES[name].format(size=evaluation.size) for name in formats),
+        scales=", ".join(f"{scale:g}" for scale in evaluation.scales),
+        mirrored=" and mirrored" if evaluation.flip else "",
+    )
+
+
+def _scores(reports: Sequence[EvalReport], dataset: str) -> str:
+    if not reports:
+        return "None recorded."
+    rows = [
+        f"| {report.network} | {measurement} | {score.miou:.2f} | {report.images} |"
+        for report in reports
+        for measurement, score in report.scores.items()
+        if score.miou is not None
+    ]
+    where = f"At the run's last step, on the validation images{f' of {dataset}' if dataset else ''}. "
+    note = "`unfiltered` is the headline; `true_labels` may use the tags of the evaluated image.\n"
+    table = ["| network | prediction | mIoU (%) | images |", "|---|---|---|---|", *rows]
+    return "\n".join([where + note, *table])
 
 
 def _write_weights(model: TrainedModel, folder: Path) -> str:
@@ -115,16 +177,6 @@ def _write_weights(model: TrainedModel, folder: Path) -> str:
     save_tensors(state, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(to_yaml(portable_config(model.config)), encoding="utf-8")
     return f"{WEIGHTS}, {sum(value.numel() for value in state.values()) / 1e6:.1f} million numbers"
-
-
-def _write_torch(model: TrainedModel, folder: Path) -> str:
-    difference = write_torch_export(model, folder / TORCH_FILE)
-    return f"{TORCH_FILE}, differs from the network by at most {difference:.1e}"
-
-
-def _write_onnx(model: TrainedModel, folder: Path) -> str:
-    difference = write_onnx(model, folder / ONNX_FILE)
-    return f"{ONNX_FILE}, in onnxruntime it differs from the network by at most {difference:.1e}"
 
 
 def _write_mlflow(model: TrainedModel, folder: Path) -> str:
@@ -137,6 +189,9 @@ def _write_mlflow(model: TrainedModel, folder: Path) -> str:
     try:
         _describe(model, network, ["weights"], ())
         _write_weights(model, network)
+        # The package itself lies in the model.
+        needed = (line.partition(";") for line in metadata.requires("cosa_dist") or [])
+        requirements = [name for name, _, extra in needed if not extra and not name.startswith("mlflow")]
         answer = Schema([ColSpec(DataType.string, name) for name in ("mask", "classes", "error")])
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         # It would rather see an example of a picture; the signature says it all.
@@ -147,15 +202,15 @@ def _write_mlflow(model: TrainedModel, folder: Path) -> str:
             artifacts={NETWORK: str(network)},
             code_paths=[str(PACKAGE)],
             signature=ModelSignature(Schema([ColSpec(DataType.string, "image")]), answer),
-            pip_requirements=[f"mlflow=={mlflow.__version__}", *REQUIREMENTS],
+            pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
         )
-        _forget_this_machine(folder / MLFLOW_FOLDER / "MLmodel")
+        _remove_machine_paths(folder / MLFLOW_FOLDER / "MLmodel")
     finally:
         shutil.rmtree(network, ignore_errors=True)
     return f"{MLFLOW_FOLDER}/, serve with: mlflow models serve -m FOLDER/mlflow --env-manager local"
 
 
-def _forget_this_machine(path: Path) -> None:
+def _remove_machine_paths(path: Path) -> None:
     """Make the folders in MLflow's description relative; it looks for both beside itself."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     flavor = content["flavors"]["python_function"]
@@ -164,10 +219,10 @@ def _forget_this_machine(path: Path) -> None:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
+# What an export can hold, and what writes it.
 FORMATS: dict[str, Callable[[TrainedModel, Path], str]] = {
     "weights": _write_weights,
-    "torch_export": _write_torch,
-    "onnx": _write_onnx,
+    "torch_export": write_torch_export,
+    "onnx": write_onnx,
     "mlflow": _write_mlflow,
 }
-"""What an export can hold, and what writes it."""

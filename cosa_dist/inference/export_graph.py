@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +22,10 @@ from cosa_dist.inference.trained import TrainedModel
 INPUT = "images"
 OUTPUTS = ("segmentation", "logits")
 TORCH_FILE, ONNX_FILE = "model.pt2", "model.onnx"
+# Largest difference of logits, relative to the largest logit, between the graph and the network.
 TOLERANCE = 1e-3
-"""largest difference of logits, relative to the largest logit, between the graph and the network"""
+# Bytes of weights up to which an ONNX file holds them itself (the format's limit is 2 GiB).
 LARGEST_SINGLE_FILE = 1.5e9
-"""bytes of weights up to which an ONNX file holds them itself (the format's limit is 2 GiB)"""
 
 
 class ExportError(RuntimeError):
@@ -33,10 +33,9 @@ class ExportError(RuntimeError):
 
 
 class PlainSegmenter(nn.Module):
-    """A trained network with the normalisation before it and the enlargement after it."""
+    """A trained network with the normalisation before it and the enlargement to `size` after it."""
 
     def __init__(self, network: nn.Module, size: int) -> None:
-        """Keep the network, for pictures of side `size`."""
         super().__init__()
         self.network, self.size = network, size
 
@@ -61,7 +60,7 @@ def example(size: int, batch: int) -> Tensor:
     return (noise * 255).round()
 
 
-def traced(graph: PlainSegmenter) -> torch.export.ExportedProgram:
+def _traced(graph: PlainSegmenter) -> torch.export.ExportedProgram:
     """The graph as `torch.export` sees it, for any number of pictures.
 
     Strict tracing follows `len(tensor)`; the other way would take the example's batch for a constant.
@@ -70,38 +69,31 @@ def traced(graph: PlainSegmenter) -> torch.export.ExportedProgram:
     return torch.export.export(graph, (example(graph.size, 2),), dynamic_shapes=({0: batch},), strict=True)
 
 
-def write_torch_export(model: TrainedModel, path: Path) -> float:
-    """Write `torch.export.save`'s file; return the largest relative difference to the network.
-
-    Raises:
-        ExportError: the network cannot be traced, or the written graph gives other numbers.
-    """
-    graph = graph_of(model)
+def write_torch_export(model: TrainedModel, folder: Path) -> str:
+    """Write `torch.export.save`'s file into `folder`, check it, and say so in a line."""
+    graph, path = graph_of(model), folder / TORCH_FILE
     try:
-        torch.export.save(traced(graph), path)
+        torch.export.save(_traced(graph), path)
         loaded = torch.export.load(path).module()
     except Exception as error:  # torch.export raises many kinds
-        raise ExportError(f"torch_export: {_one_line(error)}") from error
-    return checked(graph, lambda images: tuple(loaded(images)), "torch_export")
+        raise _failed("torch_export", error) from error
+    difference = checked(graph, lambda images: tuple(loaded(images)), "torch_export")
+    return f"{TORCH_FILE}, differs from the network by at most {difference:.1e}"
 
 
-def write_onnx(model: TrainedModel, path: Path) -> float:
-    """Write an ONNX file and run it with onnxruntime; return the largest relative difference to the network.
-
-    Raises:
-        ExportError: packages are missing, the network cannot be exported, or the numbers differ.
-    """
+def write_onnx(model: TrainedModel, folder: Path) -> str:
+    """Write an ONNX file into `folder`, check it in onnxruntime, and say so in a line."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"onnx needs the extra packages: pip install -e '.[export]' ({error})") from None
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-    graph = graph_of(model)
+    graph, path = graph_of(model), folder / ONNX_FILE
     weights = sum(parameter.numel() * parameter.element_size() for parameter in graph.parameters())
     try:
         torch.onnx.export(
-            traced(graph),
+            _traced(graph),
             (),
             str(path),
             dynamo=True,
@@ -112,21 +104,20 @@ def write_onnx(model: TrainedModel, path: Path) -> float:
         )
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # exporter and runtime raise many kinds
-        raise ExportError(f"onnx: {_one_line(error)}") from error
+        raise _failed("onnx", error) from error
 
     def run(images: Tensor) -> Sequence[Tensor]:
         return [torch.from_numpy(value) for value in session.run(list(OUTPUTS), {INPUT: images.numpy()})]
 
-    return checked(graph, run, "onnx")
+    difference = checked(graph, run, "onnx")
+    return f"{ONNX_FILE}, in onnxruntime it differs from the network by at most {difference:.1e}"
 
 
-def checked(graph: PlainSegmenter, run: object, what: str) -> float:
-    """Compare the written graph with the network on batches of one and three pictures.
+def checked(graph: PlainSegmenter, run: Callable[[Tensor], Sequence[Tensor]], what: str) -> float:
+    """The largest relative difference of the written graph to the network, on batches of one and three.
 
-    Raises:
-        ExportError: a difference above `TOLERANCE`.
+    Raises ExportError if it is above `TOLERANCE`.
     """
-    assert callable(run)
     worst = 0.0
     for batch in (1, 3):
         images = example(graph.size, batch)
@@ -142,5 +133,5 @@ def checked(graph: PlainSegmenter, run: object, what: str) -> float:
     return worst
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _failed(what: str, error: Exception) -> ExportError:
+    return ExportError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

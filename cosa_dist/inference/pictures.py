@@ -1,25 +1,35 @@
-"""Which pictures a prediction is made of: files, folders, patterns and shards, each with its output's name.
+"""Which pictures a prediction is made of (files, folders, patterns and shards), and their pixels.
 
-The names keep the tree below a folder or below the fixed part of a pattern. Two pictures that would get the
-same name keep their endings in it, and are numbered if that does not tell them apart. What lies in the output
-folder is never taken for input.
+The names of outputs keep the tree below a folder or below the fixed part of a pattern. Two pictures that
+would get the same name keep their endings in it, and are numbered if that does not tell them apart. What lies
+in the output folder is never taken for input.
+
+As in training, EXIF rotation is not applied: a mask belongs to the pixels as they are stored. The orientation
+is kept, so that what is written can be shown as the picture is.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import lru_cache
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 
-from cosa_dist.data.errors import DataError
+from torch import Tensor
+
+from cosa_dist.data.decode import decode_image, orientation_of
+from cosa_dist.data.errors import DataError, RecordError
+from cosa_dist.data.reading.views import to_tensor
 from cosa_dist.data.shards.description import DESCRIPTION
 from cosa_dist.data.shards.remote import is_remote
-from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.split import MappedSplit, open_split
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS
-from cosa_dist.data.sources.record import unsafe_id, unsafe_name
+from cosa_dist.data.sources.record import MAX_FILE_BYTES, unsafe_id, unsafe_name
 
 
 @dataclass(frozen=True)
@@ -27,16 +37,11 @@ class Picture:
     """One picture: its output's name (a relative path without ending) and where its bytes are."""
 
     name: str
-    where: str
-    """path, or record and split, for messages"""
-    path: str = ""
-    """file; empty for a record of shards"""
-    root: str = ""
-    """shard folder of the record"""
-    split: str = ""
-    """its split"""
-    index: int = 0
-    """its number there"""
+    where: str  # path, or record and split, for messages
+    path: str = ""  # file; empty for a record of shards
+    root: str = ""  # shard folder of the record
+    split: str = ""  # its split
+    index: int = 0  # its number there
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,14 @@ class Listing:
     others: int
 
 
+@dataclass(frozen=True)
+class ReadPicture:
+    """A picture's pixels `[3, H, W]` uint8 as they are stored, and its EXIF orientation (1..8)."""
+
+    pixels: Tensor
+    orientation: int = 1
+
+
 def printable(text: str) -> str:
     """The text with what a terminal cannot print (control characters, broken encodings) escaped."""
     shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -66,15 +79,10 @@ def printable(text: str) -> str:
 
 
 def list_pictures(words: Sequence[str], out: Path, split: str = "val") -> Listing:
-    """Find the pictures that some words name.
+    """Find the pictures that some words name, except those in the output folder.
 
-    Args:
-        words: files, folders of pictures, patterns such as `photos/**/*.jpg`, and shard folders.
-        out: output folder, left out of the search.
-        split: split of the shard folders.
-
-    Raises:
-        DataError: a word that names nothing, or no picture at all.
+    Words are files, folders of pictures, patterns such as `photos/**/*.jpg`, and shard folders, of which a
+    split is taken. Raises DataError for a word that names nothing, or if there is no picture at all.
     """
     found: list[Picture] = []
     skipped: list[Skipped] = []
@@ -96,29 +104,36 @@ def list_pictures(words: Sequence[str], out: Path, split: str = "val") -> Listin
         raise DataError(
             f"no picture in {', '.join(map(printable, words))}; pictures end in {' '.join(IMAGE_ENDINGS)}"
         )
-    return Listing(_with_own_names(_once(found)), skipped, others)
+    return Listing(_with_own_names(found), skipped, others)
 
 
 def _records(root: str, split: str) -> list[Picture]:
     """The records of a split; an id that is no plain file name is refused with the whole folder."""
-    opened = open_split(root, split)
-    for record_id in opened.ids:
+    ids = open_split(root, split).ids
+    for record_id in ids:
         if reason := unsafe_id(record_id):
             raise DataError(f"record {record_id!r} of split '{split}' in {root}: {reason}")
     return [
         Picture(record_id, f"record '{record_id}' of split '{split}' in {root}", "", root, split, index)
-        for index, record_id in enumerate(opened.ids)
+        for index, record_id in enumerate(ids)
     ]
 
 
 def _files(word: str) -> Iterator[tuple[str, str]]:
     """Yield (name below the word's folder, path) of the files that a word names, in order."""
     if os.path.isdir(word):
-        yield from _below(word)
+        # Hidden files and folders are left out, links to folders are not entered.
+        for place, folders, files in os.walk(word):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                path = os.path.join(place, name)
+                yield Path(os.path.relpath(path, word)).as_posix(), path
     elif os.path.lexists(word):
         yield os.path.basename(word), word
     elif glob.has_magic(word):
-        base = _fixed_part(word)
+        parts = word.split("/")[:-1]
+        fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        base = "/".join(parts[:fixed]) or ("/" if word.startswith("/") else ".")
         matches = sorted(glob.glob(word, recursive=True))
         if not matches:
             raise DataError(f"no file matches {printable(word)}")
@@ -129,62 +144,61 @@ def _files(word: str) -> Iterator[tuple[str, str]]:
         raise DataError(f"no file or folder {printable(word)}")
 
 
-def _below(folder: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of the files below a folder; hidden ones and links to folders are not entered."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                path = os.path.join(place, name)
-                yield Path(os.path.relpath(path, folder)).as_posix(), path
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folders of a pattern before its first wildcard."""
-    parts = pattern.split("/")[:-1]
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
-
-
 def _lies_in(path: str, folder: Path) -> bool:
     """Whether a file lies below a folder (links in the file's own name are not followed)."""
     parent = os.path.realpath(os.path.dirname(path) or ".")
     return f"{parent}/".startswith(f"{os.path.realpath(folder)}/")
 
 
-def _once(found: Iterable[Picture]) -> list[Picture]:
-    """The pictures without those that were named twice."""
+def _with_own_names(found: Sequence[Picture]) -> list[Picture]:
+    """The pictures without those named twice, each with its own name even where case does not count."""
     unique: dict[object, Picture] = {}
     for picture in found:
         key = os.path.abspath(picture.path) if picture.path else (picture.root, picture.split, picture.index)
         unique.setdefault(key, picture)
-    return list(unique.values())
-
-
-def _with_own_names(found: Sequence[Picture]) -> list[Picture]:
-    """Give each picture a name of its own, also on a disk that does not tell upper case from lower."""
-    short = [_without_ending(picture) for picture in found]
+    # A file's name loses its ending; a record's id has none.
+    short = [str(PurePosixPath(p.name).with_suffix("")) if p.path else p.name for p in unique.values()]
     shared = Counter(name.casefold() for name in short)
-    names = [
-        name if shared[name.casefold()] == 1 else picture.name
-        for name, picture in zip(short, found, strict=True)
-    ]
     taken: set[str] = set()
-    chosen = []
-    for picture, name in zip(found, names, strict=True):
-        own, number = name, 1
-        while own.casefold() in taken:
-            number += 1
-            own = f"{name}-{number}"
+    named = []
+    for picture, name in zip(unique.values(), short, strict=True):
+        wanted = name if shared[name.casefold()] == 1 else picture.name
+        candidates = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        own = next(candidate for candidate in candidates if candidate.casefold() not in taken)
         taken.add(own.casefold())
-        chosen.append(replace(picture, name=own))
-    return chosen
+        named.append(replace(picture, name=own))
+    return named
 
 
-def _without_ending(picture: Picture) -> str:
-    """A file's name without its ending; a record's id has none."""
-    if not picture.path:
-        return picture.name
-    folder, _, name = picture.name.rpartition("/")
-    stem = name.rsplit(".", 1)[0] or name
-    return f"{folder}/{stem}" if folder else stem
+def read_picture(picture: Picture) -> ReadPicture | Skipped:
+    """The picture, read with the limits and the decoder of training, or why it cannot be read."""
+    try:
+        data = _file_bytes(picture.path) if picture.path else _record_bytes(picture)
+        decoded = decode_image(data)
+        return ReadPicture(to_tensor(decoded), orientation_of(decoded))
+    except RecordError as error:
+        return Skipped(picture.where, str(error))
+    except OSError as error:
+        return Skipped(picture.where, f"cannot be read: {error.strerror or type(error).__name__}")
+
+
+def _file_bytes(path: str) -> bytes:
+    """A plain file's bytes; pipes and devices, which may never end, are not opened."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise RecordError("is not a plain file; put the picture's file in its place")
+    if not status.st_size:
+        raise RecordError("file is empty (0 bytes); copy it again")
+    if status.st_size > MAX_FILE_BYTES:
+        raise RecordError(f"file is larger than {MAX_FILE_BYTES} bytes; scale the picture down")
+    with open(path, "rb") as opened:
+        return opened.read(MAX_FILE_BYTES + 1)
+
+
+def _record_bytes(picture: Picture) -> bytes:
+    return _opened(picture.root, picture.split).record(picture.index, annotations=False).image
+
+
+@lru_cache(maxsize=8)
+def _opened(root: str, split: str) -> MappedSplit:
+    return open_split(root, split)

@@ -1,27 +1,72 @@
 """Predicts on many pictures, in this process or over Ray's workers, and sums up what came of it.
 
 Workers read the pictures and write the files themselves, so on a cluster both must lie on a file system that
-every node sees; what comes back to the driver is small.
+every node sees; what comes back to the driver is small. A picture that cannot be read is skipped and the
+others of its batch go on; a disk that cannot be written to ends the prediction.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.inference.coco_rle import coco_file
-from cosa_dist.inference.pictures import Picture, Skipped, printable
-from cosa_dist.inference.trained import TrainedModel
-from cosa_dist.inference.worker import Predicted, PredictionTask, PredictionWorker
-from cosa_dist.inference.writing import RLE, write_file
+import numpy as np
+import torch
+
+from cosa_dist.inference.actors import map_over_actors
+from cosa_dist.inference.pictures import Picture, ReadPicture, Skipped, printable, read_picture
+from cosa_dist.inference.segmentation import Segmentation, Segmenting
+from cosa_dist.inference.trained import TrainedModel, load_trained
+from cosa_dist.inference.writing import (
+    MASKS,
+    PROBABILITIES,
+    RLE,
+    annotations_of,
+    coco_file,
+    write_file,
+    write_outputs,
+)
 
 MANIFEST = "predictions.json"
 COCO = "segmentations.json"
-Outcomes = Iterator[list[Predicted | Skipped]]
+MOST_PROBABILITIES = 2**28  # values (classes x pixels) of one picture's probabilities: 512 MiB of float16
+READERS = 2
+
+
+@dataclass(frozen=True)
+class PredictionTask:
+    """What all workers of a prediction need, as plain values that travel to other nodes."""
+
+    model: str  # run folder or exported folder
+    out: str  # output folder, absolute
+    checkpoint: str = ""  # see `load_trained`
+    network: str = ""  # see `load_trained`
+    outputs: tuple[str, ...] = (MASKS,)  # some of `writing.OUTPUTS`
+    scales: tuple[float, ...] = ()  # of the multi-scale pass; empty: the run's
+    flip: bool | None = None  # whether each scale is also seen mirrored; None: as in the run
+    size: int = 0  # side of the square that the network sees; 0: the run's
+    batch_size: int = 0  # pictures of one pass; 0: the run's
+    labels_from_classifier: bool = False  # protocol `predicted_labels` instead of `unfiltered`
+    device: str = "cpu"
+    threads: int = 0  # of torch; 0: its own choice
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A picture that is done: its size, each class's fraction of its pixels, and perhaps its annotations."""
+
+    name: str
+    source: str
+    width: int
+    height: int
+    shares: dict[str, float]
+    annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -37,15 +82,85 @@ class Summary:
         return found.most_common()
 
 
-def batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
-    """Cut the pictures into batches of `size`."""
+Outcomes = Iterator[list[Predicted | Skipped]]
+
+
+class PredictionWorker:
+    """Holds a network and predicts batch after batch, in this process or as a Ray actor."""
+
+    def __init__(self, task: PredictionTask) -> None:
+        # PIL warns of oddities (transparent palettes, strange EXIF) that its result does not suffer from.
+        warnings.filterwarnings("ignore", module="PIL")
+        if task.threads:
+            torch.set_num_threads(task.threads)
+        self.task = task
+        device = torch.device(task.device)
+        self.model = load_trained(Path(task.model), task.checkpoint, task.network, device)
+        run = self.model.config.evaluation
+        changes: dict[str, Any] = {
+            "scales": task.scales or run.scales,
+            "flip": run.flip if task.flip is None else task.flip,
+            "size": task.size or run.size,
+            "batch_size": task.batch_size or run.batch_size,
+        }
+        self.settings = run.model_copy(update=changes)
+        self.segmenting = Segmenting(
+            self.model.network,
+            self.settings,
+            device,
+            precision=self.model.config.training.precision,
+            labels_from_classifier=task.labels_from_classifier,
+            probabilities=PROBABILITIES in task.outputs,
+        )
+
+    def predict(self, pictures: Sequence[Picture]) -> list[Predicted | Skipped]:
+        """Predict on a batch and write its files; the outcomes come in the pictures' order.
+
+        Raises WriteError if the output folder cannot be written to.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            read = list(pool.map(self._read, pictures))
+        images = [one.pixels for one in read if isinstance(one, ReadPicture)]
+        made = iter(self.segmenting(images) if images else [])
+        return [
+            one if isinstance(one, Skipped) else self._write(picture, one, next(made))
+            for picture, one in zip(pictures, read, strict=True)
+        ]
+
+    def _read(self, picture: Picture) -> ReadPicture | Skipped:
+        """The picture, unless it cannot be read or its probabilities would not fit into memory."""
+        read = read_picture(picture)
+        if isinstance(read, Skipped) or PROBABILITIES not in self.task.outputs:
+            return read
+        height, width = read.pixels.shape[-2:]
+        values = (len(self.model.class_names) + 1) * height * width
+        if values <= MOST_PROBABILITIES:
+            return read
+        reason = (
+            f"probabilities of {width}x{height} pixels would take "
+            f"{values * 2 / 2**30:.1f} GiB; scale the picture down, or leave --outputs probabilities out"
+        )
+        return Skipped(picture.where, reason)
+
+    def _write(self, picture: Picture, read: ReadPicture, made: Segmentation) -> Predicted:
+        out, names = Path(self.task.out), self.model.class_names
+        pixels = read.pixels.permute(1, 2, 0).numpy()
+        write_outputs(out, picture.name, pixels, made, names, self.task.outputs, read.orientation)
+        height, width = made.classes.shape
+        counts = np.bincount(made.classes.ravel(), minlength=len(names) + 1).tolist()
+        labelled = zip(("background", *names), counts, strict=True)
+        shares = {name: count / (height * width) for name, count in labelled if count}
+        annotations = annotations_of(made) if RLE in self.task.outputs else []
+        return Predicted(picture.name, printable(picture.where), width, height, shares, annotations)
+
+
+def _batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
     return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
 def predict_here(worker: PredictionWorker, pictures: Sequence[Picture]) -> Outcomes:
     """Predict in this process, batch by batch."""
-    for batch in batches(pictures, worker.settings.batch_size):
-        yield worker.predict(batch)
+    yield from map(worker.predict, _batches(pictures, worker.settings.batch_size))
 
 
 def predict_over_ray(
@@ -55,44 +170,20 @@ def predict_over_ray(
     workers: int,
     total: Mapping[str, float],
 ) -> Outcomes:
-    """Predict on an initialised Ray cluster; batches come back as they are finished.
+    """Predict on an initialised Ray cluster of `total` resources; batches come back as they are finished.
 
-    Args:
-        task: what to do; with the device `auto`, each worker gets a GPU if the cluster has any.
-        pictures: on what.
-        batch_size: pictures of one pass.
-        workers: how many; no more than the cluster has room for are started.
-        total: resources of the cluster.
-
-    Raises:
-        ValueError: no room for a single worker.
-        RuntimeError: a worker failed; the reason in one line.
+    With the device `auto` each worker gets a GPU if the cluster has any; no more workers than there is room
+    for are started. Raises ValueError if there is room for none, and RuntimeError if one failed.
     """
-    import ray
-    from ray.exceptions import RayError
-    from ray.util import ActorPool
-
     gpu = task.device.startswith("cuda") or (task.device == "auto" and total.get("GPU", 0) >= 1)
     room = int(total.get("GPU" if gpu else "CPU", 0))
     if not room:
         raise ValueError(f"--workers {workers}: the cluster has no {'GPU' if gpu else 'CPU'}")
-    cut = batches(pictures, batch_size)
-    count = min(workers, room, len(cut))
-    share = max(1, int(total.get("CPU", 1)) // max(room if gpu else count, 1))
-    share = 1 if gpu else share
-    own = replace(task, device="cuda" if gpu else "cpu", threads=share)
-    actor = ray.remote(num_cpus=share, num_gpus=int(gpu), max_restarts=2, max_task_retries=2)(
-        PredictionWorker
-    )
-    actors: list[Any] = [actor.remote(own) for _ in range(count)]
-    try:
-        yield from ActorPool(actors).map_unordered(lambda one, batch: one.predict.remote(batch), cut)
-    except RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise RuntimeError(f"a worker: {' '.join(str(cause).split())[:600]}") from None
-    finally:
-        for one in actors:
-            ray.kill(one)
+    batches = _batches(pictures, batch_size)
+    count = min(workers, room, len(batches))
+    cpus = 1 if gpu else max(1, int(total.get("CPU", 1)) // max(count, 1))
+    own = replace(task, device="cuda" if gpu else "cpu", threads=cpus)
+    return map_over_actors(PredictionWorker, own, "predict", batches, count=count, cpus=cpus, gpus=int(gpu))
 
 
 def summarise(
@@ -101,11 +192,8 @@ def summarise(
     """Collect the outcomes, sorted by name; `progress` sees the summary so far after each batch."""
     summary = Summary([], list(skipped))
     for batch in outcomes:
-        for outcome in batch:
-            if isinstance(outcome, Skipped):
-                summary.skipped.append(outcome)
-            else:
-                summary.predicted.append(outcome)
+        summary.skipped.extend(one for one in batch if isinstance(one, Skipped))
+        summary.predicted.extend(one for one in batch if isinstance(one, Predicted))
         progress(summary)
     summary.predicted.sort(key=lambda outcome: outcome.name)
     summary.skipped.sort(key=lambda outcome: outcome.where)
@@ -113,11 +201,7 @@ def summarise(
 
 
 def write_summary(task: PredictionTask, model: TrainedModel, summary: Summary) -> list[Path]:
-    """Write `predictions.json` (what was done, each picture, what was skipped) and the RLE; return the files.
-
-    Raises:
-        WriteError: the disk is full.
-    """
+    """Write `predictions.json` (what was done, each picture, what was skipped), and the RLE if asked for."""
     out = Path(task.out)
     content = {
         "model": {"run": model.name, "checkpoint": model.checkpoint, "network": model.which},
@@ -125,22 +209,16 @@ def write_summary(task: PredictionTask, model: TrainedModel, summary: Summary) -
         "protocol": "predicted_labels" if task.labels_from_classifier else "unfiltered",
         "outputs": list(task.outputs),
         "pictures": [
-            {
-                "name": p.name,
-                "source": printable(p.where),
-                "width": p.width,
-                "height": p.height,
-                "shares": p.shares,
-            }
-            for p in summary.predicted
+            {key: value for key, value in vars(picture).items() if key != "annotations"}
+            for picture in summary.predicted
         ],
         "skipped": [{"source": printable(s.where), "reason": s.reason} for s in summary.skipped],
     }
-    files = [_write_json(out, MANIFEST, content)]
+    files = {MANIFEST: content}
     if RLE in task.outputs:
         rows = ((p.name, p.width, p.height, p.annotations) for p in summary.predicted)
-        files.append(_write_json(out, COCO, coco_file(rows, model.class_names)))
-    return files
+        files[COCO] = coco_file(rows, model.class_names)
+    return [_write_json(out, name, content) for name, content in files.items()]
 
 
 def _write_json(out: Path, name: str, content: Mapping[str, Any]) -> Path:

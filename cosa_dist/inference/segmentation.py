@@ -8,7 +8,7 @@ classes x pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -26,52 +26,30 @@ from cosa_dist.evaluation.protocols import (
 )
 from cosa_dist.training.precision import autocast
 
-BAND_VALUES = 2**26
-"""Most values (classes x pixels) that are enlarged at a time: 256 MiB of float32."""
+BAND_VALUES = 2**26  # most values (classes x pixels) enlarged at a time: 256 MiB of float32
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """One picture's classes and how sure they are."""
 
-    classes: NDArray[np.uint8]
-    """`[H, W]`: 0 background, 1..C"""
-    confidence: dict[int, float]
-    """of each class that occurs: mean probability over its pixels"""
-    probabilities: NDArray[np.float16] | None
-    """`[C + 1, H, W]`, background first, if asked for"""
+    classes: NDArray[np.uint8]  # [H, W]: 0 background, 1..C
+    confidence: dict[int, float]  # of each class that occurs: mean probability over its pixels
+    probabilities: NDArray[np.float16] | None  # [C + 1, H, W], background first, if asked for
 
 
+@dataclass(frozen=True)
 class Segmenting:
     """A network with the settings by which it sees pictures."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        settings: EvaluationConfig,
-        device: torch.device,
-        *,
-        precision: str = "auto",
-        labels_from_classifier: bool = False,
-        probabilities: bool = False,
-        band_values: int = BAND_VALUES,
-    ) -> None:
-        """Keep what is given.
-
-        Args:
-            network: on `device`, in evaluation mode.
-            settings: size, scales, flip.
-            device: where the work is done.
-            precision: number format of the network, `training.precision` of its run.
-            labels_from_classifier: protocol `predicted_labels` instead of `unfiltered`.
-            probabilities: whether each picture's probabilities are handed out.
-            band_values: most values that are enlarged at a time.
-        """
-        self.network, self.settings, self.device = network, settings, device
-        self.precision = precision
-        self.protocol: Protocol = "predicted_labels" if labels_from_classifier else "unfiltered"
-        self.probabilities = probabilities
-        self.band_values = band_values
+    network: nn.Module  # on `device`, in evaluation mode
+    settings: EvaluationConfig  # size, scales and flip are read
+    device: torch.device
+    _: KW_ONLY
+    precision: str = "auto"  # number format of the network, `training.precision` of its run
+    labels_from_classifier: bool = False  # protocol `predicted_labels` instead of `unfiltered`
+    probabilities: bool = False  # whether each picture's probabilities are handed out
+    band_values: int = BAND_VALUES
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Segmentation]:
@@ -81,30 +59,34 @@ class Segmenting:
             output = multi_scale_forward(self.network, torch.stack(squares), self.settings)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         logits = output.logits.float()
-        kept = kept_classes(logits, torch.zeros_like(logits), self.protocol)
+        protocol: Protocol = "predicted_labels" if self.labels_from_classifier else "unfiltered"
+        kept = kept_classes(logits, torch.zeros_like(logits), protocol)
         return [
-            self._one(output.segmentation[i].float() / passes, kept[i], (image.shape[-2], image.shape[-1]))
+            self._segment(
+                output.segmentation[i].float() / passes, kept[i], (image.shape[-2], image.shape[-1])
+            )
             for i, image in enumerate(images)
         ]
 
-    def _one(self, logits: Tensor, kept: Tensor, size: tuple[int, int]) -> Segmentation:
+    def _segment(self, logits: Tensor, kept: Tensor, size: tuple[int, int]) -> Segmentation:
         """One picture's segmentation from its logits `[C + 1, h, w]`, averaged over the passes."""
         planes = functional.pad(kept, (1, 0), value=True).nonzero().flatten()
         classes = np.empty(size, dtype=np.uint8)
-        whole = np.zeros((len(logits), *size), dtype=np.float16) if self.probabilities else None
+        probabilities = np.zeros((len(logits), *size), dtype=np.float16) if self.probabilities else None
         total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
         count = torch.zeros_like(total)
         for rows, band in enlarged_bands(logits[planes], size, self.band_values):
-            likely, place = band.softmax(0).max(0)
+            softmax = band.softmax(0)
+            highest, place = softmax.max(0)
             found = planes[place]
             classes[rows] = found.to(torch.uint8).cpu().numpy()
-            total.index_add_(0, found.flatten(), likely.flatten().double())
+            total.index_add_(0, found.flatten(), highest.flatten().double())
             count += found.flatten().bincount(minlength=len(count))
-            if whole is not None:
-                whole[planes.cpu().numpy(), rows] = band.softmax(0).half().cpu().numpy()
-        sure = (total / count.clamp(min=1)).tolist()
-        confidence = {index: sure[index] for index in range(len(sure)) if count[index]}
-        return Segmentation(classes, confidence, whole)
+            if probabilities is not None:
+                probabilities[planes.cpu().numpy(), rows] = softmax.half().cpu().numpy()
+        mean = (total / count.clamp(min=1)).tolist()
+        confidence = {index: mean[index] for index in count.nonzero().flatten().tolist()}
+        return Segmentation(classes, confidence, probabilities)
 
 
 def enlarged_bands(maps: Tensor, size: tuple[int, int], most: int) -> Iterator[tuple[slice, Tensor]]:
@@ -124,6 +106,8 @@ def enlarged_bands(maps: Tensor, size: tuple[int, int], most: int) -> Iterator[t
         place = (target * maps.shape[-2] / height - 0.5).clamp(min=0)
         above = place.long()
         below = (above + 1).clamp(max=maps.shape[-2] - 1)
-        share = (place - above).to(maps.dtype)[:, None]
-        mixed = maps[:, above] * (1 - share) + maps[:, below] * share
-        yield slice(start, stop), resize_map(mixed, (stop - start, width))
+        fraction = (place - above).to(maps.dtype)[:, None]
+        yield (
+            slice(start, stop),
+            resize_map(maps[:, above].lerp(maps[:, below], fraction), (stop - start, width)),
+        )

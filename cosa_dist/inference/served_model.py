@@ -1,21 +1,19 @@
 """The model that MLflow loads and serves: pictures in, palette masks out.
 
 MLflow runs this file itself (it keeps models as code, not as a pickle). A row's `image` is a picture file in
-base64; the answer has its `mask` (a palette PNG in base64), the `classes` found with their share of the
+base64; the answer has its `mask` (a palette PNG in base64), the `classes` found with their fraction of the
 pixels (JSON), and `error`, which says what is wrong with a picture that cannot be read; the other rows go on.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -24,7 +22,7 @@ from cosa_dist.data.errors import RecordError
 from cosa_dist.data.reading.views import to_tensor
 from cosa_dist.data.sources.record import MAX_FILE_BYTES
 from cosa_dist.inference.segmentation import Segmenting
-from cosa_dist.inference.trained import load_trained
+from cosa_dist.inference.trained import device_named, load_trained
 from cosa_dist.inference.writing import palette_mask
 
 
@@ -33,24 +31,22 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the exported folder among the model's artifacts."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_named("auto")
         model = load_trained(Path(context.artifacts["network"]), "", "", device)
         self.names = ("background", *model.class_names)
-        config = model.config
-        precision = config.training.precision
-        self.segmenting = Segmenting(model.network, config.evaluation, device, precision=precision)
+        precision = model.config.training.precision
+        self.segmenting = Segmenting(model.network, model.config.evaluation, device, precision=precision)
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
         """Answer a table with a column `image` by one with `mask`, `classes` and `error`."""
-        return pandas.DataFrame([self.answer(text) for text in model_input["image"]])
+        return pandas.DataFrame([self._answer(text) for text in model_input["image"]])
 
-    def answer(self, text: str) -> dict[str, str]:
-        """The answer to one picture in base64."""
+    def _answer(self, text: str) -> dict[str, str]:
         try:
             if len(text) > MAX_FILE_BYTES * 4 // 3:
                 raise RecordError(f"picture is larger than {MAX_FILE_BYTES} bytes; scale it down")
             image = to_tensor(decode_image(base64.b64decode(text, validate=True)))
-        except (RecordError, binascii.Error, ValueError) as error:
+        except (RecordError, ValueError) as error:
             return {"mask": "", "classes": "{}", "error": " ".join(str(error).split())}
         made = self.segmenting([image])[0]
         buffer = io.BytesIO()

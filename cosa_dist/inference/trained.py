@@ -20,10 +20,10 @@ from cosa_dist.config.loading import build_config, read_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards.description import describe_split
-from cosa_dist.evaluation.report import better_report, read_reports
+from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import best_checkpoint, best_score, find_checkpoint
-from cosa_dist.training.state import build_trained_network, classes_of
+from cosa_dist.training.state import classes_of, load_network
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -36,16 +36,11 @@ class TrainedModel:
 
     network: nn.Module
     config: RunConfig
-    class_names: tuple[str, ...]
-    """the C foreground classes in id order"""
-    name: str
-    """of the run"""
-    checkpoint: str
-    """name of the checkpoint, or of the exported file"""
-    which: str
-    """which network of the run: online, assignment or average"""
-    source: str
-    """checkpoint, network and why these, in words"""
+    class_names: tuple[str, ...]  # the C foreground classes in id order
+    name: str  # of the run
+    checkpoint: str  # name of the checkpoint, or of the exported file
+    which: str  # which network of the run: online, assignment or average
+    source: str  # checkpoint, network and why these, in words
 
 
 @dataclass(frozen=True)
@@ -67,26 +62,32 @@ class Chosen:
         return self.checkpoint / f"{'online' if self.network == 'online' else 'assignment'}.safetensors"
 
     def __str__(self) -> str:
-        """One line for people."""
         return f"network {self.network} of step {self.step} ({self.reason})"
 
 
+def device_named(text: str) -> torch.device:
+    """The device that `--device` names: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {text}: give auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {text}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
 def choose(run: Path, checkpoint: str = "", network: str = "") -> Chosen:
-    """Choose what every job uses of a run folder.
+    """Choose what every job uses of a run folder; the checkpoint is `best`, `newest` or a step number.
 
     Without a checkpoint asked for it is the best one, or the newest if no evaluation had a score. Without a
     network it is the one of the higher unfiltered mIoU when the best checkpoint was evaluated (in folders of
     earlier versions, which do not say, at the last evaluation), or the trained one if there is no score:
-    the moving average of a short run is still close to its start.
-
-    Args:
-        run: run folder.
-        checkpoint: `best`, `newest` or a step number.
-        network: name of one of the run's networks, which is not checked.
-
-    Raises:
-        CheckpointError: no such checkpoint.
-        ValueError: no trained network in that folder.
+    the moving average of a short run is still close to its start. A network's name is not checked. Raises
+    CheckpointError if there is no such checkpoint, ValueError if the folder holds no trained network.
     """
     folder = run / "checkpoints"
     if not folder.is_dir():
@@ -102,9 +103,9 @@ def choose(run: Path, checkpoint: str = "", network: str = "") -> Chosen:
     found = best_score(folder)
     if found is not None and found.network:
         return Chosen(path, found.network, f"{asked}; best of the run: {found}")
-    better = _better_of_last_evaluation(run)
-    if better:
-        return Chosen(path, better, f"{asked}; the better one at the last evaluation")
+    better = better_report(_reports(run))
+    if better and better.network:
+        return Chosen(path, better.network, f"{asked}; the better one at the last evaluation")
     return Chosen(path, "online", f"{asked}; the run has no scores to choose by")
 
 
@@ -113,9 +114,7 @@ def load_chosen(
 ) -> tuple[Chosen, RunConfig, dict[str, nn.Module]]:
     """Load both networks of a run's checkpoint, and say which one is meant (see `choose`).
 
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
-        ValueError: no trained network in that folder, or none of that name.
+    Raises CheckpointError for a checkpoint that is missing or damaged, ValueError for an unknown network.
     """
     chosen = choose(run, checkpoint, network)
     config, networks = load_networks(run, str(chosen.step), device)
@@ -125,26 +124,10 @@ def load_chosen(
     return chosen, config, networks
 
 
-def _better_of_last_evaluation(run: Path) -> str:
-    try:
-        better = better_report(read_reports(run))
-    except (ValueError, OSError):
-        return ""
-    return better.network if better else ""
-
-
 def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device) -> TrainedModel:
-    """Load a network from a run folder, or from a folder that jobs/export.py wrote.
+    """Load a network from a run folder (see `load_chosen`), or from a folder that jobs/export.py wrote.
 
-    Args:
-        folder: run folder, or exported folder.
-        checkpoint: see `choose`; an exported folder has none to choose.
-        which: see `choose`.
-        device: where the network goes.
-
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
-        ValueError: no trained network in that folder, or none of that name.
+    An exported folder has no checkpoint and no network to choose: ValueError.
     """
     if (folder / WEIGHTS).is_file():
         model = _load_exported(folder, device)
@@ -153,40 +136,33 @@ def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device
         return model
     chosen, config, networks = load_chosen(folder, checkpoint, which, device)
     network = networks[chosen.network]
-    names = class_names_of_run(folder, config, classes_of(dict(network.state_dict())))
+    names = _class_names_of_run(folder, config, classes_of(network.state_dict()))
     run = folder.resolve().name
     return TrainedModel(network, config, names, run, chosen.checkpoint.name, chosen.network, str(chosen))
 
 
-def class_names_of_run(folder: Path, config: RunConfig, classes: int) -> tuple[str, ...]:
-    """Names of a run's `classes` foreground classes: from its reports, else from its shards.
-
-    Raises:
-        DataError: neither is there, or they are of another number of classes.
-    """
-    names = _reported_names(folder)
-    if names is None:
-        try:
-            names = describe_split(config.data.shards, config.data.val_split).info.class_names
-        except (DataError, OSError) as error:
-            raise DataError(
-                f"{folder} does not say its class names: it has no report yet, and its shards cannot be "
-                f"read ({error}); run jobs/evaluate.py, or give the shards back their place"
-            ) from None
+def _class_names_of_run(folder: Path, config: RunConfig, classes: int) -> tuple[str, ...]:
+    """Names of a run's foreground classes: from its reports, else from its shards."""
+    reports = _reports(folder)
+    try:
+        info = describe_split(config.data.shards, config.data.val_split).info if not reports else None
+        names = next(iter(reports.values())).class_names if info is None else info.class_names
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"{folder} does not say its class names: it has no report yet, and its shards cannot be "
+            f"read ({error}); run jobs/evaluate.py, or give the shards back their place"
+        ) from None
     if len(names) != classes:
         raise DataError(f"{folder}: {len(names)} class names, but the network has {classes} classes")
     return names
 
 
-def _reported_names(folder: Path) -> tuple[str, ...] | None:
-    for path in sorted(folder.glob("report_*.json")):
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    return None
+def _reports(run: Path) -> dict[str, EvalReport]:
+    """A run's reports; none if one of them cannot be read."""
+    try:
+        return read_reports(run)
+    except (ValueError, OSError):
+        return {}
 
 
 def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
@@ -194,10 +170,7 @@ def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
     try:
         state = load_file(folder / WEIGHTS, device=str(device))
         names = tuple((folder / CLASSES).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-        bare = config.model.model_copy(update={"weights": "none"})
-        network = build_trained_network(config.model_copy(update={"model": bare}), classes_of(state))
-        network = network.to(device).eval()
-        network.load_state_dict(state)
+        network = load_network(config, state, device)
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} is no whole export ({reason}); export again") from None
@@ -205,16 +178,10 @@ def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
         raise ValueError(
             f"{folder / CLASSES} names {len(names)} classes, not {classes_of(state)}; export again"
         )
-    made_of = _made_of(folder)
-    which = made_of.get("network", "online")
-    source = f"network {which} of {made_of.get('checkpoint', 'an unknown checkpoint')}, exported"
-    return TrainedModel(network, config, names, config.name or folder.resolve().name, WEIGHTS, which, source)
-
-
-def _made_of(folder: Path) -> dict[str, str]:
-    """What an export says that it was made of."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {key: str(content[key]) for key in ("checkpoint", "network")}
+        made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        checkpoint, which = str(made_of["checkpoint"]), str(made_of["network"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        checkpoint, which = "an unknown checkpoint", "online"
+    source = f"network {which} of {checkpoint}, exported"
+    return TrainedModel(network, config, names, config.name or folder.resolve().name, WEIGHTS, which, source)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import timm
 import torch
-from timm.models import VisionTransformer
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from cosa_dist.config.errors import nearest
@@ -20,7 +18,15 @@ from cosa_dist.model.backbone_transformer import TransformerBackbone
 from cosa_dist.model.network import CosaNetwork
 from cosa_dist.model.weights import parse_weight_source, tensors_for
 
-KINDS = {"vision_transformer": "transformer", "deit": "transformer", "swin_transformer": "swin"}
+# What wraps the models of a module of timm, and the form in which it needs them; else they are convolutional.
+KINDS: dict[str, tuple[Callable[[Any, int], Backbone], dict[str, Any]]] = {
+    "vision_transformer": (TransformerBackbone, {"num_classes": 0}),
+    "deit": (TransformerBackbone, {"num_classes": 0}),
+    "swin_transformer": (
+        SwinBackbone,
+        {"num_classes": 0, "strict_img_size": False, "always_partition": True},
+    ),
+}
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
@@ -58,30 +64,19 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"model.backbone {name!r} is no timm architecture; near: {', '.join(near)}")
-    kind = KINDS.get(timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1], "convolutional")
+    module = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    wrap, form = KINDS.get(module, (ConvolutionalBackbone, {"features_only": True}))
     full_name = f"{name}.{tag}" if tag else name
+    # Distilled models read their class tokens and refuse another pooling.
+    if "num_classes" in form and "distilled" not in full_name:
+        form = {**form, "global_pool": ""}
     try:
-        model = timm.create_model(
-            full_name, pretrained=bool(tag), **{**_arguments(kind, full_name), **options}
+        return wrap(
+            timm.create_model(full_name, pretrained=bool(tag), **{**form, **options}), config.aux_layer
         )
-        if kind == "transformer":
-            return TransformerBackbone(cast(VisionTransformer, model), config.aux_layer)
-        if kind == "swin":
-            return SwinBackbone(cast(SwinTransformer, model), config.aux_layer)
-        return ConvolutionalBackbone(model, config.aux_layer)
     except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
-
-
-def _arguments(kind: str, full_name: str) -> dict[str, Any]:
-    """What `timm.create_model` needs to give the form that this kind of backbone wraps."""
-    if kind == "convolutional":
-        return {"features_only": True}
-    any_size = {"strict_img_size": False, "always_partition": True} if kind == "swin" else {}
-    # Distilled models read their class tokens and refuse another pooling.
-    pooling = {} if "distilled" in full_name else {"global_pool": ""}
-    return {"num_classes": 0, **any_size, **pooling}
 
 
 def check_tag(name: str, tag: str) -> None:
@@ -110,9 +105,9 @@ def check_input_size(
     size = unfit(side)
     if size is None:
         return
-    candidates = (range(side - 1, 0, -1), range(side + 1, side + 16 * backbone.stride + 1))
-    fitting = (next((s for s in sides if unfit(s) is None), None) for sides in candidates)
-    near = " or ".join(str(fit) for fit in fitting if fit)
+    below = next((s for s in range(side - 1, 0, -1) if unfit(s) is None), None)
+    above = next((s for s in range(side + 1, side + 16 * backbone.stride + 1) if unfit(s) is None), None)
+    near = " or ".join(str(fit) for fit in (below, above) if fit)
     raise ValueError(
         f"{option} {side}: with the scales {', '.join(f'{s:g}' for s in scales)} the backbone meets an input "
         f"of {size} pixels, which its stride of {backbone.stride} does not divide; "

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """A whole network as a file holds it."""
+    """A network as a file holds it."""
 
     state: dict[str, Tensor]  # by our names, without the unused head
     unused_head: dict[str, Tensor] = field(default_factory=dict)  # the authors' `encoder.head.*`
@@ -54,6 +54,7 @@ class SavedNetwork:
     step: int = 0  # finished steps (their `epoch`)
     aux_layer: int | None = None  # block of the auxiliary map, if the file says so
     score: float | None = None  # their `result`: the best mIoU (true_labels, or of the CAM)
+    whole: bool = True  # else the state is that of a backbone or of something else
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,18 @@ def parse_weight_source(text: str) -> WeightSource:
 
 
 def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> dict[str, Tensor]:
-    """The tensors that a local file has for a network, under the network's names.
+    """The tensors that a local file has for a network, by the network's names: all, or those of its backbone.
 
-    They are the whole CoSA network's, or those of its backbone alone; for a network of another kind always
-    those of the backbone. A file that was trained with another `aux_layer` is warned of. Raises ValueError
-    for a file that is unreadable, or whose tensors are missing, unknown or of another shape.
+    A network that is not CoSA's always gets those of the backbone. A file that was trained with another
+    `aux_layer` is warned of; one that is unreadable or does not fit is a ValueError.
     """
+    backbone = network.backbone
+    assert isinstance(backbone, Backbone)
     try:
-        content = read_file(path)
-        state = state_dict_of(content, path)
-        saved = network_of(content, path) if is_whole_network(state) else None
-        if saved and isinstance(network, CosaNetwork):
+        saved = _read(path)
+        if saved.whole and isinstance(network, CosaNetwork):
             return _tensors_for_whole(network, saved, path, aux_layer)
-        backbone = network.backbone
-        assert isinstance(backbone, Backbone)
-        found = _tensors_for_backbone(backbone, saved.state if saved else state, path)
+        found = _tensors_for_backbone(backbone, saved.state, path)
         return {OURS + key: value for key, value in found.items()}
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
@@ -176,21 +174,20 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> 
         raise ValueError(f"{path} holds numbers that are not finite, in {broken}: take an earlier checkpoint")
 
 
-def is_whole_network(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict holds backbone and heads, by our names or the authors'."""
-    return "classifier.weight" in state and any(name.startswith((OURS, THEIRS)) for name in state)
-
-
 def read_network(path: Path) -> SavedNetwork:
     """Read a whole network from an authors' .pth or one of our .safetensors; ValueError if it holds none."""
-    return network_of(read_file(path), path)
-
-
-def network_of(content: Any, path: Path) -> SavedNetwork:
-    """Take what `read_file` gave as a whole network; ValueError if it is none."""
-    state = state_dict_of(content, path)
-    if not is_whole_network(state):
+    saved = _read(path)
+    if not saved.whole:
         raise ValueError(f"{path} holds no whole network (backbone, classifiers and decoder)")
+    return saved
+
+
+def _read(path: Path) -> SavedNetwork:
+    """A file's tensors, and if these are backbone and heads (by our names or the authors') its facts."""
+    content = read_file(path)
+    state = state_dict_of(content, path)
+    if "classifier.weight" not in state or not any(name.startswith((OURS, THEIRS)) for name in state):
+        return SavedNetwork(state, whole=False)
     facts = _our_facts(path) if is_safetensors(path) else _their_facts(content)
     ours = {_renamed(key, THEIRS, OURS): state[key] for key in state if key not in UNUSED_HEAD}
     return SavedNetwork(ours, {key: state[key] for key in UNUSED_HEAD if key in state}, **facts)

@@ -8,8 +8,7 @@ warning in favour of the one before; one of another format or another configurat
 from __future__ import annotations
 
 import logging
-import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,12 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.network import copy_network
 from cosa_dist.model.weight_file import save_pickle, save_tensors
 from cosa_dist.training.checkpoint_files import (
-    PREFIX,
-    BrokenCheckpointError,
     CheckpointError,
     Score,
-    checkpoint_name,
-    checkpoints,
     find_checkpoint,
-    is_whole,
-    new_checkpoint,
-    note_best,
-    prune,
+    newest_checkpoint,
     read_checkpoint,
+    store_checkpoint,
 )
 from cosa_dist.training.state import TrainState, load_network, network_names
 from cosa_dist.training.window import check_weights
@@ -85,47 +78,32 @@ class CheckpointWriter:
 
 
 def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | None = None) -> Path:
-    """Write the state below `folder` and return the checkpoint's path.
-
-    Keeps the newest `keep` checkpoints; with `best`, the score that makes it so, this one is also noted in
-    `best.json` and kept. An OSError leaves no half-written checkpoint, and none is deleted.
-    """
-    target = folder / checkpoint_name(state.step)
-    if not is_whole(target):  # the last step is saved before its evaluation too
-        _write_checkpoint(state, folder, best)
-    if best:
-        note_best(folder, target.name, best)
-    prune(folder, keep)
-    return target
-
-
-def _write_checkpoint(state: TrainState, folder: Path, best: Score | None) -> None:
+    """Write the state below `folder` and return the checkpoint's path (see `store_checkpoint`)."""
     content = {
         "step": state.step,
         "best_score": state.best_score,
         "seconds": state.seconds,
         "config": state.config.model_dump(mode="json"),
         "workers": world_size(),
-        "best": asdict(best) if best else False,
     }
-    with new_checkpoint(folder, state.step, content) as working:
+
+    def write(working: Path) -> None:
         save_tensors(state.online.state_dict(), working / "online.safetensors")
         save_tensors(state.assignment.state_dict(), working / "assignment.safetensors")
         save_pickle(state.optimizer.state_dict(), working / "optimizer.pt")
         if thresholds := state.thresholds.state_dict():
             save_tensors(thresholds, working / THRESHOLDS)
 
+    return store_checkpoint(folder, state.step, content, write, keep=keep, best=best)
 
-def restore(state: TrainState, path: Path) -> None:
-    """Put a verified checkpoint into `state` (in place).
+
+def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = None) -> None:
+    """Put a checkpoint into `state` (in place); it is verified, unless its JSON part is given.
 
     Raises BrokenCheckpointError if it is damaged, CheckpointError if it was made by a run with another
     network or other thresholds.
     """
-    _restore(state, path, read_checkpoint(path))
-
-
-def _restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
+    content = content or read_checkpoint(path)
     device = next(state.online.parameters()).device
     try:
         state.online.load_state_dict(load_file(path / "online.safetensors", device=str(device)))
@@ -137,8 +115,7 @@ def _restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} does not fit this configuration: {reason}") from None
-    state.step = content["step"]
-    state.best_score = content["best_score"]
+    state.step, state.best_score = content["step"], content["best_score"]
     state.seconds = content["seconds"]
     workers = content.get("workers", world_size())
     if state.config.data.reading == "streaming" and workers != world_size():
@@ -149,29 +126,12 @@ def _restore(state: TrainState, path: Path, content: dict[str, Any]) -> None:
 
 
 def restore_newest(state: TrainState, folder: Path) -> Path | None:
-    """Restore the newest whole checkpoint below `folder`; None if there is none.
-
-    To be called by one process only: it clears away what killed ones left half-written, and notes the
-    restored checkpoint as the best again if a kill came between its writing and that note. Raises
-    CheckpointError if none of those there can be used, or the newest whole one is of another format or
-    configuration.
-    """
-    for leftover in folder.glob(f".{PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    found = checkpoints(folder)
-    for path in reversed(found):
-        try:
-            content = read_checkpoint(path)
-        except BrokenCheckpointError as error:
-            log.warning("checkpoint passed over: %s", error)
-            continue
-        _restore(state, path, content)
-        if content.get("best"):
-            note_best(folder, path.name, Score.read(content["best"]))
-        return path
-    if found:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used")
-    return None
+    """Restore the newest whole checkpoint below `folder` (see `newest_checkpoint`); None if there is none."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return None
+    restore(state, *newest)
+    return newest[0]
 
 
 def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfig, dict[str, nn.Module]]:

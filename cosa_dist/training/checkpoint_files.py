@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ FORMAT = 1
 PREFIX = "step-"
 STATE = "state.json"
 BEST = "best.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,35 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
+def store_checkpoint(
+    folder: Path,
+    step: int,
+    content: Mapping[str, Any],
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    best: Score | None,
+) -> Path:
+    """Let `write` fill a checkpoint below `folder`; one that is there whole stays as it is. Return its path.
+
+    Keeps the newest `keep` checkpoints and the best; with `best`, the score that makes it so, this one is
+    also noted as the best. An OSError leaves no half-written checkpoint, and none is deleted.
+    """
+    target = folder / checkpoint_name(step)
+    try:
+        read_checkpoint(target)
+    except CheckpointError:
+        with new_checkpoint(folder, step, {**content, "best": asdict(best) if best else False}) as working:
+            write(working)
+    if best:
+        _note_best(folder, target.name, best)
+    kept = best_checkpoint(folder)
+    for path in checkpoints(folder)[:-keep]:
+        if path != kept:
+            shutil.rmtree(path)
+    return target
+
+
 @contextmanager
 def new_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Iterator[Path]:
     """Give a temporary folder to write to; after the block it is sealed and becomes the checkpoint of `step`.
@@ -78,11 +109,28 @@ def new_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Itera
         (working / STATE).write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there and all of it can be used."""
-    with suppress(CheckpointError):
-        return bool(read_checkpoint(path))
-    return False
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Path and JSON part of the newest whole checkpoint below `folder`; None if there is no checkpoint.
+
+    To be called by one process only: it clears away what killed ones left half-written, and notes the
+    checkpoint as the best again if a kill came between its writing and that note. Raises CheckpointError if
+    none can be used, or the newest whole one is of another format.
+    """
+    for leftover in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            content = read_checkpoint(path)
+        except BrokenCheckpointError as error:
+            log.warning("checkpoint passed over: %s", error)
+            continue
+        if content.get("best"):
+            _note_best(folder, path.name, Score.read(content["best"]))
+        return path, content
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used")
+    return None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -113,25 +161,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def note_best(folder: Path, name: str, score: Score | None) -> None:
-    """Note that the checkpoint `name` is the best below `folder`, and its score."""
+def _note_best(folder: Path, name: str, score: Score | None) -> None:
     note = {"checkpoint": name} | ({"score": asdict(score)} if score else {})
     atomic_write(folder / BEST, json.dumps(note))
 
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The best checkpoint below `folder`, if one was noted and is still there."""
-    note = _best_note(folder)
+    note = _read_note(folder)
     path = folder / str(note.get("checkpoint", ""))
     return path if note and path.is_dir() else None
 
 
 def best_score(folder: Path) -> Score | None:
     """The score of the best checkpoint below `folder`, if that is there and was noted with one."""
-    return Score.read(_best_note(folder).get("score")) if best_checkpoint(folder) else None
+    return Score.read(_read_note(folder).get("score")) if best_checkpoint(folder) else None
 
 
-def _best_note(folder: Path) -> dict[str, Any]:
+def _read_note(folder: Path) -> dict[str, Any]:
     try:
         note: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
         if not note["checkpoint"].startswith(PREFIX):
@@ -143,14 +190,6 @@ def _best_note(folder: Path) -> dict[str, Any]:
             f"{folder / BEST} is damaged; name a checkpoint and a network, or remove it"
         ) from None
     return note
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
-    best = best_checkpoint(folder)
-    for path in checkpoints(folder)[:-keep]:
-        if path != best:
-            shutil.rmtree(path)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

@@ -36,7 +36,6 @@ class TrainState:
     thresholds: ThresholdSource = field(init=False)  # of both CAMs, on the networks' device
 
     def __post_init__(self) -> None:
-        """Start the thresholds as the configuration says."""
         device = next(self.online.parameters()).device
         self.thresholds = threshold_source(self.config.assignment.threshold, device)
 
@@ -52,10 +51,9 @@ class TrainState:
 
 
 def build_trained_network(config: RunConfig, classes: int, *, load_weights: bool = True) -> TrainedNetwork:
-    """Create the network that the run trains, for `classes` foreground classes.
+    """Create the network that the run trains, for `classes` foreground classes (errors: `check_network`).
 
-    Without `load_weights` those that training starts from need not be there. Raises ValueError for an
-    architecture or weights that do not fit, and FileNotFoundError for a weight file that is not there.
+    Without `load_weights` those that training starts from need not be there.
     """
     model = config.model if load_weights else config.model.model_copy(update={"weights": "none"})
     if config.kind == "segmenter":
@@ -111,7 +109,6 @@ def check_network(config: RunConfig, classes: int) -> None:
 
 
 def _check_sizes(config: RunConfig, online: TrainedNetwork) -> None:
-    """Refuse a crop or an evaluation size that the backbone cannot see at all scales."""
     crop, size = config.data.crop_size, config.evaluation.size
     scales = (1.0,) if config.kind == "segmenter" else config.assignment.scales
     check_input_size(online.backbone, "data.crop_size", crop, scales, training=True)

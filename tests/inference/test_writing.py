@@ -5,19 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from cosa_dist.data.catalog import VOC_CLASSES, voc_colour_map
 from cosa_dist.data.decode import ORIENTATION, decode_mask, orientation_of
 from cosa_dist.data.errors import DataError
-from cosa_dist.inference.coco_rle import annotations_of, coco_file, decode_rle
 from cosa_dist.inference.segmentation import Segmentation
-from cosa_dist.inference.voc_server import check_voc, write_archive
 from cosa_dist.inference.writing import (
     WriteError,
+    annotations_of,
+    check_voc,
+    coco_file,
     out_folder,
     overlay,
     palette_mask,
+    write_archive,
     write_file,
     write_outputs,
 )
@@ -108,7 +111,7 @@ def test_pycocotools_opens_the_run_lengths_and_finds_the_pixels(tmp_path):
     assert [a["category_id"] for a in annotations] == [1, 2]
     assert [a["area"] for a in annotations] == [2, 1]
     assert annotations[0]["bbox"] == [2, 0, 1, 2]
-    assert (decode_rle(annotations[0]["segmentation"]) == (CLASSES == 1)).all()
+    assert (coco_mask.decode(annotations[0]["segmentation"]) == (CLASSES == 1)).all()
     content = coco_file([("a/b", 3, 2, annotations), ("c", 3, 2, annotations)], ["cat", "dog"])
     coco = COCO()
     coco.dataset = content
