@@ -6,32 +6,28 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from itertools import groupby
 
 from cosa_dist.config.errors import ConfigError, StartInterruptedError
 from cosa_dist.config.loading import recipe_names
-from cosa_dist.config.options import options
+from cosa_dist.config.options import Option, options
 
 
 def options_help() -> str:
     """Every option with type, default and meaning, one block per section."""
     lines: list[str] = []
-    section = ""
-    for option in options():
-        head = option.key.rpartition(".")[0] or "run"
-        if head != section:
-            lines.append(f"\n{head}:")
-            section = head
-        default = "" if option.default == "" else f" = {option.default}"
-        lines.append(f"  --{option.key} ({option.kind}{default})\n        {option.meaning}")
+    for section, group in groupby(options(), lambda option: option.key.rpartition(".")[0] or "run"):
+        lines += [f"\n{section}:", *map(_option_help, group)]
     return "\n".join(lines)
 
 
-def given(text: str) -> str:
-    """Type of an option that names something.
+def _option_help(option: Option) -> str:
+    default = "" if option.default == "" else f" = {option.default}"
+    return f"  --{option.key} ({option.kind}{default})\n        {option.meaning}"
 
-    Raises:
-        argparse.ArgumentTypeError: it is empty, as from a variable of the shell that is not set.
-    """
+
+def given(text: str) -> str:
+    """Type of an option that names something; refused if empty, as from a variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty: give a name, or leave the option out")
     return text
@@ -51,11 +47,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def refuse_beside_resume(arguments: argparse.Namespace, others: Iterable[str]) -> None:
-    """Refuse options that a run which is taken up again would ignore: it keeps its own settings.
-
-    Raises:
-        ConfigError: naming those of `others` that are given.
-    """
+    """Raise ConfigError naming those of the options `others` that are given: a resumed run ignores them."""
     beside = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
     if beside:
         raise ConfigError(
@@ -71,31 +63,25 @@ def run_job(
     what: str = "run",
     next_step: str = "continue with --resume",
 ) -> int:
-    """Do a job's work with one line instead of a traceback for what may go wrong, and return its exit code.
+    """Do a job's work with one line instead of a traceback for what may go wrong; return its exit code.
 
-    Args:
-        parser: of the job; words that it does not know are the work's dotted options.
-        work: what the job does.
-        what: what is said to have failed.
-        next_step: what to do after an interruption.
-
-    Returns:
-        0 done, 1 the work failed, 2 it could not start, 130 it was interrupted.
+    Words that the parser does not know are the work's dotted options. `what` is said to have failed,
+    `next_step` what to do after an interruption. 0 done, 1 the work failed, 2 it could not start, 130
+    interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments, rest = parser.parse_known_args()
     try:
         work(arguments, rest)
     except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, message = 2, f"error: {error}"
     except RuntimeError as error:
-        print(f"{what} failed: {error}", file=sys.stderr)
-        return 1
+        code, message = 1, f"{what} failed: {error}"
     except StartInterruptedError:
-        print("stopped; nothing was made, the same command starts again", file=sys.stderr)
-        return 130
+        code, message = 130, "stopped; nothing was made, the same command starts again"
     except KeyboardInterrupt:
-        print(f"stopped; {next_step}", file=sys.stderr)
-        return 130
-    return 0
+        code, message = 130, f"stopped; {next_step}"
+    else:
+        return 0
+    print(message, file=sys.stderr)
+    return code

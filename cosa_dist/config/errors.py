@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 
 class StartInterruptedError(KeyboardInterrupt):
-    """Interrupted before anything was made; there is nothing to go on with."""
+    """Interrupted before anything was made; there is nothing to resume."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Start:
     """How far a job has come."""
 
     made: bool = False
-    """whether there is something new to go on with"""
+    """whether there is something new to resume"""
 
 
 @contextmanager
@@ -44,14 +44,13 @@ def starting() -> Iterator[Start]:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the known name closest to `name`, or an empty string."""
-    name, names = str(name), list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:
-        last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
-        tail = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
-        close = [last[key] for key in tail]
-    return f"; did you mean {close[0]}?" if close else ""
+    """Return `; did you mean X?` for the known name (or last part of one) closest to `name`, or ''."""
+    names = list(known)
+    last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    tail = difflib.get_close_matches(str(name).rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+    found = [*close, *(last[key] for key in tail)]
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def unknown_option(key: str, known: Iterable[str], prefix: str = "") -> str:
@@ -63,22 +62,18 @@ def unknown_option(key: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
-    """Turn a pydantic error into one line per problem.
-
-    Args:
-        error: what pydantic raised.
-        known: all dotted keys that exist.
-    """
+    """Turn a pydantic error into one line per problem; `known` are all dotted keys that exist."""
     names = list(known)
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(unknown_option(key, names))
         elif item["type"] == "model_type":
             lines.append(f"{key} = {item['input']!r}: this is a section: give it options, or leave it out")
-        elif not key:
-            lines.append(item["msg"].removeprefix("Value error, "))
+        elif not key or (item["type"] == "value_error" and isinstance(item["input"], dict)):
+            lines.append(message)
         else:
-            lines.append(f"{key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key} = {item['input']!r}: {message}")
     return lines

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 COMMAND_LINE = "command line"
+MAPPINGS = ("backbone_options", "options")
+"""options that are mappings themselves: a later one replaces an earlier one"""
 SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -47,11 +49,7 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  # as the base class has it
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping.
-
-        Raises:
-            yaml.constructor.ConstructorError: a key occurs twice.
-        """
+        """Build a mapping; ConstructorError if a key occurs twice."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
@@ -74,17 +72,8 @@ for _kind, _form, _first in SCALARS:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})$"), _first)
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
 def parse_yaml(text: str) -> Any:
-    """Read YAML.
-
-    Raises:
-        ValueError: it is none, or a key occurs twice.
-    """
+    """Read YAML; ValueError if it is none, or a key occurs twice."""
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -92,11 +81,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
-    """
+    """Read a YAML mapping; ConfigError if there is no such file, or it is something else."""
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
@@ -110,6 +95,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def is_recipe_file(name_or_path: str) -> bool:
     """Whether a recipe is named by path."""
     return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
@@ -121,63 +111,44 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     Raises:
         ConfigError: neither a known name nor a file.
     """
-    if is_recipe_file(name_or_path):
-        path = place(name_or_path)
-    else:
-        path = RECIPES / f"{name_or_path}.yaml"
-        if not path.is_file():
-            names = recipe_names()
-            raise ConfigError(
-                f"no recipe named {name_or_path!r}; there are {', '.join(names)}"
-                f"{nearest(name_or_path, names)}"
-            )
+    path = place(name_or_path) if is_recipe_file(name_or_path) else RECIPES / f"{name_or_path}.yaml"
+    if path.parent == RECIPES and not path.is_file():
+        names = recipe_names()
+        there = f"there are {', '.join(names)}{nearest(name_or_path, names)}"
+        raise ConfigError(f"no recipe named {name_or_path!r}; {there}")
     return {"recipe": path.stem, **read_yaml(path)}
 
 
-VALUES = ("backbone_options", "options")
-"""options that are mappings themselves: a later one replaces an earlier one"""
+def merge(base: Mapping[str, Any], extra: Mapping[str, Any], disjoint: str = "") -> dict[str, Any]:
+    """Return `base` with `extra` on top, section by section.
 
-
-def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `extra` on top, section by section."""
+    Raises:
+        ConfigError: the source `disjoint` is named, and an option is in both.
+    """
     merged = dict(base)
     for key, value in extra.items():
         both_sections = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        if both_sections and key not in VALUES:
-            merged[key] = merge(merged[key], value)
+        if both_sections and key not in MAPPINGS:
+            merged[key] = merge(merged[key], value, disjoint and f"{disjoint}{key}.")
+        elif disjoint and key in merged:
+            raise ConfigError(f"{disjoint}{key} occurs twice")
         else:
             merged[key] = value
     return merged
 
 
 def nested(dotted: Mapping[str, Any], source: str = COMMAND_LINE) -> dict[str, Any]:
-    """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`.
-
-    Raises:
-        ConfigError: an option of `source` is there in both forms.
-    """
+    """Turn `{"a.b": 1}` into `{"a": {"b": 1}}`; ConfigError if `source` has an option in both forms."""
     result: dict[str, Any] = {}
     for key, value in dotted.items():
         for section in reversed(str(key).split(".")):
             value = {section: value}
-        if twice := _shared(result, value):
-            raise ConfigError(f"{source}: {twice} occurs twice")
-        result = merge(result, value)
+        result = merge(result, value, disjoint=f"{source}: ")
     return result
 
 
-def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first option that two nested mappings both hold."""
-    for key in one.keys() & other.keys():
-        if not (isinstance(one[key], Mapping) and isinstance(other[key], Mapping)) or key in VALUES:
-            return str(key)
-        if inner := _shared(one[key], other[key]):
-            return f"{key}.{inner}"
-    return ""
-
-
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Read `--a.b VALUE` and `--a.b=VALUE` pairs of a command line into dotted keys; the later one counts.
+    """Read `--a.b VALUE` and `--a.b=VALUE` pairs of a command line into dotted keys; the later one wins.
 
     Raises:
         ConfigError: an unknown option, a missing value or one that is not YAML.
@@ -220,11 +191,7 @@ def _text(word: str) -> str:
 
 
 def build_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
-    """Validate a nested mapping.
-
-    Raises:
-        ConfigError: naming every wrong key or value.
-    """
+    """Validate a nested mapping; ConfigError names every wrong key or value."""
     return stacked([(source, values)])
 
 
@@ -234,16 +201,10 @@ def load_config(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     source: str = COMMAND_LINE,
 ) -> RunConfig:
-    """Resolve recipe, file and overrides to a `RunConfig`.
-
-    Args:
-        recipe: name or path.
-        file: a YAML file on top of it.
-        overrides: words of a command line, or dotted keys.
-        source: what the overrides are called in messages.
+    """Resolve a recipe (name or path), a YAML file and overrides (words of a command line, or dotted keys).
 
     Raises:
-        ConfigError: one line per problem, with the layer that brought it in.
+        ConfigError: one line per problem, with the layer that brought it in; overrides are called `source`.
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if recipe:
@@ -256,7 +217,7 @@ def load_config(
 
 
 def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:
-    """Validate layers on top of each other; a problem is said to come from the first layer that brings it."""
+    """Validate layers on top of each other; a problem is reported for the first layer that has it."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, layer in layers:
@@ -265,8 +226,7 @@ def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:
             config = RunConfig.model_validate(values)
             sources = {}
         except ValidationError as error:
-            lines = describe(error, known_keys())
-            sources = {line: sources.get(line, source) for line in lines}
+            sources = {line: sources.get(line, source) for line in describe(error, known_keys())}
     if sources:
         raise ConfigError("\n".join(f"{source}: {line}" for line, source in sources.items()))
     return config

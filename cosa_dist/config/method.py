@@ -1,7 +1,7 @@
 """The method's settings: network, assignments, losses and optimisation.
 
-Defaults are those of the released VOC run (METHOD settings of the published log), so that a recipe only
-names what differs. Every field's docstring is its help text on the command line.
+Defaults are those of the released VOC run (of its published log), so that a recipe only names what differs.
+Every field's docstring is its help text on the command line. Functions take these sections as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Scales = tuple[Annotated[float, Field(gt=0, le=4)], ...]
+Scale = Annotated[float, Field(gt=0, le=4)]
+Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
 
@@ -27,11 +28,7 @@ class Section(BaseModel):
     """Base of all configuration models: frozen, no unknown keys, docstrings as descriptions."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        allow_inf_nan=False,
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
 
@@ -78,17 +75,17 @@ class ThresholdConfig(Section):
     queue: Annotated[int, Field(ge=1, le=10000)] = 100
     """global batches whose activations a search sees"""
     momentum: Fraction = 0.99
-    """share of itself that a searched threshold keeps at each step"""
+    """EMA decay of a searched threshold, per step"""
     regularisation: Annotated[float, Field(ge=1e-6, le=0.1)] = 1e-3
     """added to the variance of a mixture's components (scikit-learn's `reg_covar`, 1e-6 there): without it a
     component can sit on the CAMs' maxima, which are all 1, and the threshold climbs to them"""
 
 
 class AssignmentConfig(Section):
-    """What the assignment network does: moving average, multi-scale pass, pseudo-labels."""
+    """What the assignment network does: EMA of the online network, multi-scale pass, pseudo-labels."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9994
-    """share of itself that the assignment network keeps at each step (0: the online network itself)"""
+    """EMA decay of the assignment network, per step (0: the online network itself)"""
     scales: Scales = (1.0, 0.5, 1.5)
     """scales of its pass over the weak view"""
     flip: bool = True
@@ -100,7 +97,6 @@ class AssignmentConfig(Section):
     downscale: Annotated[int, Field(ge=1, le=8)] = 2
     """CAM pseudo-labels are decided at the crop's size divided by this"""
     threshold: ThresholdConfig = ThresholdConfig()
-    """thresholds on the CAM"""
     reliability: bool = False
     """weigh pixels of the CAM pseudo-labels by the inverse of their perplexity (paper's RAW)"""
     perplexity_scale: Annotated[float, Field(gt=0, lt=1)] = 0.9
@@ -153,9 +149,7 @@ class LossConfig(Section):
     zero_gradients_in_warmup: bool = True
     """give the decoder zero instead of missing gradients meanwhile, as the released code does"""
     energy_kernel: EnergyConfig = EnergyConfig()
-    """the energy's kernel"""
     separation_contrast: SeparationConfig = SeparationConfig()
-    """what contrastive separation compares, and how sharply"""
 
 
 class OptimizerConfig(Section):

@@ -1,13 +1,14 @@
 """The flat view of a configuration: dotted keys with type, default and meaning.
 
-It serves three readers: the command line (`--help` and overrides), the tracker (parameters), and the
-error messages (known names).
+It serves the command line (`--help` and overrides), the tracker (parameters) and error messages (known
+names).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -26,13 +27,10 @@ class Option:
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
+    origin = get_origin(annotation)
+    if origin is Literal:
         return "|".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return "list"
-    if get_origin(annotation) is dict:
-        return "mapping"
-    return getattr(annotation, "__name__", str(annotation))
+    return {tuple: "list", dict: "mapping"}.get(origin) or annotation.__name__
 
 
 def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Option]:
@@ -41,9 +39,9 @@ def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Op
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from options(annotation, f"{prefix}{name}.")
-            continue
-        default = field.get_default(call_default_factory=True)
-        yield Option(f"{prefix}{name}", _type_name(annotation), default, field.description or "")
+        else:
+            default = field.get_default(call_default_factory=True)
+            yield Option(f"{prefix}{name}", _type_name(annotation), default, field.description or "")
 
 
 def known_keys() -> list[str]:
@@ -58,14 +56,5 @@ def text_keys() -> set[str]:
 
 def flatten(config: RunConfig) -> dict[str, str]:
     """Return `{dotted key: value as text}` of every option, for the tracker."""
-
-    def walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for name, value in values.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, dict) and key not in leaves:
-                yield from walk(value, f"{key}.")
-            else:
-                yield key, str(value)
-
-    leaves = set(known_keys())
-    return dict(walk(config.model_dump(mode="json"), ""))
+    values = config.model_dump(mode="json")
+    return {key: str(reduce(dict.__getitem__, key.split("."), values)) for key in known_keys()}

@@ -19,13 +19,8 @@ ROOT = "COSA_ROOT"
 def absolute(text: str, option: str = "", must_last: bool = False) -> str:
     """Make a local path absolute; URLs (`s3://`, `http://`) stay.
 
-    Args:
-        text: the path as given.
-        option: its option, for the message.
-        must_last: something is written there that has to outlive the job.
-
-    Raises:
-        ConfigError: relative inside the temporary copy that a Ray job runs in.
+    Raises: ConfigError: what is written there `must_last` longer than the job, but the path, given by
+    `option`, is relative inside the temporary copy that a Ray job runs in.
     """
     if "://" in text or not text:
         return text
@@ -54,11 +49,7 @@ def place(text: str) -> Path:
 
 
 def lasting_place(text: str) -> Path:
-    """Type of a job's option for a file or folder that is written.
-
-    Raises:
-        argparse.ArgumentTypeError: see `absolute`.
-    """
+    """Type of a job's option for a file or folder that is written, see `absolute`."""
     try:
         absolute(text, must_last=True)
     except ConfigError as error:

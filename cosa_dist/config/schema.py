@@ -183,61 +183,46 @@ class RunConfig(Section):
     output: str = "outputs"
     """folder of run folders and of the default MLflow store; every node must see it"""
     data: DataConfig = DataConfig()
-    """data and views"""
     model: ModelConfig = ModelConfig()
-    """network"""
     assignment: AssignmentConfig = AssignmentConfig()
-    """assignment network"""
     losses: LossConfig = LossConfig()
-    """losses"""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """optimiser"""
     training: TrainingConfig = TrainingConfig()
-    """training loop"""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """evaluation"""
     tracking: TrackingConfig = TrackingConfig()
-    """tracking"""
     distributed: DistributedConfig = DistributedConfig()
-    """workers"""
     segmenter: SegmenterConfig = SegmenterConfig()
-    """network of the second stage"""
     pseudo_masks: PseudoMaskConfig = PseudoMaskConfig()
-    """how a first stage labels its training images"""
     stage_one: StageOneConfig = StageOneConfig()
-    """first stage of a multi-stage run"""
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> RunConfig:
-        threshold = self.assignment.threshold
-        if threshold.low > threshold.high:
-            raise ValueError(f"assignment.threshold.low {threshold.low} is above high {threshold.high}")
-        if threshold.aux_low > threshold.aux_high:
-            raise ValueError(
-                f"assignment.threshold.aux_low {threshold.aux_low} is above aux_high {threshold.aux_high}"
-            )
-        if threshold.variant != "mixture" and threshold.kind != "two_components":
-            raise ValueError(
-                f"assignment.threshold.variant {threshold.variant} needs kind two_components, "
-                f"not {threshold.kind}"
-            )
-        url = "://" in self.data.shards and not self.data.shards.startswith("file://")
-        if url and self.data.reading == "mapped" and not self.data.cache:
-            raise ValueError(
-                f"data.reading mapped cannot read {self.data.shards} where it is: set data.reading to "
-                "streaming, or data.cache to a folder for local copies"
-            )
-        if self.data.scale_range[0] > self.data.scale_range[1]:
-            raise ValueError(f"data.scale_range {self.data.scale_range} is not (low, high)")
-        if self.optimizer.warmup_steps > self.training.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is longer than the run "
-                f"(training.steps {self.training.steps})"
-            )
-        if self.kind == "cosa" and self.losses.warmup_steps >= self.training.steps:
-            raise ValueError(
-                f"losses.warmup_steps {self.losses.warmup_steps} leaves no co-training step of "
-                f"training.steps {self.training.steps}; for a classification-only run set "
-                "kind: control"
-            )
+        threshold, data, steps = self.assignment.threshold, self.data, self.training.steps
+        warmup, loss_warmup = self.optimizer.warmup_steps, self.losses.warmup_steps
+        url = "://" in data.shards and not data.shards.startswith("file://")
+        contradictions = {
+            f"assignment.threshold.low {threshold.low} is above high {threshold.high}": (
+                threshold.low > threshold.high
+            ),
+            f"assignment.threshold.aux_low {threshold.aux_low} is above aux_high {threshold.aux_high}": (
+                threshold.aux_low > threshold.aux_high
+            ),
+            f"assignment.threshold.variant {threshold.variant} needs kind two_components, "
+            f"not {threshold.kind}": (threshold.variant != "mixture" and threshold.kind != "two_components"),
+            f"data.reading mapped cannot read {data.shards} where it is: set data.reading to streaming, "
+            "or data.cache to a folder for local copies": (
+                url and data.reading == "mapped" and not data.cache
+            ),
+            f"data.scale_range {data.scale_range} is not (low, high)": (
+                data.scale_range[0] > data.scale_range[1]
+            ),
+            f"optimizer.warmup_steps {warmup} is longer than the run (training.steps {steps})": (
+                warmup > steps
+            ),
+            f"losses.warmup_steps {loss_warmup} leaves no co-training step of training.steps {steps}; "
+            "for a classification-only run set kind: control": (self.kind == "cosa" and loss_warmup >= steps),
+        }
+        for message, found in contradictions.items():
+            if found:
+                raise ValueError(message)
         return self

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cosa_dist.config.method import Fraction, Scales, Section
+from cosa_dist.config.method import Fraction, Scale, Section
 
 
 class SegmenterConfig(Section):
@@ -21,7 +21,7 @@ class SegmenterConfig(Section):
     decoder_norm: Literal["batch", "group"] = "batch"
     """`batch`: batch norm, over all GPUs; `group`: group norm, whatever the batch and the workers"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9994
-    """share of itself that the averaged network keeps at each step (0: a copy of the trained one)"""
+    """EMA decay of the averaged network, per step (0: a copy of the trained one)"""
     weigh: bool = False
     """weigh pixels by the reliability that is stored with the pseudo-masks"""
 
@@ -33,7 +33,7 @@ class PseudoMaskConfig(Section):
     """what is turned into masks; `agreement` keeps pixels where both say the same and ignores the others"""
     network: Literal["better", "online", "assignment"] = "better"
     """whose output (`better`: of the higher unfiltered validation mIoU, `online` if there is none)"""
-    scales: Scales = ()
+    scales: tuple[Scale, ...] = ()
     """scales of its pass (empty: those of the run's evaluation)"""
     refinement: Literal["none", "crf", "crf_ten_iterations", "pixel_adaptive"] = "none"
     """refine the class probabilities by the image: dense CRF of one or ten iterations, or PAR"""

@@ -23,9 +23,9 @@ from cosa_dist.reports.page import data_uri, mask_colours, render_page, with_box
 class ViewSettings:
     """How the views of the page are cut: side of the crop in pixels, scale range, seed of the run."""
 
-    crop_size: int = 448
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    seed: int = 0
+    crop_size: int
+    scale_range: tuple[float, float]
+    seed: int
 
 
 @dataclass(frozen=True)

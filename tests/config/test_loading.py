@@ -57,6 +57,8 @@ def test_precedence_is_defaults_recipe_file_command_line(tmp_path):
         (["--assignment.perplexity_scale", "1"], ["perplexity_scale = 1", "less than 1"]),
         (["--data.scale_range", "[2, 1]"], ["not (low, high)"]),
         (["--data.scale_range", "[2"], ["is not a YAML value"]),
+        (["--assignment.scales", "[]"], ["assignment.scales = []", "at least 1 item"]),
+        (["--pseudo_masks.cam_low", "0.6"], ["command line: pseudo_masks.cam_low 0.6 is above cam_high 0.5"]),
     ],
 )
 def test_a_wrong_option_is_named_with_what_is_allowed(words, parts):
