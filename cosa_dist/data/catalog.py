@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from cosa_dist.data.errors import DataError
 
@@ -109,18 +108,13 @@ def voc_colour_map() -> tuple[tuple[int, int, int], ...]:
     return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(256))
 
 
-VOC = DatasetInfo(
-    "voc",
-    VOC_CLASSES,
-    MappingProxyType({"train": 1464, "train_aug": 10582, "val": 1449, "test": 1456}),
-)
-COCO = DatasetInfo("coco", COCO_CLASSES, MappingProxyType({"train": 82081, "val": 40137}))
-
-KNOWN: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in (VOC, COCO)})
+VOC = DatasetInfo("voc", VOC_CLASSES, {"train": 1464, "train_aug": 10582, "val": 1449, "test": 1456})
+COCO = DatasetInfo("coco", COCO_CLASSES, {"train": 82081, "val": 40137})
+KNOWN: Mapping[str, DatasetInfo] = {info.name: info for info in (VOC, COCO)}
 
 
 def renamed(info: DatasetInfo, name: str | None) -> DatasetInfo:
     """`info` under another name; a subset under its own name has no known split sizes."""
     if name is None or name == info.name:
         return info
-    return replace(info, name=name, split_sizes=MappingProxyType({}))
+    return replace(info, name=name, split_sizes={})

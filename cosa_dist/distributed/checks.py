@@ -16,7 +16,7 @@ from cosa_dist.config.method import names_a_file
 from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import check_reading
-from cosa_dist.data.shards.description import SplitDescription
+from cosa_dist.data.shards.description import Split
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed.plan import check_batch_early
 from cosa_dist.distributed.run_folder import RunFolder
@@ -62,7 +62,7 @@ def resolve(config: RunConfig) -> RunConfig:
     return build_config(merge(config.model_dump(), changes))
 
 
-def check_inputs(config: RunConfig) -> tuple[SplitDescription, SplitDescription]:
+def check_inputs(config: RunConfig) -> tuple[Split, Split]:
     """Check all that a run is made of; return its training and its validation split."""
     check_batch_early(config)
     parse_weight_source(config.model.weights)
@@ -100,7 +100,7 @@ def _check_network(config: RunConfig, classes: int) -> None:
     check_network(config, classes)
 
 
-def _check_masks(config: RunConfig, train: SplitDescription) -> None:
+def _check_masks(config: RunConfig, train: Split) -> None:
     """Refuse to train a segmenter on other masks than asked for, or on records without any."""
     where = f"{config.data.shards}, split {config.data.train_split}"
     if config.supervision == "truth" and train.pseudo_masks is not None:
@@ -155,7 +155,7 @@ def stage_two_config(config: RunConfig, shards: Path) -> RunConfig:
     return build_config(merge(config.model_dump(), own), "second stage")
 
 
-def check_stages(config: RunConfig) -> SplitDescription:
+def check_stages(config: RunConfig) -> Split:
     """Check a first stage's inputs, or the run that stands for it, and the second stage's network."""
     check_batch_early(config)
     val = check_reading(config.data, config.data.val_split)

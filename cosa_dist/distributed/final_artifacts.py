@@ -12,7 +12,7 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.collective import rank
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader
-from cosa_dist.data.shards.split import Split
+from cosa_dist.data.shards.description import Split
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.evaluation.pictures import Labeller, save_pictures
 from cosa_dist.evaluation.report import EvalReport, as_text, better_report

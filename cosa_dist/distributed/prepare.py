@@ -16,7 +16,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import COMMAND_LINE, nested, stacked
 from cosa_dist.config.options import flatten
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.shards.description import SplitDescription
+from cosa_dist.data.shards.description import Split
 from cosa_dist.distributed.checks import (
     STAGES,
     check_inputs,
@@ -82,12 +82,12 @@ def reopen_tracking(note: RunNote, output: Path) -> RunNote:
     return note
 
 
-def dataset_label(config: RunConfig, split: SplitDescription) -> str:
+def dataset_label(config: RunConfig, split: Split) -> str:
     """Name of the data set in tables: the configured label, else the name stored in the shards."""
     return config.data.label or split.info.name
 
 
-def _tags(config: RunConfig, train: SplitDescription, val: SplitDescription) -> dict[str, str]:
+def _tags(config: RunConfig, train: Split, val: Split) -> dict[str, str]:
     """Labels of a run's tracking run, with a description for MLflow's page."""
     supervision = "image tags"
     if config.kind == "segmenter":

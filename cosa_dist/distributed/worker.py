@@ -20,7 +20,8 @@ from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader, open_reading
-from cosa_dist.data.shards.split import MappedSplit, Split
+from cosa_dist.data.shards.description import Split
+from cosa_dist.data.shards.split import MappedSplit
 from cosa_dist.distributed.final_artifacts import draw_pictures, warn_on_failure, write_reports
 from cosa_dist.distributed.plan import largest_micro_batch
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask

@@ -13,8 +13,7 @@ import pytest
 
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards import remote
-from cosa_dist.data.shards.description import describe_split
-from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.description import Split, describe_split
 from cosa_dist.data.shards.split import open_split
 from tests.data.shard_server import ShardServer, cut_short, served, unavailable
 
@@ -42,23 +41,23 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
-def files(location: str, cache: Path | str = "") -> ShardFiles:
-    return ShardFiles(describe_split(location, "train"), str(cache))
+def files(location: str, cache: Path | str = "") -> Split:
+    return describe_split(location, "train", str(cache))
 
 
-def ids(opened: ShardFiles, number: int) -> list[str]:
-    return list(opened.open(number)["id"])
+def ids(opened: Split, number: int) -> list[str]:
+    return list(opened.open_shard(number)["id"])
 
 
 def test_remote_shards_are_those_of_the_folder_and_leave_no_file(
     root: Path, server: ShardServer, tmp_path: Path
 ) -> None:
     here, there = files(str(root)), files(server.url + "/")
-    assert there.description.fingerprint == here.description.fingerprint
+    assert there.fingerprint == here.fingerprint
     for number in range(2):
-        shard = there.open(number)
+        shard = there.open_shard(number)
         assert list((tmp_path / "temporary").iterdir()) == []
-        assert shard.to_list() == here.open(number).to_list()
+        assert shard.to_list() == here.open_shard(number).to_list()
     assert len(server.asked_for(".arrow")) == 2
 
 
@@ -151,7 +150,7 @@ def test_what_stays_is_one_line(
     opened = files(server.url, cache and tmp_path / cache)
     server.fault = fault
     with pytest.raises(DataError, match=words) as caught:
-        opened.open(1)
+        opened.open_shard(1)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.rglob("*.partial")) == list((tmp_path / "temporary").iterdir()) == []
 
@@ -161,18 +160,18 @@ def test_a_missing_shard_a_short_one_and_a_dead_server(root: Path, server: Shard
     content = (root / SHARD).read_bytes()
     (root / SHARD).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"00001-of-00002\.arrow.*(bytes|damaged)"):
-        opened.open(1)
+        opened.open_shard(1)
     (root / SHARD).unlink()
     asked = len(server.requests)
     with pytest.raises(DataError, match=r"shard http.*00001-of-00002\.arrow is missing on the server"):
-        opened.open(1)
+        opened.open_shard(1)
     assert len(server.requests) == asked + 1
     server.shutdown()
     server.server_close()
     with pytest.raises(
         DataError, match=r"cannot read http.*Connect.*\(3 attempts\); is the server up"
     ) as dead:
-        opened.open(0)
+        opened.open_shard(0)
     assert "\n" not in str(dead.value)
 
 

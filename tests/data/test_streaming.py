@@ -14,8 +14,7 @@ from datasets.arrow_writer import ArrowWriter
 from cosa_dist.data.reading.loader import TrainingLoader
 from cosa_dist.data.reading.order import StreamOrder
 from cosa_dist.data.reading.streaming import open_stream
-from cosa_dist.data.shards.description import DESCRIPTION
-from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.description import DESCRIPTION, Split
 from cosa_dist.data.shards.split import open_split
 from tests.data.shard_server import served
 
@@ -74,13 +73,13 @@ def test_rows_are_a_stream_of_datasets_that_opens_one_shard_ahead(
 ) -> None:
     split = open_stream(make_shards(8, shards=4), "train")
     opened: list[int] = []
-    whole = ShardFiles.open
+    whole = Split.open_shard
 
-    def counting(self: ShardFiles, number: int) -> Dataset:
+    def counting(self: Split, number: int) -> Dataset:
         opened.append(number)
         return whole(self, number)
 
-    monkeypatch.setattr(ShardFiles, "open", counting)
+    monkeypatch.setattr(Split, "open_shard", counting)
     rows = split.evaluation_rows(0, 8, 1)
     assert isinstance(rows, IterableDataset)
     assert rows.num_shards == 1

@@ -32,9 +32,9 @@ from cosa_dist.data.reading.samples import (
     training_batch,
 )
 from cosa_dist.data.reading.streaming import StreamingSplit, open_stream
-from cosa_dist.data.shards.description import SplitDescription, describe_split
+from cosa_dist.data.shards.description import Split, describe_split
 from cosa_dist.data.shards.remote import is_remote
-from cosa_dist.data.shards.split import MappedSplit, Split, open_split, record_of
+from cosa_dist.data.shards.split import MappedSplit, open_split, record_of
 
 __all__ = ["Batch", "EvalSample", "EvaluationLoader", "TrainingLoader", "check_reading", "open_reading"]
 
@@ -51,7 +51,7 @@ def open_reading(data: DataConfig, split: str) -> Split:
     return opening(data.shards, split, data.cache)
 
 
-def check_reading(data: DataConfig, split: str) -> SplitDescription:
+def check_reading(data: DataConfig, split: str) -> Split:
     """Return a split's description after checking as much as takes no long transfer.
 
     Local shards are all opened; of remote ones, only the description is read.
@@ -61,7 +61,7 @@ def check_reading(data: DataConfig, split: str) -> SplitDescription:
     """
     if is_remote(data.shards):
         return describe_split(data.shards, split)
-    return open_split(data.shards, split).files.description
+    return open_split(data.shards, split)
 
 
 class MapDataset(Dataset[Any]):

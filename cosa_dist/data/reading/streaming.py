@@ -18,9 +18,8 @@ from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from cosa_dist.data.reading.order import Piece, StreamOrder, pieces
-from cosa_dist.data.shards.description import describe_split
-from cosa_dist.data.shards.files import ShardFiles
-from cosa_dist.data.shards.split import MASK_COLUMNS, TRAINING_COLUMNS, Split
+from cosa_dist.data.shards.description import Split, describe_split
+from cosa_dist.data.shards.split import MASK_COLUMNS, TRAINING_COLUMNS
 
 Row = dict[str, Any]
 Part = Callable[[], Iterator[Row]]
@@ -41,7 +40,7 @@ class StreamingSplit(Split):
         first = start_step * order.batches_per_step
         readers = [rank * order.loaders + (first + n) % order.loaders for n in range(order.loaders)]
         columns = TRAINING_COLUMNS + (MASK_COLUMNS if masks else ())
-        rows = partial(_training_rows, self.files, order, (start_step, stop_step), columns)
+        rows = partial(_training_rows, self, order, (start_step, stop_step), columns)
         return _iterable([partial(rows, reader) for reader in readers])
 
     def evaluation_rows(self, first: int, stop: int, loaders: int) -> IterableDataset:
@@ -49,10 +48,7 @@ class StreamingSplit(Split):
         ends = [first + (stop - first) * number // loaders for number in range(loaders + 1)]
         ranges = [range(*ends[n : n + 2]) for n in range(loaders)]
         return _iterable(
-            [
-                partial(_stored_rows, self.files, list(pieces(self.shard_counts, rows)), None)
-                for rows in ranges
-            ]
+            [partial(_stored_rows, self, list(pieces(self.shard_counts, rows)), None) for rows in ranges]
         )
 
 
@@ -65,15 +61,15 @@ def open_stream(root: Path | str, split: str, cache: str = "") -> StreamingSplit
         DataError: `root` is no shard folder or of another format version, cannot be reached, or the split is
             not there.
     """
-    return StreamingSplit(ShardFiles(describe_split(str(root), split), cache))
+    return StreamingSplit(**vars(describe_split(root, split, cache)))
 
 
 def _training_rows(
-    files: ShardFiles, order: StreamOrder, steps: tuple[int, int], columns: tuple[str, ...], reader: int
+    split: Split, order: StreamOrder, steps: tuple[int, int], columns: tuple[str, ...], reader: int
 ) -> Iterator[Row]:
     """Yield the rows of one reader in the order of their positions."""
     wanted = chain.from_iterable(order.pieces(part) for part in order.parts(reader, *steps))
-    stored = _stored_rows(files, wanted, columns)
+    stored = _stored_rows(split, wanted, columns)
     for part in order.parts(reader, *steps):
         for window in part.windows:
             held = list(islice(stored, window.size))
@@ -81,9 +77,7 @@ def _training_rows(
                 yield {"position": position, "epoch": part.epoch, **held[pick]}
 
 
-def _stored_rows(
-    files: ShardFiles, wanted: Iterable[Piece], columns: tuple[str, ...] | None
-) -> Iterator[Row]:
+def _stored_rows(split: Split, wanted: Iterable[Piece], columns: tuple[str, ...] | None) -> Iterator[Row]:
     """Yield the rows of pieces of shards as they are stored; while one is read, the next is fetched.
 
     Only the given columns are read, as far as they are there (None: all).
@@ -91,21 +85,21 @@ def _stored_rows(
     Raises:
         DataError: a shard is missing, damaged or cannot be fetched.
     """
-    for piece, shard in _opened_ahead(files, iter(wanted)):
+    for piece, shard in _opened_ahead(split, iter(wanted)):
         there = [name for name in columns or () if name in shard.column_names]
         chosen = shard.select_columns(there) if columns else shard
         yield from chosen.select(range(piece.first, piece.stop))
 
 
-def _opened_ahead(files: ShardFiles, wanted: Iterator[Piece]) -> Iterator[tuple[Piece, Dataset]]:
+def _opened_ahead(split: Split, wanted: Iterator[Piece]) -> Iterator[tuple[Piece, Dataset]]:
     """Yield each piece with its open shard, one shard ahead."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-shard")
     try:
-        coming = [(piece, pool.submit(files.open, piece.shard)) for piece in islice(wanted, 1)]
+        coming = [(piece, pool.submit(split.open_shard, piece.shard)) for piece in islice(wanted, 1)]
         while coming:
             piece, opening = coming.pop()
             shard = opening.result()
-            coming = [(later, pool.submit(files.open, later.shard)) for later in islice(wanted, 1)]
+            coming = [(later, pool.submit(split.open_shard, later.shard)) for later in islice(wanted, 1)]
             yield piece, shard
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

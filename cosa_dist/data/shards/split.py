@@ -1,4 +1,4 @@
-"""Splits of a shard folder and their records; `mapped` reading, any record at once.
+"""Records of shards, and `mapped` reading: any record at once.
 
 A folder holds `dataset.json` and `<split>/shard-00000-of-00008.arrow`, Arrow files of Hugging Face
 `datasets`. A mapped split is memory-mapped: it costs no memory, and a copy that goes to a loader's worker
@@ -18,8 +18,8 @@ from datasets import ClassLabel, Features, Image, List, Value, concatenate_datas
 from numpy.typing import NDArray
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.shards.description import describe_split
-from cosa_dist.data.shards.files import ShardFiles
+from cosa_dist.data.shards.description import Split, describe_split
+from cosa_dist.data.shards.remote import is_remote
 
 TRAINING_COLUMNS = ("id", "image", "labels", "width", "height")
 MASK_COLUMNS = ("mask", "reliability")
@@ -75,41 +75,16 @@ def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
     )
 
 
-class Split:
-    """One split of a shard folder, however it is read; the attributes are those of its `SplitDescription`."""
-
-    def __init__(self, files: ShardFiles) -> None:
-        described = files.description
-        self.files = files
-        self.root, self.name, self.info = described.root, described.name, described.info
-        self.size, self.fingerprint = described.size, described.fingerprint
-        self.class_counts = described.class_counts
-
-    def __len__(self) -> int:
-        return self.size
-
-    @property
-    def shard_counts(self) -> tuple[int, ...]:
-        """Records of each shard, in record order."""
-        return tuple(shard.count for shard in self.files.description.shards)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C foreground class names in id order."""
-        return self.info.class_names
-
-
 class MappedSplit(Split):
     """A split whose shards are all memory-mapped; make it with `open_split`."""
 
-    def __init__(self, files: ShardFiles) -> None:
-        super().__init__(files)
-        shards = range(len(files.description.shards))
-        self._all = concatenate_datasets([files.open(number) for number in shards])
+    def __init__(self, split: Split) -> None:
+        super().__init__(**vars(split))
+        self._all = concatenate_datasets([self.open_shard(number) for number in range(len(self.shards))])
         self._training = self._all.select_columns(list(TRAINING_COLUMNS))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_split, (self.root, self.name, self.files.cache)
+        return open_split, (self.root, self.name, self.cache)
 
     def record(self, index: int, *, annotations: bool = True) -> Record:
         """Record `index`, 0 .. size - 1; without `annotations` its masks are not read (training on tags)."""
@@ -140,10 +115,10 @@ def open_split(root: Path | str, split: str, cache: str = "") -> MappedSplit:
     Raises `DataError` if `root` is no shard folder or of another format version, the split is not there, a
     shard is missing or damaged, or the shards are remote and there is no cache.
     """
-    files = ShardFiles(describe_split(str(root), split), cache)
-    if files.remote and not cache:
+    described = describe_split(root, split, cache)
+    if is_remote(described.root) and not cache:
         raise DataError(
             f"{root} is not on this machine: read it with --data.reading streaming, or give "
             "--data.cache FOLDER for local copies"
         )
-    return MappedSplit(files)
+    return MappedSplit(described)

@@ -26,7 +26,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.shards.description import (
     FORMAT_VERSION,
-    SplitDescription,
+    Split,
     describe_split,
     read_description,
 )
@@ -171,7 +171,7 @@ def _publish(
     return quality
 
 
-def _take_over(split: SplitDescription, partial: Path, source: dict[str, Any]) -> dict[str, Any]:
+def _take_over(split: Split, partial: Path, source: dict[str, Any]) -> dict[str, Any]:
     """Link (or copy, or fetch) the shards of a split that stays as it is; return its description."""
     folder = partial / split.name
     folder.mkdir(exist_ok=True)

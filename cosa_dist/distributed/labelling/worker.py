@@ -22,7 +22,6 @@ from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
 from cosa_dist.data.shards.description import describe_split
-from cosa_dist.data.shards.files import ShardFiles
 from cosa_dist.data.shards.split import record_of
 from cosa_dist.data.shards.writer import (
     ShardSummary,
@@ -98,7 +97,7 @@ class ShardLabeller:
         scales = self.masks.scales or evaluation.scales
         self.settings = evaluation.model_copy(update={"scales": scales})
         data = self.config.data
-        self.files = ShardFiles(describe_split(data.shards, data.train_split), data.cache)
+        self.split = describe_split(data.shards, data.train_split, data.cache)
 
     def label(self, number: int) -> LabelledShard:
         """Label shard `number` of the training split, unless it is there already.
@@ -109,10 +108,10 @@ class ShardLabeller:
         if found is not None:
             return found
         started = time.perf_counter()
-        source = self.files.open(number)
+        source = self.split.open_shard(number)
         shard = shard_path(self.task, number)
         features = labelled_features(source.features, self.masks.reliability)
-        classes = self.files.description.info.num_foreground
+        classes = self.split.info.num_foreground
         counts, traces = MaskCounts.empty(classes + 1), []
         with shard_writer(shard, features) as write:
             for row, sample, labelled in self._labelled(source, classes):
@@ -130,7 +129,7 @@ class ShardLabeller:
         self, source: Dataset, classes: int
     ) -> Iterator[tuple[dict[str, Any], EvalSample, PseudoMask]]:
         """Each row with its sample and pseudo-mask."""
-        where = f"split '{self.files.description.name}' in {self.files.description.root}"
+        where = f"split '{self.split.name}' in {self.split.root}"
         rows = iter(source)
         while batch := list(islice(rows, self.settings.batch_size)):
             samples = [evaluation_sample(record_of(row, classes), source=where) for row in batch]
