@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cosa_dist.assignment.activation import PresentClasses, inside_boxes_on_grid, strongest_class
-from cosa_dist.assignment.cam_label import label_by_threshold
 from cosa_dist.assignment.threshold import Threshold
 from cosa_dist.config.method import AssignmentConfig, SeparationConfig
 from cosa_dist.data.catalog import IGNORE
@@ -73,7 +72,7 @@ def reliable_pixels(
     """
     strongest = strongest_class(aux_cam, present, grid)
     valid = inside_boxes_on_grid(boxes, (aux_cam.shape[-2], aux_cam.shape[-1]), grid)
-    label = label_by_threshold(strongest, valid, threshold)
+    label = threshold.label(strongest, valid)
     sure = perplexity(strongest.value, label > 0, threshold, config) <= separation.max_perplexity
     return select_pixels(label.masked_fill(~sure, IGNORE), separation.max_pixels)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cosa_dist.assignment.activation import StrongestClass
 from cosa_dist.assignment.mixture import (
     BINS,
     FLOOR,
@@ -24,6 +25,7 @@ from cosa_dist.assignment.mixture import (
     fit_mixture,
 )
 from cosa_dist.config.method import ThresholdConfig
+from cosa_dist.data.catalog import IGNORE
 
 FEWEST_VALUES = 100
 """A queue with fewer activations shows no modes."""
@@ -43,6 +45,17 @@ class Threshold(NamedTuple):
     low: float | Tensor
     high: float | Tensor
     single: bool = False
+
+    def label(self, strongest: StrongestClass, valid: Tensor) -> Tensor:
+        """Class where the activation reaches `high`, background below `low`, 255 between (paper).
+
+        `[B, H, W]` int64; also 255 where `valid` (bool) is not set.
+        """
+        value, name = strongest
+        foreground = (value >= self.high) & (name > 0)
+        background = (value < self.low) | (name == 0)
+        label = torch.where(foreground, name, torch.zeros_like(name))
+        return label.masked_fill(~((foreground | background) & valid), IGNORE)
 
 
 class Thresholds(NamedTuple):

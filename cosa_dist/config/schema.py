@@ -19,10 +19,12 @@ from cosa_dist.config.method import (
     NonNegative,
     OptimizerConfig,
     Positive,
+    PseudoMaskConfig,
     Scales,
     Section,
+    SegmenterConfig,
+    StageOneConfig,
 )
-from cosa_dist.config.stages import PseudoMaskConfig, SegmenterConfig, StageOneConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -60,7 +62,7 @@ class TrainingConfig(Section):
     global_batch_size: Count = 4
     """images of one optimiser step over all workers"""
     micro_batch_size: Annotated[int, Field(ge=0)] = 0
-    """images that one worker computes at a time (0: its whole part); smaller ones accumulate"""
+    """images that one worker computes at a time (0: its whole per-worker batch); fewer accumulate"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on GPUs that have it, fp32 elsewhere"""
     matmul_precision: Literal["highest", "high"] = "highest"
@@ -116,7 +118,6 @@ class EvaluationConfig(Section):
     cam_control: bool = False
     """measure the CAM with predicted labels too, its background chosen on training images"""
     crf: CrfConfig = CrfConfig()
-    """dense CRF on the segmentation"""
 
 
 class TrackingConfig(Section):
@@ -142,7 +143,7 @@ class DistributedConfig(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs if the cluster has any"""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """CPUs reserved by each worker (0: an even share of the cluster's)"""
+    """CPUs reserved by each worker (0: an equal part of the cluster's)"""
     placement_deadline: Positive = 300.0
     """seconds to wait for a place for the workers, at the start and after a loss, before giving up"""
     max_failures: Annotated[int, Field(ge=0)] = 3

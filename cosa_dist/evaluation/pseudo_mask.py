@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cosa_dist.assignment.inference import MultiScaleOutput
-from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class, mean_iou, per_cent
 from cosa_dist.evaluation.protocols import resize_map

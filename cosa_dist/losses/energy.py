@@ -53,15 +53,10 @@ def dense_energy_loss(
 ) -> Tensor:
     """Dense energy of the segmentation on the strong view, a float32 scalar, never positive (released code).
 
-    In the released order: logits to the label's size (bilinear), softmax, then all to the kernel's scale: the
-    image, the box and the label by nearest neighbour, the probabilities bilinearly.
-
-    Args:
-        images: `[B, 3, H, W]` strong view, colours in 0..255.
-        logits: `[B, K, h, w]` of the segmentation; the gradient reaches only these.
-        label: `[B, H, W]` pseudo-label of the main CAM; 255 is unlabelled.
-        boxes: `[B, 4]` (top, bottom, left, right) of the image content, half-open.
-        kernel: sigmas, scale and weight of the energy.
+    `images` `[B, 3, H, W]` in 0..255, `logits` `[B, K, h, w]` (the gradient reaches only these), `label` `[B,
+    H, W]` of the main CAM (255 is unlabelled), half-open `boxes` `[B, 4]`. In the released order: logits to
+    the label's size (bilinear), softmax, then all to the kernel's scale: the image, the box and the label by
+    nearest neighbour, the probabilities bilinearly.
 
     Raises:
         ValueError: shapes do not fit.

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cosa_dist.assignment.pseudo_labels import Assignment
 from cosa_dist.config.method import LossConfig
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+from cosa_dist.data.catalog import IGNORE
 from cosa_dist.losses.energy import dense_energy_loss
-from cosa_dist.losses.separation import count_anchors, separation_loss
+from cosa_dist.losses.separation import COUNT_EPSILON, count_anchors, separation_loss
 from cosa_dist.stopwatch import part
 
 if TYPE_CHECKING:
@@ -64,6 +64,43 @@ def loss_normalizers(counts: Tensor, parts: int) -> LossNormalizers:
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Multi-label soft margin loss of `[B, C]` image logits, mean over images and classes (released code)."""
     return F.multilabel_soft_margin_loss(logits.float(), labels.float())
+
+
+def count_pixels(label: Tensor, reliability: Tensor | None = None) -> Tensor:
+    """Numbers `[2]` of background and foreground pixels of `[B, H, W]` labels, or sums of their weights.
+
+    Ignored pixels (255) are neither; their weights must be 0.
+    """
+    if reliability is None:
+        reliability = (label != IGNORE).float()
+    background = label == 0
+    parts = [reliability.float().masked_fill(other, 0.0).sum() for other in (~background, background)]
+    return torch.stack(parts)
+
+
+def cam_to_seg_loss(
+    log_probabilities: Tensor, label: Tensor, counts: Tensor, reliability: Tensor | None = None
+) -> Tensor:
+    """CAM-to-segmentation loss (C2S): the decoder learns the CAM pseudo-label (released code).
+
+    `0.5 sum_bg / (n_bg + 1e-6) + 0.5 sum_fg / (n_fg + 1e-6)` of the cross-entropy: background and foreground
+    of the **global** batch count half each, so that the large background does not drown the objects. A half
+    without any pixel is 0 and has zero gradient. With reliability weights r (paper) the sums are of r times
+    it and the n are sums of r: the same as weights normalised to mean 1 over either half.
+
+    Args:
+        log_probabilities: `[B, K, H, W]` float32 of the segmentation at the label's size.
+        label: `[B, H, W]` with 0 background, 1..K-1 classes, 255 ignore.
+        counts: `[2]` pixels (background, foreground) to divide by, see `LossNormalizers`.
+        reliability: `[B, H, W]` weights, 0 where the label is ignored; default: all pixels count the same.
+    """
+    label = label.long()
+    scale = 0.5 / (counts.to(log_probabilities) + COUNT_EPSILON)
+    loss = F.nll_loss(log_probabilities, label, ignore_index=IGNORE, reduction="none")
+    weight = torch.where(label == 0, scale[0], scale[1])
+    if reliability is not None:
+        weight = weight * reliability
+    return (loss * weight).sum()
 
 
 @part("loss: S2C")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cosa_dist.assignment.reliability import ReliablePixels
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.losses.cam_to_seg import COUNT_EPSILON
 from cosa_dist.stopwatch import part
 
+COUNT_EPSILON = 1e-6
 SHORTEST = 1e-3
 """Shorter vectors are not stretched to length 1: their gradient would be unbounded."""
 EXCLUDED = -1e4

@@ -13,8 +13,7 @@ import torch
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
-from cosa_dist.config.method import ModelConfig
-from cosa_dist.config.stages import SegmenterConfig
+from cosa_dist.config.method import ModelConfig, SegmenterConfig
 from cosa_dist.model.backbone import Backbone
 from cosa_dist.model.build import build_on_backbone
 from cosa_dist.model.network import NetworkOutput

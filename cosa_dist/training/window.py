@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosa_dist.collective import is_distributed, rank, sum_over_ranks, world_size
+from cosa_dist.collective import is_distributed, sum_over_ranks, world_size
 from cosa_dist.data.reading.loader import Batch
 
 
@@ -41,10 +41,7 @@ class LossWindow:
         self.samples.append([sample for batch in batches for sample in batch.ids])
 
     def means(self, last_step: int) -> dict[str, float]:
-        """Means over the window's steps and over all ranks; every rank must call it.
-
-        Args:
-            last_step: number of the window's last step, for the message.
+        """Means over the window's steps, up to `last_step`, and over all ranks, which all must call it.
 
         Raises:
             NonFiniteLossError: naming the first such step, its terms and its samples, on every rank.
@@ -52,15 +49,15 @@ class LossWindow:
         names = list(self.terms[0])
         own = torch.stack([torch.stack([row[name].float() for name in names]) for row in self.terms])
         values = sum_over_ranks(own) / world_size()
-        broken = (~values.isfinite()).any(dim=1).tolist()
-        if True in broken:
-            index = broken.index(True)
-            bad = [name for name, value in zip(names, values[index].tolist(), strict=True) if _broken(value)]
-            samples = self.samples[index] if not bool(own[index].isfinite().all()) else []
-            raise NonFiniteLossError(
-                f"step {last_step - self.steps + 1 + index}: {', '.join(bad)} not finite; "
-                f"{_samples_of_all_ranks(samples)}; the last checkpoint is kept"
-            )
+        finite = values.isfinite().tolist()
+        for index, good in enumerate(finite):
+            if not all(good):
+                bad = ", ".join(name for name, is_finite in zip(names, good, strict=True) if not is_finite)
+                samples = [] if bool(own[index].isfinite().all()) else self.samples[index]
+                raise NonFiniteLossError(
+                    f"step {last_step - self.steps + 1 + index}: {bad} not finite; "
+                    f"{_samples_of_all_ranks(samples)}; the last checkpoint is kept"
+                )
         return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 
 
@@ -79,17 +76,9 @@ def check_weights(network: nn.Module, step: int) -> None:
         )
 
 
-def _broken(value: float) -> bool:
-    return not abs(value) < float("inf")
-
-
 def _samples_of_all_ranks(samples: list[str]) -> str:
     """`samples of rank R: ...` for every rank whose own terms are broken."""
-    gathered: list[list[str] | None] = [samples]
+    gathered: list[list[str]] = [samples] * world_size()
     if is_distributed():
-        gathered = [None] * world_size()
         dist.all_gather_object(gathered, samples)
-    first = 0 if is_distributed() else rank()
-    return "; ".join(
-        f"samples of rank {number}: {', '.join(ids)}" for number, ids in enumerate(gathered, first) if ids
-    )
+    return "; ".join(f"samples of rank {rank}: {', '.join(ids)}" for rank, ids in enumerate(gathered) if ids)

@@ -12,10 +12,13 @@ from cosa_dist.assignment.activation import (
     present_classes,
     strongest_class,
 )
-from cosa_dist.assignment.cam_label import cam_pseudo_label, label_by_threshold, segmentation_pseudo_label
 from cosa_dist.assignment.inference import MultiScaleOutput
 from cosa_dist.assignment.mixture import BINS
-from cosa_dist.assignment.pseudo_labels import make_assignment
+from cosa_dist.assignment.pseudo_labels import (
+    cam_pseudo_label,
+    make_assignment,
+    segmentation_pseudo_label,
+)
 from cosa_dist.assignment.reliability import reliability
 from cosa_dist.assignment.threshold import Threshold, Thresholds
 from cosa_dist.config.method import AssignmentConfig, SeparationConfig
@@ -172,7 +175,7 @@ def test_a_single_threshold_by_hand():
     cam[0, 2, 1, 1] = 0.7
     labels, box = torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[0, 2, 0, 2]])
     strongest = strongest_class(cam, present_classes(labels))
-    label = label_by_threshold(strongest, inside_boxes(box, (2, 3)), single(0.5))
+    label = single(0.5).label(strongest, inside_boxes(box, (2, 3)))
     assert label.tolist() == [[[2, 2, 255], [0, 3, 255]]]
 
 
@@ -180,7 +183,7 @@ def test_a_single_threshold_by_hand():
 def test_a_single_threshold_calls_an_image_without_labels_background(border):
     strongest = strongest_class(torch.rand(1, 3, 4, 4), present_classes(torch.zeros(1, 3)))
     assert not strongest.value.any()
-    label = label_by_threshold(strongest, torch.ones(1, 4, 4).bool(), single(border))
+    label = single(border).label(strongest, torch.ones(1, 4, 4).bool())
     assert not label.any()
 
 

@@ -44,7 +44,7 @@ def classes() -> Iterator[type]:
 
 
 def repeated(cls: type, section: type[BaseModel]) -> set[str]:
-    """Fields of a class that a section has too, with the same default; an empty text is a default by nature."""
+    """Fields of a class that a section has too, with the same default (that is not the empty text)."""
     own = defaults(cls)
     shared = defaults(section).items()
     return {name for name, value in shared if value != "" and name in own and own[name] == value}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed.labelling.shards import labelling_task

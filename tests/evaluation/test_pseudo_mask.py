@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosa_dist.assignment.inference import MultiScaleOutput
-from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.evaluation.pseudo_mask import MaskCounts, pseudo_mask
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.atomic import atomic_write
 from cosa_dist.config.loading import to_yaml
-from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.sources.synthetic import synthetic_info
 from cosa_dist.distributed.labelling import run as labelling_run
 from cosa_dist.distributed.run_folder import RunFolder, RunNote

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
+from cosa_dist.losses.objective import cam_to_seg_loss, count_pixels
 
 
 def loss_of(logits, label, counts=None, reliability=None):

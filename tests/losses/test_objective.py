@@ -14,12 +14,13 @@ from cosa_dist.assignment.reliability import ReliablePixels
 from cosa_dist.assignment.threshold import Threshold, Thresholds
 from cosa_dist.config.method import AssignmentConfig, EnergyConfig, LossConfig, SeparationConfig
 from cosa_dist.data.reading.loader import Batch
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
 from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.objective import (
+    cam_to_seg_loss,
     classification_loss,
     classification_terms,
     co_training_terms,
+    count_pixels,
     count_targets,
     loss_normalizers,
     seg_to_cam_loss,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosa_dist.assignment.activation import present_classes
-from cosa_dist.assignment.cam_label import cam_pseudo_label, segmentation_pseudo_label
 from cosa_dist.assignment.inference import multi_scale
 from cosa_dist.assignment.mixture import count_activations
+from cosa_dist.assignment.pseudo_labels import cam_pseudo_label, segmentation_pseudo_label
 from cosa_dist.assignment.threshold import LearnedThresholds, Threshold
 from cosa_dist.benchmark.workload import Workload
 from cosa_dist.config.method import ThresholdConfig
@@ -27,9 +27,8 @@ from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, dense_crf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
-from cosa_dist.losses.cam_to_seg import cam_to_seg_loss, count_pixels
 from cosa_dist.losses.energy import dense_energy_loss
-from cosa_dist.losses.objective import seg_to_cam_loss
+from cosa_dist.losses.objective import cam_to_seg_loss, count_pixels, seg_to_cam_loss
 from cosa_dist.model.network import update_ema
 from tests.oracles.plain_assignment import (
     plain_cam_pseudo_label,

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cosa_dist.config.method import ModelConfig
-from cosa_dist.config.stages import SegmenterConfig
+from cosa_dist.config.method import ModelConfig, SegmenterConfig
 from cosa_dist.model.build import build_network
 from cosa_dist.segmenter.network import build_segmenter, image_logits
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
 from cosa_dist.data.reading.samples import EvalSample

@@ -22,8 +22,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util import ActorPool
 
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.config.stages import PseudoMaskConfig
 from cosa_dist.data.shards.description import (
     FORMAT_VERSION,
     Split,

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, Features, Image
 from torch import Tensor, nn
 
-from cosa_dist.config.stages import PseudoMaskConfig
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
 from cosa_dist.data.shards.description import describe_split
