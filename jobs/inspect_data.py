@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     names = wanted or list(description["splits"])
     splits = [summarise(open_split(arguments.shards, name), arguments.samples, settings) for name in names]
     atomic_write(arguments.out, render(f"Data set {description['name']}", splits, settings))
-    for split in splits:
-        print(f"{split.name}: {split.records} images, {split.masks} with a mask; {split.sizes}")
+    for summary in splits:
+        split = summary.split
+        print(f"{split.name}: {split.size} images, {split.mask_count} with a mask; {summary.sizes}")
     print(f"written {arguments.out}")
 
 

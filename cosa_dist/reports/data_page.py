@@ -1,8 +1,8 @@
 """A page that shows a shard folder as training will see it.
 
-Per split: counts, image sizes, tags per image, images per class, and the first samples of a run: image,
-mask, weak and strong view with the valid box. What is wrong with a data set (swapped classes, masks that
-are shifted, tags that do not fit) is seen here before hours are spent.
+Per split: counts, image sizes, tags per image, images per class, and the first samples of a run: image, mask,
+weak and strong view with the valid box. What is wrong with a data set (swapped classes, masks that are
+shifted, tags that do not fit) is seen here before hours are spent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class SampleCard:
     id: str
     size: str
     tags: tuple[str, ...]
-    view: str
+    cut: str
+    """of both views"""
+    change: str
+    """of the strong view"""
     image: str
     mask: str
     weak: str
@@ -46,11 +49,7 @@ class SampleCard:
 class SplitSummary:
     """What a split holds, and its first samples."""
 
-    name: str
-    records: int
-    shards: int
-    masks: int
-    fingerprint: str
+    split: MappedSplit
     sizes: str
     tags_per_image: tuple[tuple[int, int], ...]
     """(number of tags, images with so many)"""
@@ -62,26 +61,23 @@ class SplitSummary:
 def summarise(split: MappedSplit, samples: int, settings: ViewSettings) -> SplitSummary:
     """Collect a split's facts and draw its first `samples` samples as a run with that seed sees them.
 
-    Raises:
-        DataError: a record that cannot be decoded, or settings that make no view.
+    Raises DataError for a record that cannot be decoded, or settings that make no view.
     """
     columns = split.columns("width", "height", "labels")
-    widths, heights = columns["width"], columns["height"]
-    colours = mask_colours()
+    sizes = [
+        f"{side} {min(columns[side])} to {max(columns[side])} (median {median(columns[side]):g})"
+        for side in ("width", "height")
+    ]
+    colours = {
+        name: "#{:02x}{:02x}{:02x}".format(*colour)
+        for name, colour in zip(split.class_names, mask_colours()[1:], strict=False)
+    }
     counts = sorted(split.class_counts.items(), key=lambda item: -item[1])
-    numbers = {name: index + 1 for index, name in enumerate(split.class_names)}
     return SplitSummary(
-        name=split.name,
-        records=split.size,
-        shards=len(split.shard_counts),
-        masks=split.mask_count,
-        fingerprint=split.fingerprint,
-        sizes=f"width {min(widths)} to {max(widths)} (median {median(widths):g}), "
-        f"height {min(heights)} to {max(heights)} (median {median(heights):g}) pixels",
+        split=split,
+        sizes=f"{', '.join(sizes)} pixels",
         tags_per_image=tuple(sorted(Counter(len(labels) for labels in columns["labels"]).items())),
-        class_counts=tuple(
-            (name, count, "#{:02x}{:02x}{:02x}".format(*colours[numbers[name]])) for name, count in counts
-        ),
+        class_counts=tuple((name, count, colours[name]) for name, count in counts),
         samples=tuple(_card(split, position, settings) for position in range(min(samples, split.size))),
     )
 
@@ -100,18 +96,17 @@ def _card(split: MappedSplit, position: int, settings: ViewSettings) -> SampleCa
         scale_range=settings.scale_range,
     )
     weak, box = weak_view(image, draw, settings.crop_size)
-    strong = strong_view(weak, draw.operation, draw.magnitude)
     blur = "no blur" if draw.blur_radius is None else f"blur {draw.blur_radius:.1f} px"
     return SampleCard(
         id=record.id,
         size=f"{image.width} x {image.height}",
         tags=tuple(split.class_names[number] for number in record.labels.nonzero()[0]),
-        view=f"scaled to {draw.width} x {draw.height}, {'mirrored, ' if draw.flip else ''}{blur}, "
-        f"{draw.operation} {draw.magnitude}",
+        cut=f"scaled to {draw.width} x {draw.height}, {'mirrored, ' if draw.flip else ''}{blur}",
+        change=f"{draw.operation} {draw.magnitude}",
         image=data_uri(image),
         mask="" if record.mask is None else data_uri(with_mask(image, decode_mask(record.mask))),
         weak=data_uri(with_box(weak, box)),
-        strong=data_uri(with_box(strong, box)),
+        strong=data_uri(with_box(strong_view(weak, draw.operation, draw.magnitude), box)),
     )
 
 

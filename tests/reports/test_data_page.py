@@ -32,7 +32,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def test_the_facts_are_those_of_the_shards(summary):
-    assert (summary.records, summary.masks) == (24, 24)
+    assert (summary.split.size, summary.split.mask_count) == (24, 24)
     assert summary.sizes.startswith("width 48 to 48 (median 48)")
     assert sum(images for _, images in summary.tags_per_image) == 24
     tags = sum(tags * images for tags, images in summary.tags_per_image)
