@@ -4,6 +4,8 @@
 whole Ray Train run; trials are child runs of the sweep in MLflow. `--search random` draws the trials of the
 space (grids in full), `optuna` lets a tree-structured Parzen estimator choose them. `--scheduler asha`
 stops weak trials at their evaluations. `--warm-start` trains the loss warm-up once for all trials.
+`--space ablation --seeds 0 1 2` trains every combination of the method's parts with every seed, to the end,
+and prints their table; `--table FILE` prints that of an earlier ablation's rows and trains nothing.
 `--resume NAME` goes on with a sweep that was interrupted at any moment; what is finished is not trained
 again; `--restarted` does the same if an earlier start of the same command has begun one. Ends with the table
 of trials, a page of plots and the best configuration as a YAML that `jobs/train.py --config` takes.
@@ -40,14 +42,17 @@ def space_path(name: str) -> Path:
 def requested_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
     """The plan that the command line asks for; `ConfigError` for a space or an option that cannot work."""
     from cosa_dist.distributed.sweep.plan import SweepPlan
-    from cosa_dist.distributed.sweep.space import check_space, read_space, trial_points
+    from cosa_dist.distributed.sweep.space import check_space, read_space, trial_id, trial_points
 
     path = space_path(arguments.space)
-    chosen: dict[str, Any] = {"points": [], "search": arguments.search}
+    chosen: dict[str, Any] = {"points": [], "search": arguments.search, "scheduler": arguments.scheduler}
     if is_ablation(path):
-        # A sweep ranks segmentations, which a run of classifiers alone does not have.
-        options = [combination.options for combination in read_ablation(path).combinations]
-        chosen = {"points": [o for o in options if o.get("kind") != "control"], "search": "grid"}
+        combinations = read_ablation(path).chosen(arguments.only)
+        chosen["points"] = [combination.options for combination in combinations]
+        # Every combination counts in the table, so none is stopped.
+        chosen |= {"ablation": combinations, "search": "grid", "scheduler": "none"}
+    elif arguments.only:
+        raise ConfigError(f"--only chooses combinations of an ablation; {path} is a search space")
     else:
         space = read_space(path)
         check_space(space, config, str(path))
@@ -55,12 +60,16 @@ def requested_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPla
             chosen["space"] = space
         else:
             chosen["points"] = trial_points(space, arguments.trials, config.seed)
+    if arguments.seeds and "space" in chosen:
+        raise ConfigError("--seeds: --search optuna chooses trials of one seed; set it with --seed")
+    if arguments.seeds:
+        points = ({**point, "seed": seed} for seed in arguments.seeds for point in chosen["points"])
+        chosen["points"] = list({trial_id(point): point for point in points}.values())
     if arguments.cost and "space" not in chosen:
         raise ConfigError("--cost is an objective of --search optuna only")
     return SweepPlan(
         base=config.model_dump(mode="json"),
         trials=arguments.trials,
-        scheduler=arguments.scheduler,
         objectives=("miou_unfiltered", "worker_seconds") if arguments.cost else ("miou_unfiltered",),
         warm_start=arguments.warm_start,
         **chosen,
@@ -89,7 +98,10 @@ def started_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | 
     if arguments.resume:
         refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
         overrides = parse_overrides(rest)
-        defaults, own = parser(), ("space", "trials", "search", "scheduler", "cost", "warm_start")
+        defaults, own = (
+            parser(),
+            ("space", "trials", "search", "scheduler", "cost", "warm_start", "seeds", "only"),
+        )
         changed = [key for key in overrides if key != "output"]
         changed += [name for name in own if getattr(arguments, name) != defaults.get_default(name)]
         if changed:
@@ -112,11 +124,21 @@ def started_plan(arguments: argparse.Namespace, rest: list[str]) -> SweepPlan | 
     return plan
 
 
+def load_base(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
+    """The configuration that trials change; an ablation's defaults are below the command line's options."""
+    config = load_config(arguments.recipe, arguments.config, rest)
+    path = space_path(arguments.space)
+    if not is_ablation(path):
+        return config
+    defaults = read_ablation(path).defaults
+    return load_config(arguments.recipe, arguments.config, {**defaults, **parse_overrides(rest)}, str(path))
+
+
 def base_config(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
     """The base configuration with a sweep's name and absolute paths."""
     from cosa_dist.distributed.checks import resolve
 
-    config = load_config(arguments.recipe, arguments.config, rest)
+    config = load_base(arguments, rest)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = config.name or f"sweep-{space_path(arguments.space).stem}-{config.recipe}-{stamp}"
     return resolve(config.model_copy(update={"name": name}))
@@ -130,8 +152,15 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
     """The work of `run`; `start` hears of the sweep's folder."""
+    if arguments.table:
+        from cosa_dist.reports.ablation import stored_table
+
+        path = space_path(arguments.space)
+        ablation = read_ablation(path if is_ablation(path) else space_path("ablation"))
+        print(stored_table(arguments.table, ablation, arguments.context_class))
+        return
     if arguments.print_config and not arguments.resume:
-        config = load_config(arguments.recipe, arguments.config, rest)
+        config = load_base(arguments, rest)
         new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
         print(to_yaml(config), end="")
         return
@@ -160,7 +189,13 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
     print_trials(plan, result.trials)
     for path in write_outcome(plan, result):
         print(f"written {path}")
-    print(f"best {result.trials[0].miou:.2f}: {result.best_config}")
+    if plan.ablation:
+        from cosa_dist.reports.ablation import write_ablation
+
+        path, table = write_ablation(plan, result, arguments.context_class)
+        print(f"written {path}\n\n{table}\n")
+    best = result.trials[0].miou
+    print(f"best{'' if best is None else f' {best:.2f}'}: {result.best_config}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,6 +209,12 @@ def parser() -> argparse.ArgumentParser:
         "--search", choices=("random", "optuna"), default="random", help="who chooses the trials"
     )
     made.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who stops weak ones")
+    made.add_argument("--seeds", type=int, nargs="+", default=[], help="every trial with each of these seeds")
+    made.add_argument("--only", nargs="+", default=[], help="ablation: combinations to train (default: all)")
+    made.add_argument(
+        "--context-class", default="", help="ablation: coexisting class in the table (generated data: train)"
+    )
+    made.add_argument("--table", type=place, metavar="FILE", help="ablation: print the table of these rows")
     made.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
     made.add_argument("--warm-start", action="store_true", help="train the loss warm-up once for all trials")
     made.add_argument("--resume", type=given, metavar="NAME", help="go on with the sweep NAME")

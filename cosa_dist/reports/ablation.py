@@ -12,7 +12,13 @@ from statistics import mean
 
 from pydantic import TypeAdapter, ValidationError
 
-from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.atomic import atomic_write
+from cosa_dist.config.ablation import Ablation, Combination
+from cosa_dist.distributed.run_folder import RunFolder
+from cosa_dist.distributed.sweep.plan import SweepPlan, trial_config
+from cosa_dist.distributed.sweep.run import SweepResult
+from cosa_dist.distributed.sweep.trial import Trial
+from cosa_dist.evaluation.report import read_reports
 from cosa_dist.reports.leaderboard import grouped
 from cosa_dist.reports.leaderboard_views import markdown_table
 
@@ -41,42 +47,65 @@ class AblationRow:
 
 
 ROW = TypeAdapter(AblationRow)
+ROWS_FILE = "ablation.jsonl"
 
 
-def make_row(
-    combination: str,
-    parts: Sequence[str],
-    report: EvalReport,
-    *,
-    seed: int,
-    recipe: str,
-    dataset: str,
-    commit: str,
-    seconds: float,
-    segments: bool = True,
-) -> AblationRow:
-    """The row of a finished run from the report of its better network.
+def ablation_rows(plan: SweepPlan, trials: Sequence[Trial]) -> list[AblationRow]:
+    """The rows of an ablation's finished trials, in the order of its combinations."""
+    return [
+        _row(plan, combination, trial)
+        for combination in plan.ablation
+        for trial in trials
+        if trial.status == "finished" and trial.options | {"seed": 0} == combination.options | {"seed": 0}
+    ]
 
-    `segments` is false for a run that trained classifiers only: the scores of its segmentation mean nothing
-    and stay out.
+
+def _row(plan: SweepPlan, combination: Combination, trial: Trial) -> AblationRow:
+    """A trial's row, from the report of its better network.
+
+    A control run trains classifiers only: the scores of its segmentation mean nothing and stay out.
     """
+    config = trial_config(plan.base, trial.options)
+    segments = config.kind == "cosa"
+    reports = read_reports(RunFolder.of(config).path).values()
+    judged = "unfiltered" if segments else "cam_true_labels"
+    report = max(reports, key=lambda report: report.scores[judged].miou or 0.0)
     names = ("background", *report.class_names)
     score = report.scores["unfiltered"]
     context = score.context_as_class if segments else ()
     return AblationRow(
-        combination=combination,
-        parts=tuple(parts),
-        seed=seed,
-        recipe=recipe,
-        dataset=dataset,
-        commit=commit,
+        combination=combination.name,
+        parts=combination.parts,
+        seed=config.seed,
+        recipe=config.recipe,
+        dataset=config.data.label or Path(config.data.shards).name,
+        commit=trial.commit,
         network=report.network,
         miou={key: score.miou for key, score in report.scores.items() if segments or "cam" in key},
         iou=dict(zip(names, score.iou, strict=True)) if segments else {},
         context=dict(zip(names, context, strict=True)) if context else {},
-        seconds=seconds,
+        seconds=trial.seconds,
         image_set=report.image_set,
     )
+
+
+def write_ablation(plan: SweepPlan, result: SweepResult, context_class: str = "") -> tuple[Path, str]:
+    """Write the rows of an ablation's finished trials into the sweep's folder; return path and table."""
+    rows = ablation_rows(plan, result.trials)
+    path = result.folder / ROWS_FILE
+    atomic_write(path, rows_to_text(rows))
+    parts = dict.fromkeys(part for combination in plan.ablation for part in combination.parts)
+    return path, as_markdown(rows, list(parts), context_class)
+
+
+def stored_table(path: Path, ablation: Ablation, context_class: str = "") -> str:
+    """The table of a file of rows, in the order of the ablation's combinations."""
+    order = list(ablation.named)
+    rows = sorted(
+        read_rows(path),
+        key=lambda row: order.index(row.combination) if row.combination in order else len(order),
+    )
+    return as_markdown(rows, list(ablation.parts), context_class)
 
 
 def rows_to_text(rows: Sequence[AblationRow]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_a_part_is_on_where_it_is_named_and_off_elsewhere(tmp_path):
     ablation = read_ablation(written(tmp_path, GOOD))
-    neither, one, both = ablation.combinations
+    neither, one, both = ablation.chosen()
     assert neither.options == {"losses.seg_to_cam": 0, "losses.separation": 0}
     assert one.options == {"losses.seg_to_cam": 0, "losses.separation": 0.1}
     assert both.options == {"losses.separation": 0.1}
@@ -51,7 +50,7 @@ def test_combinations_are_chosen_by_name(tmp_path):
 @pytest.mark.parametrize("recipe", ["demo", "voc_mini", "voc_paper", "coco_released"])
 def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
     ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
-    configs = {c.name: load_config(recipe, None, c.options) for c in ablation.combinations}
+    configs = {c.name: load_config(recipe, None, c.options) for c in ablation.chosen()}
     assert {name for name, config in configs.items() if config.kind != "cosa"} == {"classification"}
     assert configs["classification"].kind == "control"
     assert configs["base"].losses.seg_to_cam == 0
@@ -63,16 +62,44 @@ def test_every_combination_that_comes_with_the_project_fits_the_recipes(recipe):
     assert len({str(config) for config in configs.values()}) == len(configs)
 
 
-def test_the_command_line_changes_a_default_and_no_part(tmp_path):
-    script = runpy.run_path(str(PROJECT / "sweeps" / "ablation.py"))
+@pytest.fixture(scope="module")
+def sweep() -> dict:
+    return runpy.run_path(str(PROJECT / "sweeps" / "run.py"))
+
+
+def planned(sweep: dict, *words: str):
+    """The plan of a command line."""
+    arguments, rest = sweep["parser"]().parse_known_args(["--space", "ablation", "--recipe", "demo", *words])
+    return sweep["requested_plan"](arguments, sweep["base_config"](arguments, rest))
+
+
+def test_a_sweep_trains_every_combination_with_every_seed_to_the_end(sweep):
     ablation = read_ablation(PROJECT / "sweeps" / "ablation.yaml")
-    rows = tmp_path / "rows.jsonl"
-    arguments = Namespace(rows=rows, seeds=[0], only=["whole"], recipe="demo", config=None, space="a.yaml")
+    plan = planned(sweep, "--seeds", "0", "1", "1")
+    assert plan.points == [{**c.options, "seed": seed} for seed in (0, 1) for c in ablation.chosen()]
+    assert (plan.search, plan.scheduler) == ("grid", "none")
+    assert type(plan).model_validate_json(plan.model_dump_json()) == plan
+    assert [c.name for c in planned(sweep, "--only", "base", "whole").ablation] == ["base", "whole"]
+
+
+def test_the_command_line_changes_a_default_and_no_part(sweep):
     for words, crf in (([], True), (["--evaluation.crf.enabled", "false"], False)):
-        rest = [*words, "--losses.separation", "0"]
-        ((_, _, config),) = script["configurations"](ablation, arguments, rest)
+        (config,) = planned(sweep, "--only", "whole", *words, "--losses.separation", "0").configs
         assert config.evaluation.crf.enabled is crf
         assert config.losses.separation == 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--space", "demo", "--only", "whole"), "--only chooses combinations of an ablation"),
+        (("--space", "demo", "--search", "optuna", "--seeds", "0"), "optuna chooses trials of one seed"),
+        (("--only", "whol"), "no combination named 'whol'"),
+    ],
+)
+def test_options_that_do_not_fit_the_space_are_refused(sweep, words, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(sweep, *words)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +107,15 @@ def test_the_command_line_changes_a_default_and_no_part(tmp_path):
     [
         ("losses.separation: 0.1", "losses.separaton: 0.1", "unknown option losses.separaton.*separation"),
         ("one: [separation]", "one: [separatoin]", "combination one: unknown part 'separatoin'"),
-        ("one: [separation]", "one: separation", "combination one needs a list"),
-        ("without: {losses.seg_to_cam: 0}", "wihout: {losses.seg_to_cam: 0}", "unknown key 'wihout'"),
-        ("defaults:", "ever:", "unknown section 'ever'"),
-        ("defaults: {evaluation.crf.enabled: true}", "defaults: [1]", "defaults must be a mapping"),
-        ("{without: {losses.seg_to_cam: 0}}", "[1]", "part guided must be a mapping"),
+        ("one: [separation]", "one: separation", "combinations.one = .separation.: .*valid list"),
+        (
+            "without: {losses.seg_to_cam: 0}",
+            "wihout: {losses.seg_to_cam: 0}",
+            "unknown option parts.guided.wihout; did you mean without",
+        ),
+        ("defaults:", "ever:", "unknown option ever"),
+        ("defaults: {evaluation.crf.enabled: true}", "defaults: [1]", "defaults = .*valid dictionary"),
+        ("{without: {losses.seg_to_cam: 0}}", "[1]", "parts.guided = .1.: this is a section"),
     ],
 )
 def test_mistakes_are_named(tmp_path, old, new, message):

@@ -18,7 +18,6 @@ from cosa_dist.inference.export import export
 from cosa_dist.inference.trained import choose, load_trained
 from cosa_dist.inference.writing import write_file
 from cosa_dist.model.weights import read_network, write_ours, write_released
-from cosa_dist.reports.ablation_rows import AblationRow, append_row
 from cosa_dist.training.checkpoint import save_checkpoint
 from tests.integration.small_run import make_shards, small_config, task_of
 from tests.training.test_checkpoint import learning_state
@@ -58,7 +57,6 @@ def test_all_writers_follow_the_umask(tmp_path, umask):
     ShardLabeller(task).label(0)
     write_file(tmp_path / "predicted", "masks/one.png", lambda file: np.save(file, np.zeros(3)))
     atomic_write(tmp_path / "page.html", "text")
-    append_row(tmp_path / "rows.jsonl", AblationRow("all", (), 0, "r", "d", "c", "n", {}, {}, {}, 1.0))
 
     found = modes(tmp_path)
     written = {Path(name).name for name in found}

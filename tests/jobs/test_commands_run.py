@@ -84,6 +84,7 @@ ALONE: dict[str, str] = {
     "python sweeps/run.py --space threshold_search --recipe voc_mini --trials 8 --warm-start "
     "--evaluation.every 100":
         "--print-config --data.shards data/voc_mini --model.weights none",
+    "python sweeps/run.py --table docs/results/ablation_demo.jsonl --context-class train": "",
     "python jobs/ingest.py voc VOC2012 --splits test --out data/voc":
         "--splits train_aug,val,test --sbd benchmark_RELEASE --overwrite",
     "python jobs/predict.py outputs/runs/NAME data/voc --split test --out OUT --voc-server": "",
@@ -186,6 +187,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             Image.fromarray(draw_photo(number, 48, 40)).save(path)
     save_file(tiny_network("vit").state_dict(), folder / "assignment.safetensors")
     (folder / "own_model").symlink_to("FOLDER")
+    (folder / "docs").symlink_to(PROJECT / "docs")
     kept, argv, threads = Path.cwd(), sys.argv, torch.get_num_threads()
     os.chdir(folder)
     try:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cosa_dist.atomic import atomic_write
+from cosa_dist.config.ablation import Combination
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config, merge, nested
 from cosa_dist.config.options import flatten
@@ -40,6 +41,8 @@ class SweepPlan(BaseModel):
     scheduler: Scheduler = "asha"
     objectives: tuple[str, ...] = ("miou_unfiltered",)
     """what a search algorithm improves; with `worker_seconds` it also looks for low cost"""
+    ablation: list[Combination] = []
+    """combinations that the points are of, if they are those of an ablation"""
     warm_start: bool = False
     """trials fork from one shared checkpoint at the end of the loss warm-up"""
     parent_run_id: str = ""

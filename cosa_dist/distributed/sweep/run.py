@@ -238,7 +238,13 @@ def outcome(plan: SweepPlan) -> SweepResult:
     `RuntimeError` if no trial has finished.
     """
     places = ("finished", "pruned", "unfinished", "failed")
-    trials = sorted(sweep_trials(plan), key=lambda t: (places.index(t.status), -(t.miou or 0.0), t.name))
+
+    def order(trial: Trial) -> tuple[Any, ...]:
+        # A control run trains classifiers only: the score of its segmentation means nothing.
+        control = trial.options.get("kind") == "control"
+        return places.index(trial.status), control, -(trial.miou or 0.0), trial.name
+
+    trials = sorted(sweep_trials(plan), key=order)
     if not trials or trials[0].status != "finished":
         reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason}))
         raise RuntimeError(

@@ -19,6 +19,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.distributed.run_folder import RunFolder, read_mapping
 from cosa_dist.distributed.sweep.plan import trial_config
 from cosa_dist.tracking.mirror import read_metrics
+from cosa_dist.tracking.provenance import git_commit
 
 METRIC = "miou_unfiltered"
 COST = "worker_seconds"
@@ -50,6 +51,8 @@ class Trial:
     workers: int
     reason: str = ""
     """of a failure, in one line"""
+    commit: str = ""
+    """of the code that began it"""
 
     @property
     def miou(self) -> float | None:
@@ -83,8 +86,8 @@ class TrialTask:
 
 def write_options(folder: RunFolder, options: dict[str, Any], workers: int) -> None:
     """Note in a trial's run folder what it tries."""
-    text = json.dumps({"options": options, "workers": workers}, indent=1)
-    atomic_write(folder.path / TRIAL_FILE, text)
+    noted = {"options": options, "workers": workers, "commit": git_commit()}
+    atomic_write(folder.path / TRIAL_FILE, json.dumps(noted, indent=1))
 
 
 def read_trials(runs: Path, sweep: str) -> list[Trial]:
@@ -118,6 +121,7 @@ def read_trial(folder: RunFolder) -> Trial | None:
         seconds=(max(times) - min(times)) / 1000,
         workers=int(noted.get("workers", 1)),
         reason=folder.failure or "",
+        commit=str(noted.get("commit", "")),
     )
 
 
