@@ -80,11 +80,11 @@ def read_ablation(path: Path) -> Ablation:
     _check_options(ablation.defaults, f"{path}: defaults")
     for name, part in ablation.parts.items():
         _check_options({**part.on, **part.off}, f"{path}: part {name}")
-    for name, parts in ablation.named.items():
-        for part in parts:
-            if part not in ablation.parts:
-                near = nearest(part, ablation.parts)
-                raise ConfigError(f"{path}: combination {name}: unknown part {part!r}{near}")
+    for combination, names in ablation.named.items():
+        for name in names:
+            if name not in ablation.parts:
+                near = nearest(name, ablation.parts)
+                raise ConfigError(f"{path}: combination {combination}: unknown part {name!r}{near}")
     return ablation
 
 
