@@ -12,8 +12,7 @@ def map_over_actors(
     """Call `actor_class(task).method(item)` for every item on an initialised Ray cluster.
 
     Results come in the order in which they are finished. Each of `count` actors gets `cpus` and `gpus`; one
-    that dies is started again, and its item repeated. Raises RuntimeError with the reason in one line if an
-    actor fails for good, or the method raises.
+    that dies is started again, and its item repeated. What fails for good is a RuntimeError in one line.
     """
     import ray
     from ray.exceptions import RayError

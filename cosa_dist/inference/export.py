@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
+from jinja2 import Environment, PackageLoader
 
 from cosa_dist.atomic import atomic_folder
 from cosa_dist.config.loading import to_yaml
@@ -33,61 +34,6 @@ from cosa_dist.model.weight_file import save_tensors
 SERVED = Path(__file__).with_name("served_model.py")
 MLFLOW_FOLDER, NETWORK = "mlflow", "network"
 PACKAGE = Path(__file__).parents[1]
-USES = {
-    "weights": """```bash
-python jobs/predict.py FOLDER pictures/ --out masks                      # masks of pictures
-python jobs/train.py --model.weights FOLDER/model.safetensors ...        # go on training, on the same classes
-```""",
-    "torch_export": """```python
-graph = torch.export.load("model.pt2").module()
-segmentation, logits = graph(images)   # images [B, 3, {size}, {size}] float32, RGB 0..255
-```""",
-    "onnx": """```python
-session = onnxruntime.InferenceSession("model.onnx")
-segmentation, logits = session.run(None, {{"images": images}})   # [B, 3, {size}, {size}] float32, RGB 0..255
-```""",
-    "mlflow": """```bash
-source .venv/bin/activate && mlflow models serve -m mlflow --env-manager local --host 127.0.0.1 --port 5001
-curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
-  -d '{{"dataframe_split": {{"columns": ["image"], "data": [["'$(base64 -w0 photo.jpg)'"]]}}}}'
-```""",
-}
-CARD = """---
-library_name: cosa_dist
-pipeline_tag: image-segmentation
-tags: [semantic-segmentation, weakly-supervised, cosa]
----
-
-# {model.name}
-
-Semantic segmentation of {classes} classes, learned from {supervision} with `cosa_dist`
-(CoSA, "Weakly Supervised Co-training with Swapping Assignments for Semantic Segmentation", ECCV 2024).
-
-| | |
-|---|---|
-| backbone | `{config.model.backbone}` |
-| recipe, seed, steps | `{config.recipe}`, {config.seed}, {config.training.steps} |
-| checkpoint | {model.source} |
-| seen size | {size} x {size} pixels, aspect ratio not kept |
-| classes | background, {names} |
-
-## Scores
-
-{scores}
-
-## Use
-
-{uses}
-
-The graphs see a picture once, resized (bilinear) to the square; `jobs/predict.py` sees it at
-the scales {scales}{mirrored}.
-
-## Limits
-
-Learned from {supervision}: borders are soft, and what always occurs together with a class may be taken for
-it. Only the classes above are known; everything else should come out as background. The weights' licence
-follows from the images and the initial weights that they were trained with.
-"""
 
 
 def export(
@@ -142,34 +88,17 @@ def _describe(
 
 def _model_card(model: TrainedModel, formats: Sequence[str], reports: Sequence[EvalReport]) -> str:
     """What the network is, how good, how to use it and what not to expect: Markdown with the hub's header."""
-    evaluation = model.config.evaluation
-    return CARD.format(
+    pages = Environment(
+        loader=PackageLoader("cosa_dist.inference"), trim_blocks=True, keep_trailing_newline=True
+    )
+    return pages.get_template("model_card.md.j2").render(
         model=model,
         config=model.config,
-        size=evaluation.size,
-        classes=len(model.class_names),
-        names=", ".join(model.class_names),
+        size=model.config.evaluation.size,
         supervision="masks" if model.config.kind == "segmenter" else "image tags",
-        scores=_scores(reports, model.config.data.label),
-        uses="\n\n".join(USES[name].format(size=evaluation.size) for name in formats),
-        scales=", ".join(f"{scale:g}" for scale in evaluation.scales),
-        mirrored=" and mirrored" if evaluation.flip else "",
+        reports=reports,
+        formats=formats,
     )
-
-
-def _scores(reports: Sequence[EvalReport], dataset: str) -> str:
-    if not reports:
-        return "None recorded."
-    rows = [
-        f"| {report.network} | {measurement} | {score.miou:.2f} | {report.images} |"
-        for report in reports
-        for measurement, score in report.scores.items()
-        if score.miou is not None
-    ]
-    where = f"At the run's last step, on the validation images{f' of {dataset}' if dataset else ''}. "
-    note = "`unfiltered` is the headline; `true_labels` may use the tags of the evaluated image.\n"
-    table = ["| network | prediction | mIoU (%) | images |", "|---|---|---|---|", *rows]
-    return "\n".join([where + note, *table])
 
 
 def _write_weights(model: TrainedModel, folder: Path) -> str:

@@ -61,10 +61,8 @@ def example(size: int, batch: int) -> Tensor:
 
 
 def _traced(graph: PlainSegmenter) -> torch.export.ExportedProgram:
-    """The graph as `torch.export` sees it, for any number of pictures.
-
-    Strict tracing follows `len(tensor)`; the other way would take the example's batch for a constant.
-    """
+    """The graph as `torch.export` sees it, for any number of pictures."""
+    # Strict tracing follows `len(tensor)`; the other way would take the example's batch for a constant.
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(graph, (example(graph.size, 2),), dynamic_shapes=({0: batch},), strict=True)
 
@@ -114,10 +112,7 @@ def write_onnx(model: TrainedModel, folder: Path) -> str:
 
 
 def checked(graph: PlainSegmenter, run: Callable[[Tensor], Sequence[Tensor]], what: str) -> float:
-    """The largest relative difference of the written graph to the network, on batches of one and three.
-
-    Raises ExportError if it is above `TOLERANCE`.
-    """
+    """The written graph's largest relative difference to the network; ExportError above `TOLERANCE`."""
     worst = 0.0
     for batch in (1, 3):
         images = example(graph.size, batch)

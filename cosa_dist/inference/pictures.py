@@ -1,11 +1,7 @@
 """Which pictures a prediction is made of (files, folders, patterns and shards), and their pixels.
 
-The names of outputs keep the tree below a folder or below the fixed part of a pattern. Two pictures that
-would get the same name keep their endings in it, and are numbered if that does not tell them apart. What lies
-in the output folder is never taken for input.
-
-As in training, EXIF rotation is not applied: a mask belongs to the pixels as they are stored. The orientation
-is kept, so that what is written can be shown as the picture is.
+The names of outputs keep the tree below a folder or below the fixed part of a pattern. As in training, EXIF
+rotation is not applied: a mask belongs to the pixels as they are stored, and gets the picture's orientation.
 """
 
 from __future__ import annotations
@@ -38,10 +34,10 @@ class Picture:
 
     name: str
     where: str  # path, or record and split, for messages
-    path: str = ""  # file; empty for a record of shards
-    root: str = ""  # shard folder of the record
-    split: str = ""  # its split
-    index: int = 0  # its number there
+    path: str = ""  # file; empty for record number `index` of a split in the shard folder `root`
+    root: str = ""
+    split: str = ""
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,14 @@ def list_pictures(words: Sequence[str], out: Path, split: str = "val") -> Listin
     """
     found: list[Picture] = []
     skipped: list[Skipped] = []
-    others = 0
+    others, outputs = 0, f"{os.path.realpath(out)}/"
     for word in words:
         if is_remote(word) or (Path(word) / DESCRIPTION).is_file():
             found += _records(word, split)
             continue
         for name, path in _files(word):
-            if _lies_in(path, out):
+            # Links in the file's own name are not followed.
+            if f"{os.path.realpath(os.path.dirname(path) or '.')}/".startswith(outputs):
                 continue
             if not name.lower().endswith(IMAGE_ENDINGS) and path != word:
                 others += 1
@@ -144,14 +141,11 @@ def _files(word: str) -> Iterator[tuple[str, str]]:
         raise DataError(f"no file or folder {printable(word)}")
 
 
-def _lies_in(path: str, folder: Path) -> bool:
-    """Whether a file lies below a folder (links in the file's own name are not followed)."""
-    parent = os.path.realpath(os.path.dirname(path) or ".")
-    return f"{parent}/".startswith(f"{os.path.realpath(folder)}/")
-
-
 def _with_own_names(found: Sequence[Picture]) -> list[Picture]:
-    """The pictures without those named twice, each with its own name even where case does not count."""
+    """The pictures without those named twice, each with its own name even where case does not count.
+
+    Pictures that would get the same name keep their endings, and are numbered if that is not enough.
+    """
     unique: dict[object, Picture] = {}
     for picture in found:
         key = os.path.abspath(picture.path) if picture.path else (picture.root, picture.split, picture.index)
@@ -173,7 +167,10 @@ def _with_own_names(found: Sequence[Picture]) -> list[Picture]:
 def read_picture(picture: Picture) -> ReadPicture | Skipped:
     """The picture, read with the limits and the decoder of training, or why it cannot be read."""
     try:
-        data = _file_bytes(picture.path) if picture.path else _record_bytes(picture)
+        if picture.path:
+            data = _file_bytes(picture.path)
+        else:
+            data = _opened(picture.root, picture.split).record(picture.index, annotations=False).image
         decoded = decode_image(data)
         return ReadPicture(to_tensor(decoded), orientation_of(decoded))
     except RecordError as error:
@@ -193,10 +190,6 @@ def _file_bytes(path: str) -> bytes:
         raise RecordError(f"file is larger than {MAX_FILE_BYTES} bytes; scale the picture down")
     with open(path, "rb") as opened:
         return opened.read(MAX_FILE_BYTES + 1)
-
-
-def _record_bytes(picture: Picture) -> bytes:
-    return _opened(picture.root, picture.split).record(picture.index, annotations=False).image
 
 
 @lru_cache(maxsize=8)

@@ -114,10 +114,7 @@ class PredictionWorker:
         )
 
     def predict(self, pictures: Sequence[Picture]) -> list[Predicted | Skipped]:
-        """Predict on a batch and write its files; the outcomes come in the pictures' order.
-
-        Raises WriteError if the output folder cannot be written to.
-        """
+        """Predict on a batch and write its files; the outcomes come in the pictures' order."""
         with ThreadPoolExecutor(READERS) as pool:
             read = list(pool.map(self._read, pictures))
         images = [one.pixels for one in read if isinstance(one, ReadPicture)]
@@ -173,7 +170,7 @@ def predict_over_ray(
     """Predict on an initialised Ray cluster of `total` resources; batches come back as they are finished.
 
     With the device `auto` each worker gets a GPU if the cluster has any; no more workers than there is room
-    for are started. Raises ValueError if there is room for none, and RuntimeError if one failed.
+    for are started.
     """
     gpu = task.device.startswith("cuda") or (task.device == "auto" and total.get("GPU", 0) >= 1)
     room = int(total.get("GPU" if gpu else "CPU", 0))

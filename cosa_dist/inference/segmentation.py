@@ -1,8 +1,6 @@
 """From pictures of any size to the class of each pixel: what the evaluator does, without a truth.
 
-Each picture is resized to the evaluation's square, seen at all scales and mirrored, and the summed logits are
-brought back to its size. Large pictures are done band by band, so that memory does not grow with
-classes x pixels.
+Large pictures are done band by band, so that memory does not grow with classes x pixels.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Nothing in either folder executes code when it is read.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,9 @@ def device_named(text: str) -> torch.device:
     """The device that `--device` names: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
         raise ValueError(f"--device {text}: give auto, cpu, cuda or cuda:1")
+    device = torch.device(text)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {text}: this machine has {torch.cuda.device_count()} GPUs")
     return device
@@ -86,8 +84,7 @@ def choose(run: Path, checkpoint: str = "", network: str = "") -> Chosen:
     Without a checkpoint asked for it is the best one, or the newest if no evaluation had a score. Without a
     network it is the one of the higher unfiltered mIoU when the best checkpoint was evaluated (in folders of
     earlier versions, which do not say, at the last evaluation), or the trained one if there is no score:
-    the moving average of a short run is still close to its start. A network's name is not checked. Raises
-    CheckpointError if there is no such checkpoint, ValueError if the folder holds no trained network.
+    the moving average of a short run is still close to its start. A network's name is not checked.
     """
     folder = run / "checkpoints"
     if not folder.is_dir():
@@ -112,10 +109,7 @@ def choose(run: Path, checkpoint: str = "", network: str = "") -> Chosen:
 def load_chosen(
     run: Path, checkpoint: str, network: str, device: torch.device
 ) -> tuple[Chosen, RunConfig, dict[str, nn.Module]]:
-    """Load both networks of a run's checkpoint, and say which one is meant (see `choose`).
-
-    Raises CheckpointError for a checkpoint that is missing or damaged, ValueError for an unknown network.
-    """
+    """Load both networks of a run's checkpoint, and say which one is meant (see `choose`)."""
     chosen = choose(run, checkpoint, network)
     config, networks = load_networks(run, str(chosen.step), device)
     if chosen.network not in networks:
@@ -125,10 +119,7 @@ def load_chosen(
 
 
 def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device) -> TrainedModel:
-    """Load a network from a run folder (see `load_chosen`), or from a folder that jobs/export.py wrote.
-
-    An exported folder has no checkpoint and no network to choose: ValueError.
-    """
+    """Load a network from a run folder (see `choose`), or the only one that jobs/export.py wrote."""
     if (folder / WEIGHTS).is_file():
         model = _load_exported(folder, device)
         if checkpoint or which not in ("", model.which):

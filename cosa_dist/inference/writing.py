@@ -36,6 +36,7 @@ MASKS, OVERLAYS, PROBABILITIES, RLE = "masks", "overlays", "probabilities", "rle
 OUTPUTS = (MASKS, OVERLAYS, PROBABILITIES, RLE)
 ARCHIVE = "voc_server.tgz"
 OPACITY = 0.55
+PALETTE = np.array(voc_colour_map(), dtype=np.uint8)
 JPEG_SIDE_LIMIT = 65_500  # longest side that a JPEG can have; a longer overlay is scaled down to it
 VOC_IMAGE_ID = re.compile(r"\d{4}_\d{6}")
 
@@ -80,13 +81,13 @@ def write_outputs(
 def palette_mask(classes: NDArray[np.uint8]) -> Image.Image:
     """Class ids `[H, W]` as a palette picture in VOC's colours; the ids are the stored values."""
     mask = Image.fromarray(classes).convert("P")
-    mask.putpalette(np.array(voc_colour_map(), dtype=np.uint8).tobytes())
+    mask.putpalette(PALETTE.tobytes())
     return mask
 
 
 def overlay(image: NDArray[np.uint8], classes: NDArray[np.uint8]) -> Image.Image:
     """Lay the classes' colours over a picture `[H, W, 3]`; the background stays clear."""
-    colours = Image.fromarray(np.array(voc_colour_map(), dtype=np.uint8)[classes])
+    colours = Image.fromarray(PALETTE[classes])
     opacity = Image.fromarray(np.where(classes == 0, 0, int(255 * OPACITY)).astype(np.uint8))
     laid = Image.composite(colours, Image.fromarray(image), opacity)
     if max(laid.size) > JPEG_SIDE_LIMIT:
@@ -95,7 +96,7 @@ def overlay(image: NDArray[np.uint8], classes: NDArray[np.uint8]) -> Image.Image
 
 
 def annotations_of(made: Segmentation) -> list[dict[str, Any]]:
-    """COCO's annotations of one picture, one a class, still without ids: `category_id` 1..C, RLE, score."""
+    """COCO's annotations of one picture, one a class, still without ids; `COCO.loadRes` takes them too."""
     found = []
     for index, score in sorted(made.confidence.items()):
         if index == 0:
@@ -117,10 +118,7 @@ def annotations_of(made: Segmentation) -> list[dict[str, Any]]:
 def coco_file(
     pictures: Iterable[tuple[str, int, int, Sequence[Mapping[str, Any]]]], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """COCO's whole file from (file name, width, height, annotations) of each picture.
-
-    `pycocotools.coco.COCO` opens it; the annotations with their score are also what `COCO.loadRes` takes.
-    """
+    """The content of COCO's file from (file name, width, height, annotations) of each picture."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (name, width, height, found) in enumerate(pictures, start=1):
@@ -146,10 +144,7 @@ def check_voc(class_names: Sequence[str], names: Sequence[str]) -> None:
 
 
 def write_archive(out: Path, names: Sequence[str], competition: str) -> Path:
-    """Pack the masks of these pictures to `out/voc_server.tgz` for the competition comp5 or comp6.
-
-    Equal masks give equal archives: names are sorted and times are left out.
-    """
+    """Pack these pictures' masks for the competition comp5 or comp6; equal masks give equal archives."""
     folder = f"results/VOC2012/Segmentation/{competition}_test_cls"
 
     def write(file: IO[bytes]) -> None:

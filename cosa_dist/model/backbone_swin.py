@@ -1,15 +1,10 @@
 """Swin transformers of timm as a main and an auxiliary map, for inputs of any size.
 
 Main: the last stage after its norm. Auxiliary: an earlier stage, without norm, averaged onto the last one's
-grid. The weights' window size is kept whatever the input's size. ImageNet-22k tags of timm, the usual start
-of dense prediction: `ms_in22k` (and, tuned on ImageNet-1k after that, `ms_in22k_ft_in1k`) of
-`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`, `swin_base_patch4_window7_224`,
-`swin_base_patch4_window12_384`, `swin_large_patch4_window7_224` and `swin_large_patch4_window12_384`.
-timm's stochastic depth of 0.1 stays on in training; `model.backbone_options: {drop_path_rate: 0}` ends it.
-
-A grid that the window does not divide is padded first and shifted then, and a mask keeps padding, and tokens
-that only the shift brought together, from being seen. (timm shifts first: with padding its mask is then off,
-and tokens of opposite borders see each other.)
+grid. The weights' window size is kept whatever the input's size; timm's stochastic depth of 0.1 stays on in
+training (`model.backbone_options: {drop_path_rate: 0}` ends it). A grid that the window does not divide is
+padded first and shifted then, and a mask keeps padding, and tokens that only the shift brought together, from
+being seen. (timm shifts first: its mask is then off, and tokens of opposite borders see each other.)
 """
 
 from __future__ import annotations
@@ -35,10 +30,7 @@ Pair = tuple[int, int]
 
 
 class SwinBackbone(Backbone):
-    """A timm Swin transformer as a pair of feature maps (source: ours).
-
-    The model is made with `num_classes=0`, `strict_img_size=False` and `always_partition=True`.
-    """
+    """A timm Swin transformer as a pair of feature maps (source: ours)."""
 
     model: SwinTransformer
 
@@ -119,10 +111,7 @@ class Windows:
 
 
 def plan_windows(grid: Pair, window: Pair, shifted: bool, device: torch.device) -> Windows:
-    """Plan the windows of a grid, shifted by half a window as in every other block, the mask on `device`.
-
-    A side that fits into one window is not shifted (Swin paper).
-    """
+    """Plan a grid's windows, perhaps shifted by half a window; a side of one window is not (Swin paper)."""
     height, width = (-(-side // size) * size for side, size in zip(grid, window, strict=True))
     down, right = (
         size // 2 if shifted and side > size else 0 for side, size in zip(grid, window, strict=True)

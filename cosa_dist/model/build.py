@@ -42,8 +42,7 @@ def build_on_backbone(config: ModelConfig, seed: int, make: Callable[[Backbone],
     """Create a backbone, `make` a network on it, and load the weights that `model.weights` names.
 
     Random parts are drawn from `seed` alone, so every rank starts from the same weights; the caller's random
-    state is left as it was. Raises ValueError for an architecture or weights that do not fit, and
-    FileNotFoundError for a weight file that is not there.
+    state is left as it was.
     """
     source = parse_weight_source(config.weights)
     with torch.random.fork_rng(devices=[]):

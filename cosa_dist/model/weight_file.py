@@ -64,11 +64,8 @@ STAND_INS = [
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; OSError if the disk refuses.
-
-    It gets the access rights of any other new file, where safetensors itself leaves others none.
-    """
-    path.touch()
+    """Write a safetensors file; OSError if the disk refuses."""
+    path.touch()  # with the access rights of any other new file; safetensors leaves others none
     mode = path.stat().st_mode
     try:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata)
@@ -86,10 +83,7 @@ def save_pickle(content: Any, path: Path) -> None:
 
 
 def read_file(path: Path) -> Any:
-    """Read a file's content, tensors on the CPU.
-
-    Raises ValueError if it is damaged, or holds anything that is neither tensor nor plain value.
-    """
+    """Read a file's content, tensors on the CPU; ValueError if not all is tensors and plain values."""
     try:
         if is_safetensors(path):
             return load_file(path)

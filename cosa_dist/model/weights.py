@@ -1,10 +1,8 @@
-"""Weights of networks in files: what `model.weights` names, and whole networks, the authors' and ours.
+"""Weights of networks in files: those that `model.weights` names, and whole networks, the authors' and ours.
 
-A local file holds either a backbone (timm's names, or Swin's original ones) or a whole network: the authors'
-checkpoint (`best_seg.pth`, `best_cam.pth`: a pickle of `{s_or_t, model, epoch, args, result}` whose encoder
-carries an ImageNet head of 1000 classes that is never used and never trained) or ours (safetensors with the
-network's own names and the other facts as metadata). Of the names only the encoder's prefix differs:
-`encoder.` there, `backbone.model.` here. Files are read without executing code.
+A file holds a backbone (timm's names, or Swin's original ones) or a whole network: the authors' checkpoint (a
+pickle of `{s_or_t, model, epoch, args, result}` whose encoder carries an ImageNet head that is never used) or
+ours (safetensors with the network's own names and the other facts as metadata).
 """
 
 from __future__ import annotations
@@ -100,7 +98,7 @@ def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> dict[str, Ten
 
 
 def _tensors_for_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """A file's tensors by the names of the backbone's model, found under up to several prefixes."""
+    """A file's tensors by the names of the backbone's model, found under any number of `PARTS`."""
     own, inside = backbone.model.state_dict(), ""
     found = _adapted(backbone, state)
     while not own.keys() & found.keys():
@@ -169,8 +167,7 @@ def _check_fit(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> 
             f"{path} does not fit the backbone: missing {missing[:3]}, "
             f"unknown {unknown[:3]}, other shapes {shapes[:3]}; check model.backbone and its options"
         )
-    broken = next((key for key in own if not state[key].isfinite().all()), "")
-    if broken:
+    if broken := next((key for key in own if not state[key].isfinite().all()), ""):
         raise ValueError(f"{path} holds numbers that are not finite, in {broken}: take an earlier checkpoint")
 
 
@@ -194,7 +191,7 @@ def _read(path: Path) -> SavedNetwork:
 
 
 def write_ours(saved: SavedNetwork, path: Path, *, keep_head: bool = False) -> None:
-    """Write a safetensors file that `model.weights` takes, whole or not at all.
+    """Write a safetensors file that `model.weights` takes.
 
     With `keep_head` it also keeps the authors' unused head, so that their file can be made again bit for bit.
     """
@@ -205,10 +202,9 @@ def write_ours(saved: SavedNetwork, path: Path, *, keep_head: bool = False) -> N
 
 
 def write_released(saved: SavedNetwork, path: Path) -> None:
-    """Write a file that the authors' code loads, whole or not at all.
+    """Write a file that the authors' code loads; ValueError if it could not load this network.
 
-    An unused head that is not there becomes zeros; of their command line only `aux_layer` is kept. Raises
-    ValueError if the network is none of theirs (a plain ViT with class token, LargeFOV).
+    An unused head that is not there becomes zeros; of their command line only `aux_layer` is kept.
     """
     state = {_renamed(key, OURS, THEIRS): value.detach().cpu() for key, value in saved.state.items()}
     strange = sorted(key for key in state if not RELEASED_NAMES.fullmatch(key))

@@ -1,8 +1,6 @@
-"""A run's state to a checkpoint and back: written whole or not at all, verified on load.
+"""A run's state to a checkpoint and back: weights are safetensors, the optimiser a pickle, the rest JSON.
 
-Weights are safetensors, the optimiser a pickle restricted to tensors and plain values, the rest JSON.
-Nothing in a checkpoint executes code when it is read. A broken newest checkpoint is passed over with a
-warning in favour of the one before; one of another format or another configuration is an error.
+The pickle is restricted to tensors and plain values: nothing in a checkpoint executes code when it is read.
 """
 
 from __future__ import annotations
@@ -98,10 +96,9 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | No
 
 
 def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = None) -> None:
-    """Put a checkpoint into `state` (in place); it is verified, unless its JSON part is given.
+    """Put a checkpoint into `state`; it is verified, unless its JSON part (`content`) is given.
 
-    Raises BrokenCheckpointError if it is damaged, CheckpointError if it was made by a run with another
-    network or other thresholds.
+    Raises BrokenCheckpointError if it is damaged, CheckpointError if the configuration is another.
     """
     content = content or read_checkpoint(path)
     device = next(state.online.parameters()).device
@@ -135,10 +132,7 @@ def restore_newest(state: TrainState, folder: Path) -> Path | None:
 
 
 def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfig, dict[str, nn.Module]]:
-    """Load a run's configuration and both networks of a checkpoint, by name and in evaluation mode.
-
-    Raises CheckpointError if there is no such checkpoint, or it is damaged.
-    """
+    """Load a run's configuration and both networks of a checkpoint, by name and in evaluation mode."""
     path = find_checkpoint(run, which)
     config = build_config(read_checkpoint(path)["config"], str(path))
     network = load_network(config, load_file(path / "online.safetensors", device=str(device)), device)

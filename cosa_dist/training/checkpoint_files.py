@@ -94,10 +94,7 @@ def store_checkpoint(
 
 @contextmanager
 def new_checkpoint(folder: Path, step: int, content: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a temporary folder to write to; after the block it is sealed and becomes the checkpoint of `step`.
-
-    `content` is the JSON part. An OSError (the disk refused) leaves no half-written checkpoint.
-    """
+    """Give a temporary folder to fill; sealed with its JSON part it becomes the checkpoint of `step`."""
     with atomic_folder(folder / checkpoint_name(step), replace=True, sync=True) as working:
         yield working
         files = {
@@ -113,8 +110,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Path and JSON part of the newest whole checkpoint below `folder`; None if there is no checkpoint.
 
     To be called by one process only: it clears away what killed ones left half-written, and notes the
-    checkpoint as the best again if a kill came between its writing and that note. Raises CheckpointError if
-    none can be used, or the newest whole one is of another format.
+    checkpoint as the best again if a kill came between its writing and that note.
     """
     for leftover in folder.glob(f".{PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -134,10 +130,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify a checkpoint's files and return its JSON part.
-
-    Raises BrokenCheckpointError for a missing or changed file, CheckpointError for another format.
-    """
+    """Verify a checkpoint's files and return its JSON part."""
     try:
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -78,13 +78,9 @@ def run_training(
 ) -> Reports:
     """Train until `training.steps`; return the last evaluation's reports.
 
-    The state is fresh or restored, and changed in place; `network` is the online network as the accelerator
-    prepared it; `steps` gives this rank's micro-batches per optimiser step, from `state.step` on.
-
-    Raises:
-        NonFiniteLossError: a loss term or a weight is not finite.
-        TrainingStoppedError: `context.stop_requested`; the state of this step is saved.
-        OSError: no checkpoint could be written for long, or the last one could not.
+    The state is changed in place; `network` is the online network as the accelerator prepared it; `steps`
+    gives this rank's micro-batches per optimiser step, from `state.step` on. Raises TrainingStoppedError as
+    `context.stop_requested`, NonFiniteLossError, and OSError if no checkpoint could be written for long.
     """
     writer = CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints)
     reports: Reports = {}

@@ -8,10 +8,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 
 def resolve_precision(setting: str, device_type: str) -> str:
-    """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`; ValueError for bf16 on a GPU without it.
-
-    `auto` is bf16 on GPUs that have it and fp32 elsewhere.
-    """
+    """Turn `auto|fp32|bf16` into Accelerate's `no` or `bf16`; `auto` is bf16 on GPUs that have it."""
     gpu = device_type == "cuda"
     # Older GPUs only emulate bf16, slower than float32.
     has_bf16 = not gpu or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -27,11 +24,7 @@ def autocast(setting: str, device: torch.device) -> torch.autocast:
 
 
 def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
-    """Return an Accelerator of the precision `auto`, `fp32` or `bf16` that has seen all ranks.
-
-    On the CPU Accelerate ignores a running process group unless told so; every rank would then train
-    alone without a word, so another number of processes is a RuntimeError.
-    """
+    """Return an Accelerator of the precision `auto`, `fp32` or `bf16` that has seen all ranks."""
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=resolve_precision(precision, "cpu" if cpu else "cuda"),
@@ -40,6 +33,7 @@ def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         ],
     )
+    # On the CPU Accelerate ignores a running process group unless told so: every rank would train alone.
     if accelerator.num_processes != world_size:
         raise RuntimeError(f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}")
     return accelerator

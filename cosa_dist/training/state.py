@@ -93,7 +93,7 @@ def build_state(config: RunConfig, classes: int, device: torch.device) -> TrainS
 
 
 def check_network(config: RunConfig, classes: int) -> None:
-    """Refuse a network that cannot be built, in a second or two: nothing is downloaded.
+    """Refuse, without a download, what a state cannot be built of.
 
     Raises ValueError for a backbone, weights or input sizes that do not fit, and FileNotFoundError for a
     weight file that is not there.
