@@ -54,8 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
-    from cosa_dist.evaluation.control import classification_control
-    from cosa_dist.evaluation.evaluator import Evaluator, with_crf
+    from cosa_dist.evaluation.evaluator import Evaluator, classification_control, with_crf
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.inference.trained import device_named, load_chosen
     from cosa_dist.training.precision import autocast

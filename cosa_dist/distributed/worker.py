@@ -25,8 +25,7 @@ from cosa_dist.data.shards.split import MappedSplit
 from cosa_dist.distributed.final_artifacts import draw_pictures, warn_on_failure, write_reports
 from cosa_dist.distributed.plan import largest_micro_batch
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
-from cosa_dist.evaluation.control import classification_control
-from cosa_dist.evaluation.evaluator import Evaluator, has_cams, with_crf
+from cosa_dist.evaluation.evaluator import Evaluator, classification_control, has_cams, with_crf
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore, restore_newest

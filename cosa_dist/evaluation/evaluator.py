@@ -8,38 +8,62 @@ the same as a single process would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cosa_dist.collective import together
+from cosa_dist.assignment.inference import MultiScaleOutput
+from cosa_dist.collective import concatenate_over_ranks, sum_over_ranks, together
 from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.samples import EvalSample
-from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
-from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.evaluation.tally import Tally
+from cosa_dist.evaluation.confusion import (
+    class_average_precision,
+    confusion_matrix,
+    image_average_precision,
+    iou_per_class,
+    mean_accuracy,
+    mean_iou,
+    per_cent,
+    pixel_accuracy,
+)
+from cosa_dist.evaluation.image_set import benchmark_of, image_key, image_set
+from cosa_dist.evaluation.protocols import (
+    CRF_PROTOCOLS,
+    PROTOCOLS,
+    cam_prediction,
+    kept_classes,
+    multi_scale_forward,
+    predict,
+    predict_with_crf,
+    resize_map,
+    square_image,
+    strongest_activation,
+)
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, CrfName, DenseCrf
+
+CAM_MEASUREMENTS = ("cam_true_labels", "aux_cam_true_labels")
+CRF_MEASUREMENTS = tuple(f"{protocol}_crf" for protocol in CRF_PROTOCOLS)
+MEASUREMENTS = (*PROTOCOLS, *CAM_MEASUREMENTS)
+BACKGROUND_GRID = tuple(step / 20 for step in range(1, 20))
+"""thresholds of which the control takes the best"""
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """How networks are evaluated."""
 
-    class_names: Sequence[str]
-    """the C foreground classes"""
-    config: EvaluationConfig
-    """scales, sizes and thresholds"""
-    aux_cam_last_scale_only: bool = False
-    """read the auxiliary CAM from the last scale only (released code)"""
+    class_names: Sequence[str]  # the C foreground classes
+    config: EvaluationConfig  # scales, sizes and thresholds
+    aux_cam_last_scale_only: bool = False  # read the auxiliary CAM from the last scale only (released code)
     cam_background_grid: Sequence[float] = ()
     """thresholds at which the CAM is also judged under `predicted_labels`"""
-    device: torch.device | str = "cpu"
-    """where the networks are and the counting is done"""
+    device: torch.device | str = "cpu"  # where the networks are and the counting is done
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
     """makes the context (such as autocast) in which the networks run"""
     progress: Callable[[int], object] = lambda done: None
@@ -151,15 +175,14 @@ def evaluation_mode(networks: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def _with_mask(samples: Iterable[EvalSample], tallies: Iterable[Tally]) -> Iterator[EvalSample]:
+def _with_mask(samples: Iterable[EvalSample], tallies: Collection[Tally]) -> Iterator[EvalSample]:
     """The samples that have a mask; the others are noted in every tally."""
-    tallies = list(tallies)
     for sample in samples:
-        if sample.mask is not None:
+        if sample.mask is None:
+            for tally in tallies:
+                tally.skipped += 1
+        else:
             yield sample
-            continue
-        for tally in tallies:
-            tally.skip_image()
 
 
 def _check_sample(sample: EvalSample, classes: int) -> None:
@@ -174,3 +197,202 @@ def _check_sample(sample: EvalSample, classes: int) -> None:
             f"image {sample.id!r} has labels of shape {tuple(sample.labels.shape)}, but there are "
             f"{classes} class names: evaluate with the class names of the data set"
         )
+
+
+class ControlResult(NamedTuple):
+    """What the classifier alone reaches: the grid's best CAM threshold, and the mIoU at it in per cent."""
+
+    background: float
+    training_miou: float
+    validation_miou: float
+
+
+def choose_background(report: EvalReport) -> tuple[float, float]:
+    """The (lowest) background threshold of the best CAM mIoU under `predicted_labels` (ours), and that mIoU.
+
+    Raises:
+        ValueError: the report has no grid.
+    """
+    scored = [(miou, -t) for t, miou in report.cam_miou_by_background.items() if miou is not None]
+    if not scored:
+        raise ValueError(
+            f"the report of {report.network!r} has no CAM scores by background threshold: "
+            "evaluate with cam_background_grid set, on masks in which a class occurs"
+        )
+    miou, negative = max(scored)
+    return -negative, miou
+
+
+def classification_control(
+    network: nn.Module, training: Iterable[EvalSample], validation: Iterable[EvalSample], evaluator: Evaluator
+) -> ControlResult:
+    """The control experiment: how far the image classifier alone gets.
+
+    A run of classification losses only has a CAM but no trained segmentation. Its fairest prediction without
+    any mask at test time is the CAM restricted to the classes the classifier itself predicts, with the
+    background threshold that is best on the **training** images, then applied unchanged to the validation
+    images. What the whole method adds is the distance of its `unfiltered` mIoU to this. Both are this rank's
+    part, with masks; the result is the same on every rank.
+
+    Raises:
+        ValueError: as `Evaluator.evaluate`, or no class occurs in the masks.
+    """
+    plain = replace(evaluator, config=with_crf(evaluator.config, None), masks_needed=True)
+
+    def judge(samples: Iterable[EvalSample], grid: tuple[float, ...]) -> EvalReport:
+        return replace(plain, cam_background_grid=grid).evaluate({"control": network}, samples)["control"]
+
+    background, training_miou = choose_background(judge(training, BACKGROUND_GRID))
+    _, validation_miou = choose_background(judge(validation, (background,)))
+    return ControlResult(background, training_miou, validation_miou)
+
+
+class Tally:
+    """Running counts of one network on a device; add images, then ask for the report on every rank.
+
+    Every count is a sum over images, so tallies of ranks are simply added. What grows with the number of
+    images is the classifier's scores and a key of each image's id, by which an image that was counted twice
+    is found.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        config: EvaluationConfig,
+        device: torch.device,
+        *,
+        cams: bool = True,
+        grid: Sequence[float] = (),
+    ) -> None:
+        """Start empty for C foreground classes; `grid`: background thresholds to judge the CAM at."""
+        self.class_names, self.config, self.cams = tuple(class_names), config, cams
+        self.grid = tuple(sorted(set(grid))) if cams else ()
+        self._classes, self._device = len(self.class_names) + 1, device
+        measured = (*PROTOCOLS, *CAM_MEASUREMENTS * cams, *CRF_MEASUREMENTS * config.crf.enabled)
+        self._confusion = {m: self._zeros(self._classes, self._classes) for m in measured}
+        self._context = {m: self._zeros(self._classes) for m in measured}
+        self._by_background = self._zeros(len(self.grid) + 1, self._classes, self._classes)
+        self.skipped = 0  # images that cannot be counted because they have no mask
+        self._keys: list[int] = []
+        self._rows: list[Tensor] = []
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    def add(self, output: MultiScaleOutput, index: int, sample: EvalSample, crf: DenseCrf | None) -> None:
+        """Judge all that a network says of one image of its batch."""
+        assert sample.mask is not None
+        mask, labels = sample.mask.to(self._device), sample.labels.to(self._device)
+        context = None if sample.context is None else sample.context.to(self._device)
+        logits, size = output.logits[index].float(), (mask.shape[0], mask.shape[1])
+        self.add_image(sample.id, logits, output.aux_logits[index].float(), labels)
+        segmentation = resize_map(output.segmentation[index], size)
+        kept = {protocol: kept_classes(logits, labels, protocol) for protocol in PROTOCOLS}
+        for protocol in PROTOCOLS:
+            self.add_prediction(protocol, predict(segmentation, kept[protocol]), mask, context)
+        if crf is not None:
+            for protocol in CRF_PROTOCOLS:
+                refined = predict_with_crf(segmentation, kept[protocol], crf)
+                self.add_prediction(f"{protocol}_crf", refined, mask, context)
+        if not self.cams:
+            return
+        cam, background = output.cam[index], self.config.cam_background
+        for measurement, maps in zip(CAM_MEASUREMENTS, (cam, output.aux_cam[index]), strict=True):
+            prediction = cam_prediction(maps, kept["true_labels"], background, size)
+            self.add_prediction(measurement, prediction, mask, context)
+        if self.grid:
+            self.add_activation(*strongest_activation(cam, kept["predicted_labels"], size), mask)
+
+    def add_image(self, image_id: str, logits: Tensor, aux_logits: Tensor, labels: Tensor) -> None:
+        """Count one image and keep its classifiers' scores and labels (`[C]` each)."""
+        self._keys.append(image_key(image_id))
+        self._rows.append(torch.stack([logits, aux_logits, labels]).float())
+
+    def add_prediction(
+        self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
+    ) -> None:
+        """Count the pixels of one image's prediction (`[H, W]` each) for one of the measurements."""
+        self._confusion[measurement] += confusion_matrix(prediction, mask, self._classes)
+        if context is not None:
+            inside = prediction[(context > 0) & (mask == 0)]
+            self._context[measurement] += torch.bincount(inside.flatten(), minlength=self._classes)
+
+    def add_activation(self, value: Tensor, strongest: Tensor, mask: Tensor) -> None:
+        """Count one image's strongest activation and its class 1..C (`[H, W]`) for the whole grid at once."""
+        thresholds = torch.tensor(self.grid, dtype=value.dtype, device=value.device)
+        # bucketize gives the number of thresholds below the value: the pixel is background under
+        # threshold j exactly where its bucket is at most j.
+        buckets = torch.bucketize(value, thresholds).reshape(-1)
+        truth = mask.reshape(-1).long()
+        counted = truth < self._classes
+        places = (buckets * self._classes + truth) * self._classes + strongest.reshape(-1)
+        counts = torch.bincount(places[counted], minlength=self._by_background.numel())
+        self._by_background += counts.reshape(self._by_background.shape)
+
+    def report(self, network: str, masks_needed: bool = True) -> EvalReport:
+        """Sum the counts over the ranks and read the scores from them; every rank must call this.
+
+        Raises:
+            ValueError: no rank counted an image and `masks_needed`, or one was counted more than once.
+        """
+        rows, keys = self._rows_of_all_ranks(network)
+        if not keys and masks_needed:
+            raise ValueError(
+                f"the evaluation of the network {network!r} found no image with a mask: "
+                "choose a split that has masks"
+            )
+        logits, aux_logits, labels = rows.unbind(1)
+        by_background = sum_over_ranks(self._by_background)
+        true_pixels = sum_over_ranks(self._confusion["unfiltered"]).sum(1).tolist()
+        aux_precision = class_average_precision(aux_logits, labels).nanmean()
+        return EvalReport(
+            network=network,
+            class_names=self.class_names,
+            images=len(keys),
+            images_without_mask=int(sum_over_ranks(self._zeros(1) + self.skipped)),
+            scores={m: self._score(m) for m in self._confusion},
+            map_image=per_cent(image_average_precision(logits, labels).mean()),
+            map_class=per_cent(class_average_precision(logits, labels).nanmean()),
+            aux_map_class=per_cent(aux_precision) if self.cams else None,
+            cam_miou_by_background={
+                threshold: per_cent(mean_iou(_background_below(by_background, index)))
+                for index, threshold in enumerate(self.grid)
+            },
+            image_set=image_set(self.class_names, keys, true_pixels),
+            benchmark=benchmark_of(self.class_names, keys),
+        )
+
+    def _rows_of_all_ranks(self, network: str) -> tuple[Tensor, list[int]]:
+        """Scores and labels `[N, 3, C]` and keys of all images, ordered alike for any number of ranks."""
+        local = torch.tensor(self._keys, dtype=torch.int64, device=self._device)
+        none = torch.zeros(0, 3, self._classes - 1, device=self._device)
+        keys = concatenate_over_ranks(local)
+        rows = concatenate_over_ranks(torch.stack(self._rows) if self._rows else none)
+        images, distinct = len(keys), len(keys.unique())
+        if distinct != images:
+            raise ValueError(
+                f"the evaluation of the network {network!r} counted {images} images of which only "
+                f"{distinct} are different: give every image to one rank once, and unique ids"
+            )
+        order = keys.argsort()
+        return rows[order], keys[order].tolist()
+
+    def _score(self, measurement: str) -> SegmentationScore:
+        confusion = sum_over_ranks(self._confusion[measurement]).cpu()
+        context = sum_over_ranks(self._context[measurement]).tolist()
+        inside = sum(context)
+        return SegmentationScore(
+            miou=per_cent(mean_iou(confusion)),
+            pixel_accuracy=per_cent(pixel_accuracy(confusion)),
+            mean_accuracy=per_cent(mean_accuracy(confusion)),
+            iou=tuple(per_cent(value) for value in iou_per_class(confusion)),
+            context_false_foreground=100.0 * (inside - context[0]) / inside if inside else None,
+            context_as_class=tuple(100.0 * count / inside for count in context) if inside else (),
+        )
+
+
+def _background_below(by_background: Tensor, index: int) -> Tensor:
+    """Confusion `[K, K]` at threshold `index`: what lies in the buckets up to it is background."""
+    confusion = by_background[index + 1 :].sum(0)
+    confusion[:, 0] += by_background[: index + 1].sum((0, 2))
+    return confusion

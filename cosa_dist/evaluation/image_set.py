@@ -20,16 +20,11 @@ KEY_BYTES = 8
 class Benchmark:
     """A set of images that published results are of."""
 
-    name: str
-    """data set and split, e.g. `VOC val`"""
-    info: DatasetInfo
-    """its data set, whose classes must be evaluated"""
-    images: int
-    """number of its images"""
-    ids_digest: str = ""
-    """`ids_digest` of its ids; empty where only `members` is known"""
-    members: tuple[str, ...] = ()
-    """ids that must be among the evaluated ones"""
+    name: str  # data set and split, e.g. `VOC val`
+    info: DatasetInfo  # its data set, whose classes must be evaluated
+    images: int  # number of its images
+    ids_digest: str = ""  # `ids_digest` of its ids; empty where only `members` is known
+    members: tuple[str, ...] = ()  # ids that must be among the evaluated ones
 
     def holds(self, class_names: Sequence[str], keys: Collection[int]) -> bool:
         """Whether these classes and images are the benchmark's."""

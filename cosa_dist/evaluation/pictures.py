@@ -31,12 +31,7 @@ from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.evaluator import evaluation_mode, has_cams
-from cosa_dist.evaluation.protocols import (
-    multi_scale_forward,
-    resize_map,
-    square_image,
-    strongest_activation,
-)
+from cosa_dist.evaluation.protocols import multi_scale_forward, resize_map, square_image, strongest_activation
 
 IGNORE_COLOUR = (224, 224, 192)
 PANEL_INCHES = 2.4
@@ -46,12 +41,9 @@ PANEL_INCHES = 2.4
 class Labeller:
     """An assignment network and how it labels."""
 
-    network: nn.Module
-    """in evaluation mode while it labels"""
-    stride: int
-    """pixels of the image to one of the CAM's grid"""
-    thresholds: Thresholds
-    """of both CAMs"""
+    network: nn.Module  # in evaluation mode while it labels
+    stride: int  # pixels of the image to one of the CAM's grid
+    thresholds: Thresholds  # of both CAMs
     config: AssignmentConfig
     """of the pass and the pseudo-labels; `reliability` says whether the losses use the weights"""
 
@@ -60,12 +52,9 @@ class Labeller:
 class ImageLabels:
     """CAMs and pseudo-labels of one image, `[H, W]` each."""
 
-    cam: Tensor
-    """float32 strongest activation of a tagged class in 0..1"""
-    aux_cam: Tensor
-    """the same of the auxiliary CAM"""
-    cam_label: Tensor
-    """int64 CAM pseudo-label (CPL): 0 background, 1..C, 255 ignore"""
+    cam: Tensor  # float32 strongest activation of a tagged class in 0..1
+    aux_cam: Tensor  # the same of the auxiliary CAM
+    cam_label: Tensor  # int64 CAM pseudo-label (CPL): 0 background, 1..C, 255 ignore
     segmentation_label: Tensor
     """int64 most probable class of the segmentation pseudo-label (SPL): 0 background, 1..C"""
     weight: Tensor
@@ -77,9 +66,8 @@ class Panel:
     """One map `[H, W]` of a picture: activations or weights as heat, or classes in their colours."""
 
     title: str
-    values: NDArray[np.generic]
-    heat_up_to: float = 0.0
-    """value of the hottest colour; 0: the map holds classes"""
+    values: Tensor
+    heat_up_to: float = 0.0  # value of the hottest colour; 0: the map holds classes
 
 
 def label_image(labeller: Labeller, sample: EvalSample, size: int, device: torch.device) -> ImageLabels:
@@ -159,18 +147,17 @@ def save_pictures(
             found = label_image(labeller, sample, config.size, torch.device(device))
             used = "" if labeller.config.reliability else " (not used)"
             drawn = [
-                heat_panel("CAM", found.cam),
-                heat_panel("auxiliary CAM", found.aux_cam),
-                class_panel("CAM pseudo-label", found.cam_label),
-                class_panel("segmentation pseudo-label", found.segmentation_label),
-                heat_panel(f"weight, 0 to 3{used}", found.weight, 3.0),
+                Panel("CAM", found.cam, 1.0),
+                Panel("auxiliary CAM", found.aux_cam, 1.0),
+                Panel("CAM pseudo-label", found.cam_label),
+                Panel("segmentation pseudo-label", found.segmentation_label),
+                Panel(f"weight, 0 to 3{used}", found.weight, 3.0),
             ]
         elif has_cams(network):
             for title, cam in (("CAM", output.cam), ("auxiliary CAM", output.aux_cam)):
-                drawn.append(heat_panel(title, strongest_activation(cam[0], tags[0] > 0.5, size)[0]))
-        prediction = resize_map(output.segmentation[0], size).argmax(0)
-        drawn.append(class_panel("prediction (unfiltered)", prediction))
-        return drawn if sample.mask is None else [*drawn, class_panel("truth", sample.mask)]
+                drawn.append(Panel(title, strongest_activation(cam[0], tags[0] > 0.5, size)[0], 1.0))
+        drawn.append(Panel("prediction (unfiltered)", resize_map(output.segmentation[0], size).argmax(0)))
+        return drawn if sample.mask is None else [*drawn, Panel("truth", sample.mask)]
 
     with evaluation_mode([network, *([labeller.network] if labeller else [])]), torch.inference_mode():
         chosen = ((sample, panels(sample)) for sample in islice(samples, limit))
@@ -206,16 +193,6 @@ def save_panels(
     return files
 
 
-def heat_panel(title: str, values: Tensor, up_to: float = 1.0) -> Panel:
-    """A map `[H, W]` shown as heat up to a value."""
-    return Panel(title, values.float().cpu().numpy(), up_to)
-
-
-def class_panel(title: str, values: Tensor) -> Panel:
-    """A map `[H, W]` of classes in their colours."""
-    return Panel(title, values.cpu().numpy())
-
-
 def _draw(
     sample: EvalSample, panels: Sequence[Panel], names: Sequence[str], colours: NDArray[np.uint8]
 ) -> Figure:
@@ -233,15 +210,18 @@ def _draw(
     # What is no class is light yellow.
     table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
     table[: min(len(colours), IGNORE)] = colours[:IGNORE]
-    titles = ["image", *(panel.title for panel in panels)]
-    shown = [image, *(image if p.heat_up_to else table[p.values.astype(np.int64)] for p in panels)]
-    for place, title, picture in zip(axes, titles, shown, strict=False):
-        place.set_title(title, fontsize=9)
-        place.imshow(picture, interpolation="nearest")
+    axes[0].set_title("image", fontsize=9)
+    axes[0].imshow(image, interpolation="nearest")
+    occurring: set[int] = set()
     for place, panel in zip(axes[1:], panels, strict=False):
+        place.set_title(panel.title, fontsize=9)
         if panel.heat_up_to:
-            place.imshow(panel.values, cmap="turbo", vmin=0, vmax=panel.heat_up_to, alpha=0.6)
-    occurring = {int(index) for panel in panels if not panel.heat_up_to for index in np.unique(panel.values)}
+            values = panel.values.float().cpu().numpy()
+            place.imshow(image, interpolation="nearest")
+            place.imshow(values, cmap="turbo", vmin=0, vmax=panel.heat_up_to, alpha=0.6)
+        else:
+            place.imshow(table[panel.values.long().cpu().numpy()], interpolation="nearest")
+            occurring |= set(panel.values.unique().tolist())
     legend = {index: name for index, name in enumerate(names) if index in occurring}
     legend |= {IGNORE: "ignore"} if IGNORE in occurring else {}
     handles = [

@@ -126,11 +126,9 @@ class MaskCounts:
     table: Tensor
     """[K + 1, K + 1] int64: true class, pseudo-class; last column: ignored pixels, last row: empty"""
     pixels: int = 0
-    ignored: int = 0
-    """pixels that the pseudo-masks ignore"""
+    ignored: int = 0  # pixels that the pseudo-masks ignore
     images: int = 0
-    judged: int = 0
-    """images whose true mask is known"""
+    judged: int = 0  # images whose true mask is known
 
     @classmethod
     def empty(cls, classes: int) -> MaskCounts:

@@ -37,8 +37,7 @@ class SegmentationScore:
     """over the classes that occur in the masks; None, like the accuracies, if no foreground class does"""
     pixel_accuracy: float | None
     mean_accuracy: float | None
-    iou: tuple[float | None, ...]
-    """of each of the K classes, background first"""
+    iou: tuple[float | None, ...]  # of each of the K classes, background first
     context_false_foreground: float | None = None
     """background pixels in the coexisting context predicted as foreground; None without contexts"""
     context_as_class: tuple[float, ...] = ()
@@ -49,31 +48,21 @@ class SegmentationScore:
 class EvalReport:
     """The scores of one network on one set of images, in per cent."""
 
-    network: str
-    """under which name it was evaluated, such as `online` or `assignment`"""
-    class_names: tuple[str, ...]
-    """the C foreground classes"""
-    images: int
-    """counted, each once"""
-    images_without_mask: int
-    """left out because they have no mask"""
+    network: str  # under which name it was evaluated, such as `online` or `assignment`
+    class_names: tuple[str, ...]  # the C foreground classes
+    images: int  # counted, each once
+    images_without_mask: int  # left out because they have no mask
     scores: dict[str, SegmentationScore]
     """by measurement: `unfiltered`, `predicted_labels`, `true_labels` (segmentation), `cam_true_labels`,
     `aux_cam_true_labels`; with a CRF also `unfiltered_crf` and `true_labels_crf`"""
-    map_image: float | None
-    """mean over the images of the average precision over classes (released code)"""
-    map_class: float | None
-    """mean over the classes of the average precision over images (usual mAP)"""
-    aux_map_class: float | None
-    """the same of the auxiliary classifier"""
+    map_image: float | None  # mean over the images of the average precision over classes (released code)
+    map_class: float | None  # mean over the classes of the average precision over images (usual mAP)
+    aux_map_class: float | None  # the same of the auxiliary classifier
     cam_miou_by_background: dict[float, float | None] = field(default_factory=dict)
     """mIoU of the CAM under `predicted_labels` by background threshold"""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """how it was measured"""
-    image_set: str = ""
-    """digest of classes, images and masks; scores of another one are not comparable"""
-    benchmark: str = ""
-    """the set that published results are of, such as `VOC val`; empty for any other"""
+    settings: dict[str, Any] = field(default_factory=dict)  # how it was measured
+    image_set: str = ""  # digest of classes, images and masks; scores of another one are not comparable
+    benchmark: str = ""  # the set that published results are of, such as `VOC val`; empty for any other
 
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""

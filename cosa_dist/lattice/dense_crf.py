@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from cosa_dist.config.schema import CrfConfig
-from cosa_dist.lattice.bilateral import bilateral_features, position_features
-from cosa_dist.lattice.permutohedral import PermutohedralLattice
+from cosa_dist.lattice.permutohedral import PermutohedralLattice, bilateral_features, position_features
 
 CrfName = Literal["released", "ten_iterations"]
 CRF_SETTINGS: dict[CrfName, CrfConfig] = {
@@ -127,8 +126,3 @@ class DenseCrf:
                 energy += kernel.message(beliefs)
             beliefs = energy.softmax(-1).div_(count)
         return beliefs
-
-
-def dense_crf(images: Tensor, probabilities: Tensor, config: CrfConfig = CRF_SETTINGS["released"]) -> Tensor:
-    """Refine class probabilities `[B, K, H, W]` by their images once: `DenseCrf.build(...).refine(...)`."""
-    return DenseCrf.build(images, config).refine(probabilities)

@@ -19,7 +19,7 @@ from torch import Tensor
 from cosa_dist.assignment.activation import inside_boxes
 from cosa_dist.config.method import EnergyConfig
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.lattice.bilateral import bilateral_filter
+from cosa_dist.lattice.permutohedral import bilateral_filter
 from cosa_dist.stopwatch import part
 
 

@@ -1,8 +1,8 @@
-"""The second stage's network: UPerNet on any backbone of this package.
+"""The second stage: UPerNet on any backbone of this package, and its loss on masks.
 
-The backbone gives maps at strides 4, 8, 16 and 32; the decoder is that of segmentation_models_pytorch
-(pyramid pooling of 1, 2, 3 and 6 cells, feature pyramid, fusion at stride 4). The output has the form of a
-CoSA network's, so that the multi-scale pass, the evaluator and the predictor take either.
+The backbone gives maps at strides 4, 8, 16 and 32; the decoder is that of segmentation_models_pytorch. The
+output has the form of a CoSA network's, so that the multi-scale pass, the evaluator and the predictor take
+either.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import math
 import torch
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cosa_dist.config.method import ModelConfig, SegmenterConfig
+from cosa_dist.data.catalog import IGNORE
+from cosa_dist.data.reading.samples import Batch
 from cosa_dist.model.backbone import Backbone
 from cosa_dist.model.build import build_on_backbone
 from cosa_dist.model.network import NetworkOutput
@@ -27,11 +30,7 @@ class Segmenter(nn.Module):
     has_cams = False
 
     def __init__(self, backbone: Backbone, classes: int, channels: int, norm: str) -> None:
-        """Build for `classes` foreground classes; `norm` is `batch` or `group`.
-
-        Raises:
-            ValueError: the backbone has fewer than four stages.
-        """
+        """Build for `classes` foreground classes on a backbone of four stages; norm `batch` or `group`."""
         super().__init__()
         if 0 in backbone.pyramid_channels:
             raise ValueError("model.backbone: a segmenter needs a backbone of four stages or more")
@@ -43,19 +42,16 @@ class Segmenter(nn.Module):
             use_group_norm(self.decoder)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Run normalised images [B, 3, H, W] through the network.
+        """Segmentation logits `[B, C + 1, H/4, W/4]` of normalised images `[B, 3, H, W]`.
 
-        Returns:
-            Segmentation logits [B, C + 1, H/4, W/4]; no CAMs (maps of no classes); image logits `[B, C]` from
-            the segmentation itself (see `image_logits`), none while training.
+        There are no CAMs (maps of no classes), and image logits come from the segmentation, in evaluation
+        mode only.
         """
         maps = self.backbone.pyramid(images)
         segmentation = self.head(self.decoder([images, images, *maps]))
-        count, planes = segmentation.shape[:2]
-        logits = segmentation.new_empty(count, planes - 1)
-        if not self.training:
-            logits = image_logits(segmentation)
-        none = segmentation.new_empty(count, 0, *segmentation.shape[-2:])
+        count, planes, *size = segmentation.shape
+        logits = segmentation.new_empty(count, planes - 1) if self.training else image_logits(segmentation)
+        none = segmentation.new_empty(count, 0, *size)
         return NetworkOutput(logits, logits, none, none, segmentation, maps[-1])
 
 
@@ -76,8 +72,7 @@ def use_group_norm(module: nn.Module) -> None:
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            groups = max(1, child.num_features // CHANNELS_OF_A_GROUP)
-            groups = math.gcd(groups, child.num_features)
+            groups = math.gcd(max(1, child.num_features // CHANNELS_OF_A_GROUP), child.num_features)
             setattr(module, name, nn.GroupNorm(groups, child.num_features))
         else:
             use_group_norm(child)
@@ -86,12 +81,37 @@ def use_group_norm(module: nn.Module) -> None:
 def build_segmenter(model: ModelConfig, config: SegmenterConfig, classes: int, seed: int) -> Segmenter:
     """Create the network for `classes` foreground classes; random parts depend on `seed` alone.
 
-    `model.weights` is `none`, a timm tag, or a file of a backbone or of a whole CoSA network, whose backbone
-    is taken.
-
     Raises:
         ValueError: an architecture or weights that do not fit.
         FileNotFoundError: a weight file that is not there.
     """
     channels, norm = config.decoder_channels, config.decoder_norm
     return build_on_backbone(model, seed, lambda backbone: Segmenter(backbone, classes, channels, norm))
+
+
+def pixel_weights(batch: Batch, weigh: bool) -> Tensor:
+    """Weight of each pixel, `[B, S, S]` float32: 0 where the mask says ignore, else 1, or the reliability."""
+    if batch.masks is None:
+        raise ValueError("a segmenter needs masks: the batch has none")
+    counted = (batch.masks != IGNORE).float()
+    if not weigh:
+        return counted
+    if batch.reliability is None:
+        raise ValueError(
+            "segmenter.weigh: the shards hold no reliability; make the pseudo-masks with "
+            "pseudo_masks.reliability true"
+        )
+    return counted * batch.reliability.float() / 255.0
+
+
+def mask_loss(segmentation: Tensor, masks: Tensor, weights: Tensor, divide_by: Tensor) -> Tensor:
+    """Cross-entropy of logits `[B, C + 1, h, w]` with masks `[B, S, S]` (255: ignored), weighted by pixel.
+
+    The logits are enlarged to the masks' size; the sum over the pixels is divided by a number that all ranks
+    agree on, usually the sum of the weights of the global batch. Float32; 0 with zero gradients where no
+    pixel counts.
+    """
+    size = (masks.shape[-2], masks.shape[-1])
+    enlarged = functional.interpolate(segmentation.float(), size=size, mode="bilinear", align_corners=False)
+    each = functional.cross_entropy(enlarged, masks.long(), ignore_index=IGNORE, reduction="none")
+    return (each * weights).sum() / divide_by.clamp(min=torch.finfo(torch.float32).tiny)

@@ -32,7 +32,7 @@ from cosa_dist.losses.objective import (
     loss_normalizers,
 )
 from cosa_dist.model.network import CosaNetwork, update_ema
-from cosa_dist.segmenter.loss import mask_loss, pixel_weights
+from cosa_dist.segmenter.network import mask_loss, pixel_weights
 from cosa_dist.stopwatch import part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,

@@ -8,7 +8,7 @@ import torch
 
 from cosa_dist.benchmark.workload import prepare
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.lattice.bilateral import bilateral_filter
+from cosa_dist.lattice.permutohedral import bilateral_filter
 from tests.benchmark.tiny_run import tiny_config
 from tests.oracles import components
 from tests.oracles.comparison import NAMES, compare

@@ -10,15 +10,14 @@ from colour_network import CLASSES, ColourNetwork, colour_sample
 from test_evaluator import PLAIN
 from test_report import make_report
 
-from cosa_dist.evaluation.control import choose_background, classification_control
-from cosa_dist.evaluation.evaluator import Evaluator
+from cosa_dist.evaluation.evaluator import Evaluator, choose_background, classification_control
 
 
 def test_the_best_threshold_and_the_lowest_of_equals():
     report = make_report()
-    assert choose_background(report) == 0.35
+    assert choose_background(report) == (0.35, 42.5)
     equal = replace(report, cam_miou_by_background={0.4: 50.0, 0.2: 50.0, 0.6: 10.0})
-    assert choose_background(equal) == 0.2
+    assert choose_background(equal) == (0.2, 50.0)
     with pytest.raises(ValueError, match="cam_background_grid"):
         choose_background(replace(report, cam_miou_by_background={}))
 

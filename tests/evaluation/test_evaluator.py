@@ -16,7 +16,7 @@ from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.loader import EvalSample
 from cosa_dist.evaluation.evaluator import Evaluator, with_crf
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf, dense_crf
+from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from jobs.evaluate import parse
 
 
@@ -169,7 +169,9 @@ def test_the_crf_sees_the_original_image_and_the_filtered_softmax(monkeypatch):
     assert filtered[0].amax((1, 2)).gt(0).tolist() == [True, *(sample.labels > 0).tolist()]
     kept = unfiltered * filtered.gt(0)
     torch.testing.assert_close(filtered, kept / kept.sum(1, keepdim=True))
-    assert torch.equal(refine(seen[0][0], unfiltered), dense_crf(sample.image[None], unfiltered, CRF.crf))
+    assert torch.equal(
+        refine(seen[0][0], unfiltered), DenseCrf.build(sample.image[None], CRF.crf).refine(unfiltered)
+    )
 
 
 def test_a_crf_by_name_comes_before_the_configured_one():

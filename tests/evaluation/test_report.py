@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosa_dist.evaluation.evaluator import CRF_MEASUREMENTS, MEASUREMENTS
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text, better_report, read_reports
-from cosa_dist.evaluation.tally import CRF_MEASUREMENTS, MEASUREMENTS
 
 
 def make_report(network: str = "online", context: float | None = None) -> EvalReport:

@@ -19,9 +19,8 @@ from cosa_dist.data.sources.synthetic import synthetic_info
 from cosa_dist.distributed.labelling import run as labelling_run
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.evaluation.evaluator import Evaluator
+from cosa_dist.evaluation.evaluator import MEASUREMENTS, Evaluator
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
-from cosa_dist.evaluation.tally import MEASUREMENTS
 from cosa_dist.inference.trained import choose, load_trained
 from cosa_dist.training.checkpoint import save_checkpoint
 from cosa_dist.training.checkpoint_files import CheckpointError, Score

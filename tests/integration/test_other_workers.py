@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.evaluation import tally
+from cosa_dist.evaluation import evaluator
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
 from cosa_dist.training.window import LossWindow, NonFiniteLossError
@@ -53,7 +53,7 @@ def _finish(index: int, port: int, payload: dict, notes: str) -> None:
     join_group(index, port)
     logging.basicConfig(filename=Path(notes) / f"{index}.log", level=logging.WARNING, format="%(message)s")
     if index == 1:
-        tally.predict_with_crf = tally.strongest_activation = broken
+        evaluator.predict_with_crf = evaluator.strongest_activation = broken
     reports = run_worker(WorkerTask(**payload))
     (Path(notes) / f"{index}.json").write_text(reports["online"].to_json())
     dist.destroy_process_group()

@@ -55,7 +55,7 @@ def shards_of_first_epoch(server: ShardServer) -> int:
     """How many shards the two readers open before the second epoch."""
     counts = tuple(shard.count for shard in describe_split(server.url, "train").shards)
     order = StreamOrder(counts, 0, 5, 2, 1, 2, 1)
-    return sum(1 for reader in (0, 1) for share in order.parts(reader, 0, 6) for _ in order.pieces(share))
+    return sum(1 for reader in (0, 1) for share in order.parts(reader, 0, 6) for _ in share.pieces)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cosa_dist.lattice.bilateral import bilateral_features, bilateral_filter
+from cosa_dist.lattice.permutohedral import bilateral_features, bilateral_filter
 
 
 def random(*shape, seed=0):

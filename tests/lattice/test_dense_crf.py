@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from cosa_dist.config.schema import CrfConfig
-from cosa_dist.lattice.bilateral import bilateral_features, position_features
-from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf, dense_crf
-from cosa_dist.lattice.permutohedral import PermutohedralLattice
+from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
+from cosa_dist.lattice.permutohedral import PermutohedralLattice, bilateral_features, position_features
 
 TEN = CRF_SETTINGS["ten_iterations"]
 
@@ -16,6 +15,10 @@ def crf_config(*values):
     names = ("iterations", "position_sigma", "position_weight")
     names += ("bilateral_sigma_xy", "bilateral_sigma_rgb", "bilateral_weight")
     return CrfConfig(**dict(zip(names, values, strict=True)))
+
+
+def dense_crf(images, probabilities, config=CRF_SETTINGS["released"]):
+    return DenseCrf.build(images, config).refine(probabilities)
 
 
 SMALL = crf_config(3, 2.0, 3.0, 8.0, 40.0, 6.0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cosa_dist.assignment.activation import inside_boxes
 from cosa_dist.config.method import EnergyConfig
-from cosa_dist.lattice.bilateral import bilateral_filter
+from cosa_dist.lattice.permutohedral import bilateral_filter
 from cosa_dist.losses.energy import dense_energy_loss
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

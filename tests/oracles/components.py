@@ -25,7 +25,7 @@ from cosa_dist.benchmark.workload import Workload
 from cosa_dist.config.method import ThresholdConfig
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.data.reading.views import normalise
-from cosa_dist.lattice.dense_crf import CRF_SETTINGS, dense_crf
+from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.objective import cam_to_seg_loss, count_pixels, seg_to_cam_loss
@@ -242,7 +242,7 @@ def crf(given: Inputs, size: tuple[int, int] = (375, 500)) -> Comparison:
     return Comparison(
         "dense CRF, 1 iteration",
         lambda: plain_dense_crf(images, probabilities, settings),
-        lambda: dense_crf(images, probabilities, settings),
+        lambda: DenseCrf.build(images, settings).refine(probabilities),
     )
 
 

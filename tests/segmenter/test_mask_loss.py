@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from cosa_dist.data.reading.samples import Batch
-from cosa_dist.segmenter.loss import mask_loss, pixel_weights
+from cosa_dist.segmenter.network import mask_loss, pixel_weights
 
 
 def batch_of(masks, reliability=None):

@@ -1,13 +1,10 @@
 """Batches of a run: records read, decoded and made into views, in worker processes or in this one.
 
-`TrainingLoader` yields, step by step, the micro-batches of one rank; what a step holds depends only on the
-seed, the step and the global batch (and, for a streaming split, on the number of readers), so a run resumes
-by its step number alone. `EvaluationLoader` yields whole images, each exactly once over all ranks. Batches
-leave the workers as cropped uint8; normalising is left to the device.
-
-Both take a split of either reading mode. `mapped` reaches any record at once and gives the samples of a step
-for any number of workers; it needs the shards on a file system of the node or in its cache. `streaming` reads
-shard after shard, from anywhere, with flat memory.
+What a training step holds depends only on the seed, the step and the global batch (and, for a streaming
+split, on the number of readers), so a run resumes by its step number alone. Splits of either reading mode are
+taken: `mapped` reaches any record at once and gives the samples of a step for any number of workers; it needs
+the shards on a file system of the node or in its cache. `streaming` reads shard after shard, from anywhere,
+with flat memory.
 """
 
 from __future__ import annotations
@@ -24,19 +21,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.reading.order import StreamOrder, micro_batch, sample_at, step_positions
-from cosa_dist.data.reading.samples import (
-    Batch,
-    EvalSample,
-    PlacedRecord,
-    evaluation_sample,
-    training_batch,
-)
+from cosa_dist.data.reading.samples import Batch, EvalSample, PlacedRecord, evaluation_sample, training_batch
 from cosa_dist.data.reading.streaming import StreamingSplit, open_stream
 from cosa_dist.data.shards.description import Split, describe_split
 from cosa_dist.data.shards.remote import is_remote
 from cosa_dist.data.shards.split import MappedSplit, open_split, record_of
-
-__all__ = ["Batch", "EvalSample", "EvaluationLoader", "TrainingLoader", "check_reading", "open_reading"]
 
 MakeBatch = Callable[[Iterable[PlacedRecord]], Batch]
 
@@ -55,9 +44,6 @@ def check_reading(data: DataConfig, split: str) -> Split:
     """Return a split's description after checking as much as takes no long transfer.
 
     Local shards are all opened; of remote ones, only the description is read.
-
-    Raises:
-        DataError: there is no such split, or it cannot be read this way.
     """
     if is_remote(data.shards):
         return describe_split(data.shards, split)
@@ -65,10 +51,7 @@ def check_reading(data: DataConfig, split: str) -> Split:
 
 
 class MapDataset(Dataset[Any]):
-    """The item of each key, made by a function that can be sent to another process.
-
-    Torch would wrap an error of a worker process in its traceback, so errors travel as items.
-    """
+    """The item of each key; errors travel as items, as torch would wrap those of processes in tracebacks."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self.make = make
@@ -81,7 +64,7 @@ class MapDataset(Dataset[Any]):
 
 
 class StreamDataset(IterableDataset[Any]):
-    """Items made of a stream of rows, of which each process takes its own part; errors travel as items."""
+    """Items made of a stream of rows, of which each process takes its own part; errors travel likewise."""
 
     def __init__(self, rows: RowStream, make: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
         self.rows = rows
@@ -94,29 +77,32 @@ class StreamDataset(IterableDataset[Any]):
             yield error
 
 
-class _Loader:
-    """A data set, and the processes that make its items (0: this one)."""
-
-    def __init__(self, num_workers: int, pin_memory: bool, context: str | None) -> None:
-        self._dataset: MapDataset | StreamDataset
-        self._options: dict[str, Any] = {
-            "batch_size": None,
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "multiprocessing_context": context if num_workers else None,
-        }
-
-    def _items(self, keys: Iterable[Any] | None) -> Iterator[Any]:
-        """Yield the items of a map's keys, or all of a stream; raise the first error that a process met."""
+def iterate(
+    dataset: MapDataset | StreamDataset,
+    keys: Iterable[Any],
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+) -> Iterator[Any]:
+    """Yield the items of a map's keys, or all of a stream; raise the first error that a process met."""
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys if isinstance(dataset, MapDataset) else None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=multiprocessing_context if num_workers else None,
         # A generator of its own: torch's loader would otherwise draw from the run's random numbers.
-        loader = DataLoader(self._dataset, sampler=keys, generator=torch.Generator(), **self._options)
-        for item in loader:
-            if isinstance(item, DataError):
-                raise item
-            yield item
+        generator=torch.Generator(),
+    )
+    for item in loader:
+        if isinstance(item, DataError):
+            raise item
+        yield item
 
 
-class TrainingLoader(_Loader):
+class TrainingLoader:
     """Iterable of steps; each is the list of this rank's micro-batches.
 
     Sizes and seed are those of the configuration; a micro-batch of 0 is the rank's whole part of the global
@@ -151,13 +137,15 @@ class TrainingLoader(_Loader):
     ) -> None:
         if not 0 <= start_step <= stop_step:
             raise DataError(f"need 0 <= start step <= stop step; got {start_step} and {stop_step}")
-        super().__init__(num_workers, pin_memory, multiprocessing_context)
+        self._how: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._how["multiprocessing_context"] = multiprocessing_context
         micro = micro_batch(global_batch_size, world_size, micro_batch_size)
         self._steps = range(start_step, stop_step)
         self._batch = (global_batch_size, rank, world_size, micro)
         self._batches_per_step = global_batch_size // world_size // micro
         views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "masks": masks}
         make = partial(training_batch, source=_source_of(split), seed=seed, **views)
+        self._dataset: MapDataset | StreamDataset
         if isinstance(split, StreamingSplit):
             sizes = (micro, self._batches_per_step, world_size, max(1, num_workers))
             order = StreamOrder(split.shard_counts, seed, shuffle_window, *sizes)
@@ -172,14 +160,13 @@ class TrainingLoader(_Loader):
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        mapped = isinstance(self._dataset, MapDataset)
         keys = chain.from_iterable(step_positions(step, *self._batch) for step in self._steps)
-        batches = self._items(keys if mapped else None)
+        batches = iterate(self._dataset, keys, **self._how)
         for _ in self._steps:
             yield [next(batches) for _ in range(self._batches_per_step)]
 
 
-class EvaluationLoader(_Loader):
+class EvaluationLoader:
     """Iterable of one rank's samples of a split; over all ranks each comes exactly once.
 
     A mapped split is dealt out one by one (rank, rank + world_size, ...), a streaming one in contiguous
@@ -202,10 +189,12 @@ class EvaluationLoader(_Loader):
     ) -> None:
         if num_workers < 0 or (limit is not None and limit < 1):
             raise DataError(f"need workers >= 0 and limit >= 1; got {num_workers} and {limit}")
-        super().__init__(num_workers, False, multiprocessing_context)
+        self._how: dict[str, Any] = {"num_workers": num_workers}
+        self._how["multiprocessing_context"] = multiprocessing_context
         total = split.size if limit is None else min(limit, split.size)
         start = min(start, total)
         make = partial(evaluation_sample, source=_source_of(split))
+        self._dataset: MapDataset | StreamDataset
         if isinstance(split, StreamingSplit):
             first, stop = (start + (total - start) * n // world_size for n in (rank, rank + 1))
             rows = split.evaluation_rows(first, stop, max(1, num_workers))
@@ -220,7 +209,7 @@ class EvaluationLoader(_Loader):
         return len(self._records)
 
     def __iter__(self) -> Iterator[EvalSample]:
-        return self._items(self._records if isinstance(self._dataset, MapDataset) else None)
+        return iterate(self._dataset, self._records, **self._how)
 
 
 def _source_of(split: Split) -> str:

@@ -103,20 +103,18 @@ def pieces(counts: Sequence[int], rows: range, order: Iterable[int] | None = Non
 class Window:
     """Rows that are read together and handed out in random order."""
 
-    size: int
-    """rows to read"""
+    size: int  # rows to read
     picks: NDArray[np.int64]
     """`[n]` which of them to hand out, in order; fewer than `size` where a run starts or ends"""
-    positions: NDArray[np.int64]
-    """`[n]` the positions that they get"""
+    positions: NDArray[np.int64]  # `[n]` the positions that they get
 
 
 @dataclass(frozen=True)
 class EpochPart:
-    """What one reader reads in one epoch: rows of the epoch's sequence, cut into windows."""
+    """What one reader reads in one epoch: pieces of shards one after the other, cut into windows."""
 
     epoch: int
-    rows: range
+    pieces: tuple[Piece, ...]
     windows: tuple[Window, ...]
 
 
@@ -124,17 +122,13 @@ class EpochPart:
 class StreamOrder:
     """The order of a streamed training."""
 
-    counts: tuple[int, ...]
-    """records of each shard"""
+    counts: tuple[int, ...]  # records of each shard
     seed: int
-    window: int
-    """rows that a reader shuffles at a time"""
+    window: int  # rows that a reader shuffles at a time
     micro_batch_size: int
-    batches_per_step: int
-    """micro-batches of a rank's step"""
+    batches_per_step: int  # micro-batches of a rank's step
     world_size: int
-    loaders: int
-    """readers of each rank"""
+    loaders: int  # readers of each rank
 
     @property
     def size(self) -> int:
@@ -167,10 +161,7 @@ class StreamOrder:
                     windows.append(Window(len(held), picks[wanted], held[wanted]))
                     starts.append(begin + start)
             if windows:
-                yield EpochPart(epoch, range(starts[0], starts[-1] + windows[-1].size), tuple(windows))
-
-    def pieces(self, part: EpochPart) -> Iterator[Piece]:
-        """Yield the parts of shards that make up a part's rows, in reading order."""
-        key = np.random.SeedSequence([_SHARD_STREAM, self.seed, part.epoch])
-        order = np.random.default_rng(key).permutation(len(self.counts)).tolist()
-        return pieces(self.counts, part.rows, order)
+                key = np.random.SeedSequence([_SHARD_STREAM, self.seed, epoch])
+                order = np.random.default_rng(key).permutation(len(self.counts)).tolist()
+                rows = range(starts[0], starts[-1] + windows[-1].size)
+                yield EpochPart(epoch, tuple(pieces(self.counts, rows, order)), tuple(windows))

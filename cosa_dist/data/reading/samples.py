@@ -18,14 +18,7 @@ from torch import Tensor
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.reading.views import (
-    draw_view,
-    mask_view,
-    strong_view,
-    to_plane,
-    to_tensor,
-    weak_view,
-)
+from cosa_dist.data.reading.views import draw_view, mask_view, strong_view, to_tensor, weak_view
 from cosa_dist.data.shards.split import Record
 
 
@@ -146,16 +139,14 @@ def _views(
         )
         weak, box = weak_view(image, draw, crop_size)
         views = (to_tensor(weak), to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
-        planes: list[Tensor | None] = [None, None]
+        mask = reliability = None
         if masks:
-            stored = (_mask(record.mask, image), _mask(record.reliability, image))
-            if stored[0] is None:
+            stored, trust = _mask(record.mask, image), _mask(record.reliability, image)
+            if stored is None:
                 raise RecordError("it has no mask to train on")
-            for index, (plane, fill) in enumerate(zip(stored, (IGNORE, 0), strict=True)):
-                if plane is not None:
-                    view = mask_view(Image.fromarray(plane.numpy()), draw, crop_size, fill)
-                    planes[index] = to_plane(view)
-    return record.id, sample.position, *views, torch.from_numpy(record.labels), box, *planes
+            mask = mask_view(stored, draw, crop_size, IGNORE)
+            reliability = None if trust is None else mask_view(trust, draw, crop_size, 0)
+    return record.id, sample.position, *views, torch.from_numpy(record.labels), box, mask, reliability
 
 
 def _stack_if_all(planes: Sequence[Tensor | None]) -> Tensor | None:

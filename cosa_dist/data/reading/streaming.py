@@ -68,7 +68,7 @@ def _training_rows(
     split: Split, order: StreamOrder, steps: tuple[int, int], columns: tuple[str, ...], reader: int
 ) -> Iterator[Row]:
     """Yield the rows of one reader in the order of their positions."""
-    wanted = chain.from_iterable(order.pieces(part) for part in order.parts(reader, *steps))
+    wanted = chain.from_iterable(part.pieces for part in order.parts(reader, *steps))
     stored = _stored_rows(split, wanted, columns)
     for part in order.parts(reader, *steps):
         for window in part.windows:

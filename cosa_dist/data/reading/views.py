@@ -95,11 +95,6 @@ def place_and_crop(
     for side, offset, start in zip(image.size[::-1], pad, window, strict=True):
         first = max(offset - start, 0)
         last = min(offset - start + side, crop_size)
-        if not (0 <= first < last <= crop_size and offset >= 0 and start >= 0):
-            raise DataError(
-                f"window {window} of {crop_size} pixels misses the {image.width}x{image.height} "
-                f"image placed at {pad}"
-            )
         spans.append((first, last, start - offset + first))
     (top, bottom, source_top), (left, right, source_left) = spans
     content = image.crop((source_left, source_top, source_left + right - left, source_top + bottom - top))
@@ -121,10 +116,11 @@ def weak_view(image: Image.Image, draw: ViewDraw, crop_size: int) -> tuple[Image
     return crop, box
 
 
-def mask_view(mask: Image.Image, draw: ViewDraw, crop_size: int, fill: int) -> Image.Image:
-    """Give a map of the image's size the views' geometry: nearest pixels, `fill` where there is no image."""
-    scaled = _scaled(mask, draw, Image.Resampling.NEAREST)
-    return place_and_crop(scaled, crop_size, draw.pad, draw.window, fill)[0]
+def mask_view(mask: Tensor, draw: ViewDraw, crop_size: int, fill: int) -> Tensor:
+    """A map `[H, W]` uint8 in the views' geometry, `[S, S]`: nearest pixels, `fill` outside the image."""
+    scaled = _scaled(Image.fromarray(mask.numpy()), draw, Image.Resampling.NEAREST)
+    crop = place_and_crop(scaled, crop_size, draw.pad, draw.window, fill)[0]
+    return torch.from_numpy(np.array(crop, dtype=np.uint8))
 
 
 def _scaled(image: Image.Image, draw: ViewDraw, resample: Image.Resampling) -> Image.Image:
@@ -133,12 +129,7 @@ def _scaled(image: Image.Image, draw: ViewDraw, resample: Image.Resampling) -> I
 
 
 def strong_view(weak: Image.Image, operation: str, magnitude: int) -> Image.Image:
-    """Apply one named colour operation of magnitude 1..9 to the weak view."""
-    if operation not in COLOUR_OPERATIONS or magnitude not in MAGNITUDES:
-        raise DataError(
-            f"no colour operation '{operation}' of magnitude {magnitude}; known: "
-            f"{', '.join(COLOUR_OPERATIONS)} of 1 to 9"
-        )
+    """Apply one of the `COLOUR_OPERATIONS`, of magnitude 1..9, to the weak view."""
     return COLOUR_OPERATIONS[operation](weak, magnitude)
 
 
@@ -164,11 +155,6 @@ COLOUR_OPERATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image's pixels as `[3, H, W]` uint8."""
     return torch.from_numpy(np.array(image, dtype=np.uint8).transpose(2, 0, 1).copy())
-
-
-def to_plane(mask: Image.Image) -> Tensor:
-    """Return a grey-level picture's pixels as `[H, W]` uint8."""
-    return torch.from_numpy(np.array(mask, dtype=np.uint8))
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from cosa_dist.distributed.labelling.shards import (
 from cosa_dist.distributed.labelling.worker import LabellingTask, ShardLabeller
 from cosa_dist.distributed.prepare import dataset_label, new_tracking_run
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
-from cosa_dist.evaluation.pictures import Panel, class_panel, heat_panel, save_panels
+from cosa_dist.evaluation.pictures import Panel, save_panels
 from cosa_dist.inference.trained import choose
 from cosa_dist.tracking.mlflow_runs import ending, reopen_run
 from cosa_dist.tracking.tracker import Tracker
@@ -169,7 +169,7 @@ def _pictures(task: LabellingTask, config: RunConfig, folder: Path) -> list[Path
     def drawn() -> Iterator[tuple[EvalSample, list[Panel]]]:
         for sample in EvaluationLoader(train, 0, 1, min(config.evaluation.pictures, len(train)), 0):
             made = labeller.pseudo_masks([sample])[0]
-            panels = [class_panel("pseudo-mask", made.classes), heat_panel("reliability", made.reliability)]
-            yield sample, panels + ([] if sample.mask is None else [class_panel("truth", sample.mask)])
+            panels = [Panel("pseudo-mask", made.classes), Panel("reliability", made.reliability, 1.0)]
+            yield sample, panels + ([] if sample.mask is None else [Panel("truth", sample.mask)])
 
     return save_panels(drawn(), folder, class_names=train.class_names, palette=voc_colour_map())
