@@ -1,22 +1,27 @@
 # Every target sets up what it needs: on a fresh clone `make demo` and `make test` start from nothing but python3.
 #   PYTHON=python3.12 make install    another interpreter (3.11 or newer)
 #   PYTEST_ARGS="-k lattice" make test    a part of the tests
+#   WORKERS=8 make test                   in so many processes, of one thread each
 # pip's own settings (PIP_INDEX_URL and the like) apply, for example for a mirror.
 
 SHELL := /bin/bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests of a file share a process, and so do those of a cluster (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo test lint install clean
+.PHONY: help demo sweep-demo test test-slow test-all lint install clean
 
 help:
 	@echo "make demo     train CoSA on a generated data set on the CPU, evaluate it, print the leaderboard"
 	@echo "make sweep-demo   a small threshold search on the same data, with table and page"
-	@echo "make test     all tests but the slow ones        make lint     ruff and mypy"
+	@echo "make test     the fast tests                     make lint     ruff and mypy"
+	@echo "make test-slow   the rest of .ci/run's tests     make test-all all tests, nightly ones too (CONTRIBUTING.md)"
 	@echo "make install  only the environment, in .venv     make clean    remove .venv and every cache"
 
 demo: $(STAMP)
@@ -28,7 +33,13 @@ sweep-demo: $(STAMP)
 		--training.steps 800 --evaluation.every 100 --evaluation.scales '[1.0]' --evaluation.pictures 0
 
 test: $(STAMP)
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not nightly" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	@$(PYTEST) -m "slow and not nightly" $(PYTEST_ARGS)
+
+test-all: $(STAMP)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from cosa_dist.collective import concatenate_over_ranks, rank, sum_over_ranks, together, world_size
+from tests.support.ranks import run_ranks
 
 
 def test_without_a_process_group_everything_is_the_identity():
@@ -18,8 +17,7 @@ def test_without_a_process_group_everything_is_the_identity():
     assert (rank(), world_size()) == (0, 1)
 
 
-def _work(index: int, file: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=index, world_size=3)
+def _work(index: int, folder: str) -> None:
     mine = torch.full((index, 2), float(index))
     kept = mine.clone()
     result = {
@@ -37,11 +35,10 @@ def _work(index: int, file: str, folder: str) -> None:
         except (ValueError, RuntimeError) as error:
             result[f"failing {failing}"] = str(error)
     torch.save(result, Path(folder) / f"{index}.pt")
-    dist.destroy_process_group()
 
 
 def test_three_ranks_with_uneven_shares(tmp_path):
-    mp.spawn(_work, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    run_ranks(_work, 3, str(tmp_path))
     for index in range(3):
         result = torch.load(tmp_path / f"{index}.pt", weights_only=True)
         assert result["sum"].tolist() == [3, 3]

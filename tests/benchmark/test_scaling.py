@@ -35,8 +35,9 @@ def test_every_worker_keeps_its_images():
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_two_real_workers_exchange_gradients():
-    report = measure_scaling(tiny_config(losses={"warmup_steps": 0}), workers=2, threads=1, rounds=2)
+def test_two_real_workers_exchange_gradients(ray_nodes):
+    with ray_nodes.joined():
+        report = measure_scaling(tiny_config(losses={"warmup_steps": 0}), workers=2, threads=1, rounds=2)
     one, two = report.tables[0].rows
     assert (one["workers"], two["workers"]) == (1, 2)
     assert two["images/s"] == pytest.approx(8 / two["step s"])

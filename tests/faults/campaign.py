@@ -13,16 +13,14 @@ import json
 import random
 import statistics
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.paths import lasting_place
 from cosa_dist.config.schema import RunConfig
 
-PROJECT = Path(__file__).resolve().parents[2]
 CHANGES: dict[str, Any] = {
     "assignment": {"reliability": True, "threshold": {"kind": "two_components", "queue": 4}},
     "losses": {"warmup_steps": 3},
@@ -42,18 +40,7 @@ def chaos_config(out: Path, tracking_uri: str, name: str, **sections: Any) -> Ru
         "data": {"shards": str(out / "shards")},
         "tracking": {"uri": tracking_uri},
     }
-    return build_config(merge(merge(merge(read_recipe("tiny"), CHANGES), place), sections))
-
-
-def make_shards(folder: Path) -> None:
-    """Write 24 training and 11 validation pictures, unless they are there."""
-    from cosa_dist.data.ingest.ingest import ingest
-    from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
-
-    if not folder.exists():
-        counts = {"train": 24, "val": 11}
-        sources = {name: synthetic_records(name, n, seed=3, image_size=48) for name, n in counts.items()}
-        ingest(sources, synthetic_info(), folder, console=Console(quiet=True))
+    return build_config(reduce(merge, (read_recipe("tiny"), CHANGES, place, sections)))
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -68,36 +55,34 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def campaign(out: Path, kills: int, per_run: int, seed: int) -> list[dict[str, Any]]:
     """Make the runs that are missing; return the results of all."""
-    from tests.faults.chaos_run import differences, disturbed_run, draw_kills
-    from tests.faults.chaos_stage import Stage
+    from tests.faults.chaos import differences, disturbed_run, draw_kills, undisturbed_run
+    from tests.faults.cluster import FaultCluster
+    from tests.integration.small_run import make_shards
 
     out.mkdir(parents=True, exist_ok=True)
-    make_shards(out / "shards")
+    if not (out / "shards").exists():
+        make_shards(out / "shards")
     results = []
-    with Stage(out / "stage", [sys.executable, str(PROJECT / "jobs" / "train.py")]) as stage:
+    with FaultCluster(out / "cluster") as cluster:
         attempt = len(list((out / "runs").glob("*"))) if (out / "runs").exists() else 0
-        twin = f"undisturbed-{attempt}"
-        for _ in disturbed_run(stage, chaos_config(out, stage.tracking_uri, twin), [], random.Random(0)):
-            pass
+        expected = undisturbed_run(cluster, chaos_config(out, cluster.tracking_uri, f"undisturbed-{attempt}"))
         print("undisturbed run done", flush=True)
         for number in range(-(-kills // per_run)):
             path = out / f"result-{seed}-{number:03d}.json"
             if path.is_file():
                 results.append(json.loads(path.read_text(encoding="utf-8")))
                 continue
-            chance = random.Random(seed * 1000 + number)
-            config = chaos_config(out, stage.tracking_uri, f"disturbed-{seed}-{number:03d}-{attempt}")
-            planned = draw_kills(
-                chance, min(per_run, kills - per_run * number), config.training.steps, WEIGHTS
-            )
+            rng = random.Random(seed * 1000 + number)
+            config = chaos_config(out, cluster.tracking_uri, f"disturbed-{seed}-{number:03d}-{attempt}")
+            planned = draw_kills(rng, min(per_run, kills - per_run * number), config.training.steps, WEIGHTS)
             rows = []
-            for struck in disturbed_run(stage, config, planned, chance):
-                rows.append(vars(struck))
+            for kill in disturbed_run(cluster, config, planned, rng):
+                rows.append(vars(kill))
                 print(
-                    f"run {number} step {struck.step:3d} {struck.victim:8s} {struck.recovery:6.1f} s",
+                    f"run {number} step {kill.step:3d} {kill.victim:8s} {kill.recovery:6.1f} s",
                     flush=True,
                 )
-            found = differences(out / "runs" / twin, out / "runs" / config.name)
+            found = differences(expected, out / "runs" / config.name)
             print(f"run {number}: {'; '.join(found) or 'equal to the undisturbed run'}", flush=True)
             results.append({"kills": rows, "differences": found})
             path.write_text(json.dumps(results[-1], indent=1), encoding="utf-8")

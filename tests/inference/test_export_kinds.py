@@ -58,11 +58,15 @@ def test_the_weights_come_back(model, tmp_path):
     assert f"learned from {learned}" in (tmp_path / "out" / "README.md").read_text()
 
 
-# ONNX goes through torch.export, too: each way has encoders of its own here, as an export takes a while.
+def one_now(first: str, *others: str) -> pytest.MarkDecorator:
+    """An export takes a while: one network with every submission, and the others in the nightly tests."""
+    nightly = [pytest.param(other, marks=pytest.mark.nightly) for other in others]
+    return pytest.mark.parametrize("what", [first, *nightly])
+
+
+# ONNX goes through torch.export, too: each way has encoders of its own here.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "what", ["cosa vit", "cosa vit with registers", "cosa swin", "segmenter swin", "segmenter convnext"]
-)
+@one_now("segmenter swin", "cosa vit", "cosa vit with registers", "cosa swin", "segmenter convnext")
 def test_torch_export_gives_the_networks_numbers(what, tmp_path):
     model = random_model(what)
     export(model, tmp_path / "out", ["torch_export"])
@@ -75,7 +79,7 @@ def test_torch_export_gives_the_networks_numbers(what, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["cosa convnext", "cosa resnet", "segmenter vit", "segmenter resnet"])
+@one_now("segmenter resnet", "cosa convnext", "cosa resnet", "segmenter vit")
 def test_onnx_gives_the_networks_numbers(what, tmp_path):
     model = random_model(what)
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -92,7 +96,7 @@ def test_onnx_gives_the_networks_numbers(what, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-@pytest.mark.parametrize("what", ["cosa swin", "cosa resnet", "segmenter swin"])
+@one_now("segmenter swin", "cosa swin", "cosa resnet")
 def test_mlflow_answers_with_the_predictors_mask(what, tmp_path):
     import mlflow.pyfunc
     import pandas

@@ -19,6 +19,19 @@ from cosa_dist.training.loop import OnStep
 from cosa_dist.training.state import TrainState
 
 SETTINGS: dict[str, Any] = read_recipe("tiny")
+# Learned thresholds with a queue, reliability weights, separation; a checkpoint every third step, a line of
+# log every second one, an evaluation in the middle: the three rhythms never fall together by chance.
+ALL_PARTS: dict[str, Any] = {
+    "data": {"crop_size": 64, "shuffle_window": 5},
+    "assignment": {
+        "momentum": 0.9,
+        "reliability": True,
+        "threshold": {"kind": "two_components", "queue": 4, "momentum": 0.5},
+    },
+    "losses": {"warmup_steps": 2, "separation": 0.1, "separation_contrast": {"max_perplexity": 2.0}},
+    "training": {"steps": 11, "checkpoint_every": 3, "log_every": 2},
+    "evaluation": {"every": 5, "pictures": 0, "limit": 4},
+}
 
 
 def make_shards(folder: Path) -> Path:

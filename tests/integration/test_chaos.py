@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 
 import pytest
 
-from cosa_dist.config.loading import build_config, merge
-from tests.faults.chaos_run import differences, disturbed_run, draw_kills
-from tests.faults.chaos_stage import Stage
-from tests.integration.small_run import SETTINGS, make_shards
-from tests.integration.test_streaming_run import PROJECT
+from tests.faults.campaign import chaos_config
+from tests.faults.chaos import differences, disturbed_run, draw_kills, undisturbed_run
+from tests.integration.small_run import make_shards
 
 STEPS = 150
 
@@ -29,28 +26,18 @@ def test_kills_are_drawn_at_different_steps_and_meet_every_victim():
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_random_kills_change_neither_weights_nor_history(tmp_path, capsys):
+def test_random_kills_change_neither_weights_nor_history(ray_nodes, tmp_path):
     make_shards(tmp_path / "shards")
-    chance = random.Random(6)
-    kills = draw_kills(chance, 4, STEPS, {"worker": 1, "node": 1, "driver": 1, "tracker": 1})
-    with Stage(tmp_path / "stage", [sys.executable, str(PROJECT / "jobs" / "train.py")]) as stage:
+    rng = random.Random(6)
+    kills = draw_kills(rng, 4, STEPS, {"worker": 1, "node": 1, "driver": 1, "tracker": 1})
 
-        def config(name: str):
-            changes = {
-                "name": name,
-                "output": str(tmp_path),
-                "data": {"shards": str(tmp_path / "shards")},
-                "training": {"steps": STEPS, "checkpoint_every": 15},
-                "evaluation": {"every": 50},
-                "tracking": {"uri": stage.tracking_uri},
-                "distributed": {"workers": 2, "cpus_per_worker": 1, "max_failures": 100},
-            }
-            return build_config(merge(SETTINGS, changes))
+    def config(name: str):
+        length = {"training": {"steps": STEPS, "checkpoint_every": 15}, "evaluation": {"every": 50}}
+        return chaos_config(tmp_path, ray_nodes.tracking_uri, name, **length)
 
-        assert list(disturbed_run(stage, config("twin"), [], chance)) == []
-        struck = list(disturbed_run(stage, config("disturbed"), kills, chance))
-        with capsys.disabled():
-            for kill in struck:
-                print(f"\n{kill.victim} killed after step {kill.step}: {kill.recovery:.1f} s", end="")
-        assert [kill.victim for kill in struck] == [kill.victim for kill in kills]
-        assert differences(tmp_path / "runs" / "twin", tmp_path / "runs" / "disturbed") == []
+    twin = undisturbed_run(ray_nodes, config("twin"))
+    survived = list(disturbed_run(ray_nodes, config("disturbed"), kills, rng))
+    for kill in survived:
+        print(f"{kill.victim} killed after step {kill.step}: {kill.recovery:.1f} s")
+    assert [kill.victim for kill in survived] == [kill.victim for kill in kills]
+    assert differences(twin, tmp_path / "runs" / "disturbed") == []

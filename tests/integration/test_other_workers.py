@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import socket
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
@@ -20,51 +16,33 @@ from cosa_dist.evaluation import evaluator
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.training.checkpoint_files import checkpoints, read_checkpoint
 from cosa_dist.training.window import LossWindow, NonFiniteLossError
-from tests.integration.small_run import curve, make_shards, small_config, task_of, watch
-from tests.integration.test_resume import SETTINGS, STEPS
+from tests.integration.small_run import ALL_PARTS, curve, make_shards, small_config, task_of, watch
+from tests.support.ranks import run_ranks
 from tests.training.test_window import Named
 
 RANKS = 2
 
 
-def join_group(index: int, port: int) -> None:
-    """What Ray Train sets up for a worker."""
-    os.environ |= {
-        "RANK": str(index),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_RANK": str(index),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    dist.init_process_group("gloo", rank=index, world_size=RANKS)
-
-
-def _train(index: int, port: int, payload: dict, notes: str) -> None:
-    join_group(index, port)
+def _train(index: int, payload: dict, notes: str) -> None:
     samples: dict[int, list[str]] = {}
     run_worker(WorkerTask(**payload), on_step=watch(samples))
     torch.save(samples, Path(notes) / f"{index}.pt")
-    dist.destroy_process_group()
 
 
-def _finish(index: int, port: int, payload: dict, notes: str) -> None:
+def _finish(index: int, payload: dict, notes: str) -> None:
     """Train with a second worker that can do neither the dense CRF nor the CAM control."""
-    join_group(index, port)
     logging.basicConfig(filename=Path(notes) / f"{index}.log", level=logging.WARNING, format="%(message)s")
     if index == 1:
         evaluator.predict_with_crf = evaluator.strongest_activation = broken
     reports = run_worker(WorkerTask(**payload))
     (Path(notes) / f"{index}.json").write_text(reports["online"].to_json())
-    dist.destroy_process_group()
 
 
 def broken(*words: object) -> None:
     raise RuntimeError("out of something")
 
 
-def _break(index: int, port: int, notes: str) -> None:
-    join_group(index, port)
+def _break(index: int, notes: str) -> None:
     window = LossWindow()
     for step in range(3):
         value = float("nan") if (index, step) == (1, 1) else 1.0
@@ -73,33 +51,26 @@ def _break(index: int, port: int, notes: str) -> None:
         window.means(7)
     except NonFiniteLossError as error:
         (Path(notes) / f"{index}.txt").write_text(str(error))
-    dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_run_of_one_worker_goes_on_with_two(tmp_path):
     shards = make_shards(tmp_path / "shards")
     straight, other = tmp_path / "straight", tmp_path / "other"
     samples: dict[int, list[str]] = {}
-    config = small_config(shards, tmp_path, "straight", **SETTINGS)
+    config = small_config(shards, tmp_path, "straight", **ALL_PARTS)
     run_worker(task_of(config, straight, 4), on_step=watch(samples))
     first = checkpoints(straight / "checkpoints")[0]
     step = read_checkpoint(first)["step"]
     shutil.copytree(first, other / "checkpoints" / first.name)
-    task = asdict(task_of(small_config(shards, tmp_path, "other", **SETTINGS), other, 0))
-    mp.spawn(_train, args=(free_port(), task, str(tmp_path)), nprocs=RANKS)
+    task = asdict(task_of(small_config(shards, tmp_path, "other", **ALL_PARTS), other, 0))
+    run_ranks(_train, RANKS, task, str(tmp_path))
 
     parts = [torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(RANKS)]
     assert {number: parts[0][number] + parts[1][number] for number in parts[0]} == {
         number: names for number, names in samples.items() if number >= step
     }
     newest = read_checkpoint(checkpoints(other / "checkpoints")[-1])
-    assert (newest["step"], newest["workers"]) == (STEPS, RANKS)
+    assert (newest["step"], newest["workers"]) == (ALL_PARTS["training"]["steps"], RANKS)
     for name in ("total", "classification", "cam_to_seg", "seg_to_cam", "threshold"):
         found = curve(other, f"train/{name}")
         expected = torch.tensor(curve(straight, f"train/{name}")[-len(found) :])
@@ -112,7 +83,7 @@ def test_what_one_worker_cannot_do_after_the_last_step_is_spared_by_all_and_told
     sections = {"training": {"steps": 2}, "evaluation": evaluation}
     config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **sections)
     task = asdict(task_of(config, tmp_path / "run", 0))
-    mp.spawn(_finish, args=(free_port(), task, str(tmp_path)), nprocs=RANKS)
+    run_ranks(_finish, RANKS, task, str(tmp_path))
     assert (tmp_path / "0.log").read_text().splitlines() == [
         "no scores after the dense CRF (evaluation.crf): worker 1: RuntimeError: out of something",
         "no CAM control (evaluation.cam_control): worker 1: RuntimeError: out of something",
@@ -126,7 +97,7 @@ def test_what_one_worker_cannot_do_after_the_last_step_is_spared_by_all_and_told
 
 
 def test_the_ranks_agree_on_a_broken_step_and_name_the_samples_of_its_rank(tmp_path):
-    mp.spawn(_break, args=(free_port(), str(tmp_path)), nprocs=RANKS)
+    run_ranks(_break, RANKS, str(tmp_path))
     texts = [(tmp_path / f"{index}.txt").read_text() for index in range(RANKS)]
     assert texts[0] == texts[1]
     assert texts[0].startswith("step 6: total not finite; samples of rank 1: step1rank1;")
@@ -135,6 +106,6 @@ def test_the_ranks_agree_on_a_broken_step_and_name_the_samples_of_its_rank(tmp_p
 def test_a_checkpoint_that_cannot_be_used_stops_before_training(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
-    config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **SETTINGS)
+    config = small_config(make_shards(tmp_path / "shards"), tmp_path, "run", **ALL_PARTS)
     with pytest.raises(ValueError, match="none of the 1 checkpoints"):
         run_worker(task_of(config, folder, 4), on_step=lambda *step: pytest.fail("trained"))

@@ -6,23 +6,20 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cosa_dist.config.loading import build_config, merge, to_yaml
+from cosa_dist.distributed.cluster import free_port
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.tracking.mlflow_runs import connect
-from tests.faults.chaos_stage import wait_until
 from tests.integration.small_run import SETTINGS, curve, make_shards
-from tests.integration.test_streaming_run import PROJECT
+from tests.support.programs import PROJECT, kill_family, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -31,21 +28,11 @@ STEPS = 400
 Ray = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture
 def ray_command(tmp_path_factory) -> Iterator[Ray]:
     """A head node of its own that asks for a token, and the `ray` command of a user who has it."""
     home = tmp_path_factory.mktemp("r")
-    port, dashboard, agent = free_ports(3)
+    port, dashboard, agent = free_port(), free_port(), free_port()
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -77,11 +64,7 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
         wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray")
         yield ray
     finally:
-        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait()
+        kill_family(head)
 
 
 def submit(ray: Ray, checkout: Path, job: str, *words: str) -> None:

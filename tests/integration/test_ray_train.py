@@ -1,6 +1,10 @@
-"""The real path: Ray Train with two workers, Accelerate, HF datasets and an MLflow store."""
+"""The real path on a private cluster: Ray Train with two workers, Accelerate, HF datasets and MLflow."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
 pytestmark = pytest.mark.integration
+CALLER = "import ray, sys; ray.init(address=sys.argv[1]); print(ray.get(ray.remote(lambda: 7).remote()))"
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,29 @@ def test_a_run_that_cannot_be_placed_is_given_up_with_the_arithmetic(cluster, tm
         ConfigError, match=r"needs 32 CPU \(4 workers of 8 CPU each\), the Ray cluster has 2 CPU"
     ):
         launch(prepare_run(config), cluster)
+
+
+@pytest.mark.parametrize(
+    ("token", "answer"),
+    [
+        ({"RAY_AUTH_MODE": "token"}, ["7"]),
+        ({"RAY_AUTH_MODE": "disabled"}, []),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, []),
+    ],
+    ids=["own token", "no token", "wrong token"],
+)
+def test_only_the_holder_of_the_token_gets_in(cluster, token, answer):
+    """Ray's ports are open to the network: the token stands between them and other people's code."""
+    import ray
+
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "RAY_JOB"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, ray.get_runtime_context().gcs_address],
+        env=clean | token,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode == 0) == bool(answer), done.stderr[-2000:]
+    assert [word for word in done.stdout.split() if word == "7"] == answer

@@ -17,22 +17,9 @@ from cosa_dist.distributed.worker import Evaluation, run_worker
 from cosa_dist.training.checkpoint_files import checkpoints
 from cosa_dist.training.loop import TrainingStoppedError
 from cosa_dist.training.state import TrainState
-from tests.integration.small_run import PulledPlugError, make_shards, small_config, task_of, watch
+from tests.integration.small_run import ALL_PARTS, PulledPlugError, make_shards, small_config, task_of, watch
 
-STEPS = 11
-# Learned thresholds with a queue, reliability weights, separation; a checkpoint every third step, a line of
-# log every second one, an evaluation in the middle: the three rhythms never fall together by chance.
-SETTINGS = {
-    "data": {"crop_size": 64, "shuffle_window": 5},
-    "assignment": {
-        "momentum": 0.9,
-        "reliability": True,
-        "threshold": {"kind": "two_components", "queue": 4, "momentum": 0.5},
-    },
-    "losses": {"warmup_steps": 2, "separation": 0.1, "separation_contrast": {"max_perplexity": 2.0}},
-    "training": {"steps": STEPS, "checkpoint_every": 3, "log_every": 2},
-    "evaluation": {"every": 5, "pictures": 0, "limit": 4},
-}
+STEPS = ALL_PARTS["training"]["steps"]
 TIMES = ("seconds", "images_per_second")
 
 
@@ -58,7 +45,7 @@ def task(config: RunConfig, folder: Path) -> WorkerTask:
 
 
 def test_an_interrupted_last_evaluation_is_repeated_and_no_step_before_it(shards, tmp_path, monkeypatch):
-    config = small_config(shards, tmp_path, "late", **SETTINGS)
+    config = small_config(shards, tmp_path, "late", **ALL_PARTS)
     folder, seen = tmp_path / "late", {}
 
     evaluate = Evaluation.__call__
@@ -81,7 +68,7 @@ def test_an_interrupted_last_evaluation_is_repeated_and_no_step_before_it(shards
 
 @pytest.mark.parametrize("reading", ["mapped", "streaming"])
 def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
-    settings = {**SETTINGS, "data": {**SETTINGS["data"], "reading": reading}}
+    settings = {**ALL_PARTS, "data": {**ALL_PARTS["data"], "reading": reading}}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     seen: dict[int, list[str]] = {}
     run_worker(task(small_config(shards, tmp_path, "straight", **settings), straight), on_step=watch(seen))
@@ -115,8 +102,8 @@ def test_two_interruptions_change_no_bit(shards, tmp_path, reading):
 
 def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    run_worker(task(small_config(shards, tmp_path, "straight", **SETTINGS), straight))
-    config = small_config(shards, tmp_path, "stopped", **SETTINGS)
+    run_worker(task(small_config(shards, tmp_path, "straight", **ALL_PARTS), straight))
+    config = small_config(shards, tmp_path, "stopped", **ALL_PARTS)
     stopped.mkdir()
     (stopped / "stop").touch()
     with pytest.raises(TrainingStoppedError, match="after step 2, which is saved"):
@@ -129,8 +116,8 @@ def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(shards, tmp_path, caplog):
     straight, damaged = tmp_path / "straight", tmp_path / "damaged"
-    run_worker(task(small_config(shards, tmp_path, "straight", **SETTINGS), straight))
-    config = small_config(shards, tmp_path, "damaged", **SETTINGS)
+    run_worker(task(small_config(shards, tmp_path, "straight", **ALL_PARTS), straight))
+    config = small_config(shards, tmp_path, "damaged", **ALL_PARTS)
     with pytest.raises(PulledPlugError):
         run_worker(task(config, damaged), on_step=watch({}, 10))
     newest = checkpoints(damaged / "checkpoints")[-1]
@@ -150,4 +137,4 @@ def test_a_corrupt_image_ends_the_run_with_the_name_of_its_record(tmp_path):
     content, image = path.read_bytes(), row["image"]["bytes"]
     path.write_bytes(content.replace(image, bytes(len(image))))
     with pytest.raises(RecordError, match=f"record '{row['id']}' of split 'train'.* decoded"):
-        run_worker(task(small_config(shards, tmp_path, "corrupt", **SETTINGS), tmp_path / "corrupt"))
+        run_worker(task(small_config(shards, tmp_path, "corrupt", **ALL_PARTS), tmp_path / "corrupt"))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +17,8 @@ from cosa_dist.reports.leaderboard import leaderboard
 from cosa_dist.reports.tracked_runs import read_runs
 from cosa_dist.tracking.mlflow_runs import connect
 from tests.integration.small_run import make_shards
-from tests.integration.test_streaming_run import PROJECT, running
 
 STEPS = 120
-PATIENCE = 400.0
 
 
 def chain(shards: Path, output: Path, name: str, **sections):
@@ -50,25 +44,6 @@ def test_the_first_stage_works_on_the_data_and_with_the_seed_of_the_whole(tmp_pa
     assert (first.data.shards, first.data.label) == (config.data.shards, "mine")
     assert first.data.crop_size == 32, "its own recipe's crop"
     assert first.training.steps == STEPS
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, str(PROJECT / "jobs" / "train.py"), *words]
-
-
-def finish(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stdout.decode()[-2000:] + done.stderr.decode()[-2000:]
-
-
-def kill_when(there: Callable[[], bool], arguments: list[str], log: Path) -> None:
-    """Run a command and kill it as soon as something is there."""
-    with running(arguments, log) as driver:
-        deadline = time.monotonic() + PATIENCE
-        while not there():
-            assert driver.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def assert_same_networks(runs: Path) -> None:
@@ -113,29 +88,32 @@ def assert_tracked(runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_run_killed_in_and_between_its_stages_equals_its_twin(tmp_path):
-    shards = make_shards(tmp_path / "shards")
+def test_a_run_killed_in_and_between_its_stages_equals_its_twin(ray_nodes, tmp_path, capsys):
+    shards, runs = make_shards(tmp_path / "shards"), tmp_path / "runs"
+    start, resume = {}, ("--resume", "broken", "--output", str(tmp_path))
     for name in ("twin", "broken"):
-        (tmp_path / f"{name}.yaml").write_text(to_yaml(chain(shards, tmp_path, name)), encoding="utf-8")
-    runs = tmp_path / "runs"
-    finish(command("--config", str(tmp_path / "twin.yaml")))
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(to_yaml(chain(shards, tmp_path, name)), encoding="utf-8")
+        start[name] = ("--config", str(path))
+    assert ray_nodes.run_here(*start["twin"]) == 0
 
-    start = command("--config", str(tmp_path / "broken.yaml"))
-    resume = command("--resume", "broken", "--output", str(tmp_path))
+    def kill_when(there, words):
+        ray_nodes.start_driver(*words)
+        ray_nodes.await_driver(there, "what comes before the kill")
+        ray_nodes.kill_driver()
+
     one, two = (runs / f"broken-{stage}" / "checkpoints" for stage in ("stage-one", "stage-two"))
     masks = runs / "broken-pseudo-masks"
-    log = tmp_path / "broken.log"
-    kill_when((one / "step-00000030").is_dir, start, log)
+    kill_when((one / "step-00000030").is_dir, start["broken"])
     assert not (one / f"step-{STEPS:08d}").exists()
-    kill_when(lambda: any(masks.glob(".shards.partial/*/*.json")), resume, log)
+    kill_when(lambda: any(masks.glob(".shards.partial/*/*.json")), resume)
     assert not (masks / "shards").exists()
-    kill_when((two / "step-00000030").is_dir, resume, log)
+    kill_when((two / "step-00000030").is_dir, resume)
     assert not (two / f"step-{STEPS:08d}").exists()
-    finish(resume)
+    assert ray_nodes.run_here(*resume) == 0
 
     assert_same_networks(runs)
     assert_same_masks(runs, shards)
     assert_tracked(runs)
-    refused = subprocess.run(resume, capture_output=True, timeout=PATIENCE, check=False)
-    assert refused.returncode == 2
-    assert b"is finished" in refused.stderr
+    assert ray_nodes.run_here(*resume) == 2
+    assert "is finished" in capsys.readouterr().err

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,17 +14,13 @@ from cosa_dist.config.loading import to_yaml
 from cosa_dist.data.reading.order import StreamOrder
 from cosa_dist.data.shards.description import describe_split
 from tests.data.shard_server import ShardServer, served
+from tests.faults.cluster import FaultCluster
 from tests.integration.small_run import curve, make_shards, small_config
+from tests.support.programs import PATIENCE, command, running, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-PROJECT = Path(__file__).resolve().parents[2]
 STEPS = 14
-PATIENCE = 600.0
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(PROJECT / "jobs" / "train.py"), *arguments]
 
 
 def configured(server: ShardServer, output: Path, name: str) -> Path:
@@ -58,36 +46,10 @@ def shards_of_first_epoch(server: ShardServer) -> int:
     return sum(1 for reader in (0, 1) for share in order.parts(reader, 0, 6) for _ in share.pieces)
 
 
-@contextmanager
-def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a session of its own; nothing of it remains after the block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            yield process
-        finally:
-            kill(process)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a driver and then its Ray processes, as when a machine is lost."""
-    with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
-
-
-def test_a_killed_streaming_run_equals_its_twin(tmp_path: Path) -> None:
+def test_a_killed_streaming_run_equals_its_twin(ray_nodes: FaultCluster, tmp_path: Path) -> None:
+    """The killed run has a Ray of its own, which dies with it; its twin and its end are on the cluster."""
     with served(make_shards(tmp_path / "shards")) as server:
-        whole = subprocess.run(
-            command("--config", str(configured(server, tmp_path, "whole"))),
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-        assert whole.returncode == 0, whole.stdout.decode()[-2000:] + whole.stderr.decode()[-2000:]
+        assert ray_nodes.run_here("--config", str(configured(server, tmp_path, "whole"))) == 0
 
         # The server holds back the second epoch but for the two shards that the readers fetch ahead: a
         # window takes more than one shard, so the run stands still after step 6.
@@ -100,21 +62,19 @@ def test_a_killed_streaming_run_equals_its_twin(tmp_path: Path) -> None:
             return False
 
         server.fault = hold
-        broken = tmp_path / "runs" / "broken"
-        path = configured(server, tmp_path, "broken")
-        with running(command("--config", str(path)), tmp_path / "broken.log") as driver:
-            deadline = time.monotonic() + PATIENCE
-            while not (broken / "checkpoints" / "step-00000005").is_dir():
-                assert driver.poll() is None, (tmp_path / "broken.log").read_text()[-2000:]
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        broken, log = tmp_path / "runs" / "broken", tmp_path / "broken.log"
+        start = command("jobs/train.py", "--config", str(configured(server, tmp_path, "broken")))
+        with running(start, log) as driver:
+
+            def saved() -> bool:
+                assert driver.poll() is None, log.read_text()[-2000:]
+                return (broken / "checkpoints" / "step-00000005").is_dir()
+
+            wait_until(saved, "the first checkpoint")
         gate.set()
         server.fault = None
         assert not (broken / "checkpoints" / "step-00000010").exists()
-        again = subprocess.run(
-            command("--resume", "broken", "--output", str(tmp_path)), capture_output=True, timeout=PATIENCE
-        )
-        assert again.returncode == 0, again.stdout.decode()[-2000:] + again.stderr.decode()[-2000:]
+        assert ray_nodes.run_here("--resume", "broken", "--output", str(tmp_path)) == 0
 
     undisturbed = tmp_path / "runs" / "whole"
     for name in ("total", "classification", "cam_to_seg", "seg_to_cam"):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,23 +9,15 @@ import pytest
 from cosa_dist.config.loading import load_config, to_yaml
 from cosa_dist.distributed.sweep.trial import Trial, read_trials
 from cosa_dist.distributed.worker import run_worker
+from tests.faults.cluster import FaultCluster
 from tests.integration.small_run import curve, make_shards, small_config, task_of
 
 pytestmark = pytest.mark.integration
-PROJECT = Path(__file__).resolve().parents[2]
 SPACE = "losses.cam_to_seg: {grid: [0.5, 0.0, 0.1, 1.0]}\n"
 """a weight of 0 leaves the segmentation untrained, so some trial is worse than the first"""
 
 
-def command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(PROJECT / script), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-
-
-def killed_sweep(folder: Path) -> None:
+def killed_sweep(cluster: FaultCluster, folder: Path) -> None:
     """Start a sweep in `folder` and kill it while its second trial runs."""
     config = small_config(
         make_shards(folder / "shards"),
@@ -44,44 +30,25 @@ def killed_sweep(folder: Path) -> None:
     )
     (folder / "base.yaml").write_text(to_yaml(config))
     (folder / "space.yaml").write_text(SPACE)
-    options = ["--space", str(folder / "space.yaml"), "--config", str(folder / "base.yaml"), "--warm-start"]
-    words = folder / "first.txt"
-    with words.open("w") as output:
-        sweep = subprocess.Popen(
-            command("sweeps/run.py", *options),
-            cwd=folder,
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        wait_for(lambda: any(t.over for t in read_trials(folder / "runs", "sweep")), sweep, words)
-        wait_for(lambda: len(read_trials(folder / "runs", "sweep")) > 1, sweep, words)
-        os.killpg(sweep.pid, signal.SIGKILL)
-        sweep.wait()
+    words = ("--space", str(folder / "space.yaml"), "--config", str(folder / "base.yaml"), "--warm-start")
+    cluster.start_driver(*words, script="sweeps/run.py")
 
+    def in_its_second_trial() -> bool:
+        trials = read_trials(folder / "runs", "sweep")
+        return len(trials) > 1 and any(trial.over for trial in trials)
 
-def finish(folder: Path, script: str, *arguments: str) -> None:
-    """Run a job to its end; fails with its last words."""
-    done = subprocess.run(
-        command(script, *arguments),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cluster.await_driver(in_its_second_trial, "the second trial")
+    cluster.kill_driver()
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(tmp_path):
-    killed_sweep(tmp_path)
+def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(ray_nodes, tmp_path):
+    killed_sweep(ray_nodes, tmp_path)
     runs = tmp_path / "runs"
     before = {t.name: t for t in read_trials(runs, "sweep") if t.over}
     assert 1 <= len(before) < 4
-    finish(tmp_path, "sweeps/run.py", "--resume", "sweep", "--output", str(tmp_path))
+    resume = ("--resume", "sweep", "--output", str(tmp_path))
+    assert ray_nodes.run_here(*resume, script="sweeps/run.py") == 0
 
     trials = {t.name: t for t in read_trials(runs, "sweep")}
     assert len(trials) == 4
@@ -125,17 +92,6 @@ def check_tracking(store: Path, trials: dict[str, Trial]) -> None:
             assert steps == sorted(set(steps))
         evaluated = client.get_metric_history(run.info.run_id, "val/miou_unfiltered")
         assert len(evaluated) >= sum(entry.step < 12 for entry in trials[name].history)
-
-
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[bytes], words: Path, seconds: float = 420
-) -> None:
-    """Until the condition holds; fails with the process's words if it ends or time is up."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, words.read_text()[-3000:]
-        assert time.monotonic() < end, words.read_text()[-3000:]
-        time.sleep(0.2)
 
 
 def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path):

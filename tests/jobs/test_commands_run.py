@@ -7,11 +7,9 @@ and pictures, steps, numbers. Later commands use what earlier ones have made, so
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import shlex
-import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,6 @@ from safetensors.torch import save_file
 from cosa_dist.config.loading import load_config, read_recipe
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.distributed.checks import resolve
-from cosa_dist.distributed.cluster import ray_cluster
 from cosa_dist.distributed.prepare import prepare_run
 from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
@@ -31,9 +28,10 @@ from cosa_dist.tracking.mlflow_runs import finish_run
 from tests.data.coco_files import CATEGORY_IDS, annotation, rectangle
 from tests.data.conftest import draw_photo, write_pair
 from tests.data.test_source_voc import write_mat
+from tests.faults.cluster import FaultCluster
 from tests.integration.small_run import make_shards
-from tests.jobs.documented import PROJECT
 from tests.model.tiny_encoders import tiny_network
+from tests.support.programs import PROJECT, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -150,19 +148,6 @@ def coco_folder(place: Path) -> None:
         file.write_text(json.dumps(content))
 
 
-def run_here(words: list[str]) -> int:
-    """Run a Python command line in this process, from the present folder, and return its exit code."""
-    sys.argv = words if words[0] != "-m" else words[1:]
-    try:
-        if words[0] == "-m":
-            runpy.run_module(words[1], run_name="__main__")
-        else:
-            runpy.run_path(str(PROJECT / words[0]), run_name="__main__")
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def train(name: str, options: str) -> None:
     """Train in this process, as one worker would, with its tracking run."""
     config = resolve(load_config("voc_mini", None, ["--name", name, *shlex.split(options)]))
@@ -188,26 +173,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_file(tiny_network("vit").state_dict(), folder / "assignment.safetensors")
     (folder / "own_model").symlink_to("FOLDER")
     (folder / "docs").symlink_to(PROJECT / "docs")
-    kept, argv, threads = Path.cwd(), sys.argv, torch.get_num_threads()
-    os.chdir(folder)
-    try:
+    threads = torch.get_num_threads()
+    with chdir(folder):
         for line in (
             "jobs/convert_weights.py assignment.safetensors best_seg.pth",
             "jobs/ingest.py voc VOC2012 --splits train_aug,val --sbd benchmark_RELEASE --out data/voc",
         ):
-            assert run_here(shlex.split(line)) == 0, line
+            assert run_here(*shlex.split(line)) == 0, line
         train("NAME", f"{TINY} --data.shards data/voc --data.train_split train_aug")
         yield folder
-    finally:
-        os.chdir(kept)
-        sys.argv = argv
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def ray(place: Path) -> Iterator[None]:
+def ray(place: Path, shared_cluster: FaultCluster) -> Iterator[None]:
     """One Ray for all commands; it has room for a sweep's driver and worker."""
-    with ray_cluster(num_cpus=4):
+    with shared_cluster.joined():
         yield
 
 
@@ -223,7 +204,7 @@ def ends_well(line: str) -> None:
         interrupt(line.split()[-1])
     words = [word for word in shlex.split(f"{line} {RUN[line]}") if word != "OMP_NUM_THREADS=1"]
     assert words[0] == "python"
-    assert run_here(["2" if word == "N" else word for word in words[1:]]) == 0
+    assert run_here(*("2" if word == "N" else word for word in words[1:])) == 0
 
 
 @pytest.mark.parametrize("line", ALONE)

@@ -60,7 +60,7 @@ def test_a_wrong_option_is_one_line_and_makes_nothing(call, tmp_path, words, par
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_mlflow_serves_the_model_on_the_loopback_address(call, tmp_path):
     assert call("--out", tmp_path / "out", "--format", "mlflow")[0] == 0

@@ -140,11 +140,12 @@ def test_a_folder_that_cannot_be_written_to_ends_it(call, photos, tmp_path):  # 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_workers_over_ray_write_the_same_files(call, photos, tmp_path):  # noqa: F811
+def test_workers_over_ray_write_the_same_files(call, ray_nodes, photos, tmp_path):  # noqa: F811
     (photos / "broken.jpg").write_bytes(b"no picture")
     assert call(photos, "--out", tmp_path / "here", "--outputs", "masks,rle")[0] == 3
     words = ("--outputs", "masks,rle", "--workers", 2, "--batch-size", 2)
-    assert call(photos, "--out", tmp_path / "ray", *words)[0] == 3
+    with ray_nodes.joined():
+        assert call(photos, "--out", tmp_path / "ray", *words)[0] == 3
     here, over_ray = (
         {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         for name in ("here", "ray")

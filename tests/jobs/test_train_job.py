@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,26 @@ import yaml
 from cosa_dist.config.options import known_keys
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import make_shards, small_config, task_of
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def call(script: str, *words: str, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / script), *words]
-    env = {**os.environ, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
+from tests.support.programs import PATIENCE, command
 
 
-def test_help_lists_every_option_and_recipe():
-    text = call("jobs/train.py", "--help").stdout
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch) -> Path:
+    """The present folder of a test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_lists_every_option_and_recipe(run_job):
+    text = run_job("jobs/train.py", "--help").out
     assert all(f"--{key} " in text for key in known_keys())
     assert "voc_released" in text
 
 
-def test_print_config_shows_the_resolved_run():
-    done = call("jobs/train.py", "--recipe", "voc_mini", "--losses.energy", "0", "--print-config")
-    assert done.returncode == 0
-    shown = yaml.safe_load(done.stdout)
+def test_print_config_shows_the_resolved_run(run_job):
+    done = run_job("jobs/train.py", "--recipe", "voc_mini", "--losses.energy", "0", "--print-config")
+    assert done.code == 0
+    shown = yaml.safe_load(done.out)
     assert shown["losses"]["energy"] == 0
     assert shown["data"]["crop_size"] == 192
 
@@ -55,62 +54,68 @@ def test_print_config_shows_the_resolved_run():
         (["--recipe", "tiny", "--training.steps", "0"], "command line: training.steps = 0"),
     ],
 )
-def test_a_user_error_is_one_line_before_anything_starts(words, part, tmp_path):
-    done = call("jobs/train.py", *words, cwd=tmp_path)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_a_user_error_is_one_line_before_anything_starts(run_job, words, part, empty_folder):
+    done = run_job("jobs/train.py", *words)
+    assert done.code == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert part in lines[0]
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(empty_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--resume", "s", "--recipe", "tiny"], ["--resume", "s", "--trials", "3"]])
-def test_a_sweep_that_is_taken_up_again_keeps_its_plan(words, tmp_path):
-    done = call("sweeps/run.py", *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert words[2] in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_sweep_that_is_taken_up_again_keeps_its_plan(run_job, words, empty_folder):
+    done = run_job("sweeps/run.py", *words)
+    assert done.code == 2
+    assert words[2] in done.err
+
+
+def small(folder: Path) -> list[str]:
+    """Options of a run that could start, on shards in the folder."""
+    place = ["--data.shards", str(make_shards(folder / "shards")), "--output", str(folder / "out")]
+    return ["--recipe", "tiny", *place, "--name", "r"]
 
 
 @pytest.mark.parametrize(
-    ("script", "variables", "part"),
-    [
-        (
-            "jobs/train.py",
-            {"RAY_ADDRESS": "127.0.0.1:9"},
-            "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9",
-        ),
-        ("jobs/train.py", {"TMPDIR": "/tmp/" + "x" * 84}, "TMPDIR is too long"),
-        (
-            "sweeps/run.py",
-            {"RAY_ADDRESS": "127.0.0.1:9"},
-            "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9",
-        ),
-    ],
+    ("script", "more"), [("jobs/train.py", []), ("sweeps/run.py", ["--scheduler", "none"])]
 )
-def test_where_ray_cannot_work_nothing_is_made_and_the_name_stays_free(script, variables, part, tmp_path):
-    make_shards(tmp_path / "shards")
-    words = ["--recipe", "tiny", "--data.shards", str(tmp_path / "shards"), "--output", str(tmp_path / "out")]
-    words += [] if script == "jobs/train.py" else ["--scheduler", "none"]
-    done = call(script, *words, "--name", "r", cwd=tmp_path, **variables)
+def test_where_no_cluster_answers_nothing_is_made_and_the_name_stays_free(
+    run_job, script, more, empty_folder, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    done = run_job(script, *small(empty_folder), *more)
+    assert done.code == 2
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in done.err.splitlines()[-1]
+    assert not (empty_folder / "out").exists()
+
+
+def test_where_ray_cannot_work_a_process_ends_with_one_line(tmp_path):
+    """In a process of its own, since a process asks for its folder of temporary files once."""
+    done = subprocess.run(
+        command("jobs/train.py", *small(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=os.environ | {"TMPDIR": "/tmp/" + "x" * 84},
+        check=False,
+    )
     assert done.returncode == 2
-    assert part in done.stderr.splitlines()[-1]
+    assert "TMPDIR is too long" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_run_is_evaluated_again_with_the_same_numbers(tmp_path):
+def test_a_finished_run_is_evaluated_again_with_the_same_numbers(run_job, tmp_path):
     shards = make_shards(tmp_path / "shards")
     folder = tmp_path / "run"
     config = small_config(shards, tmp_path, "run", training={"steps": 3, "checkpoint_every": 3})
     reports = run_worker(task_of(config, folder, 4))
-    done = call("jobs/evaluate.py", str(folder), "--checkpoint", "best", "--control")
-    assert done.returncode == 0, done.stderr
-    assert f"{reports['online'].miou('unfiltered'):.2f}" in done.stdout
-    assert "chosen on train" in done.stdout
+    done = run_job("jobs/evaluate.py", folder, "--checkpoint", "best", "--control")
+    assert done.code == 0, done.err
+    assert f"{reports['online'].miou('unfiltered'):.2f}" in done.out
+    assert "chosen on train" in done.out
     written = (folder / "evaluation_val_online.json").read_text()
     assert written == (folder / "report_online.json").read_text()
-    missing = call("jobs/evaluate.py", str(folder), "--checkpoint", "99")
-    assert missing.returncode == 2
-    assert "there are: step-00000003" in missing.stderr
+    missing = run_job("jobs/evaluate.py", folder, "--checkpoint", "99")
+    assert missing.code == 2
+    assert "there are: step-00000003" in missing.err

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ import pytest
 
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
+from tests.support.programs import PROJECT, run_here
 
-PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "docs" / "tutorial.md"
 QUICK = (
     "--recipe own --model.weights none --training.steps 4 --losses.warmup_steps 2 --optimizer.warmup_steps 1 "
@@ -62,22 +60,15 @@ def test_the_page_has_the_four_commands_in_their_order():
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_the_tutorial_leads_from_photographs_to_masks(tmp_path):
+def test_the_tutorial_leads_from_photographs_to_masks(shared_cluster, tmp_path, monkeypatch):
     names = make_photographs(tmp_path)
-    (tmp_path / "jobs").symlink_to(PROJECT / "jobs")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for line in commands():
-        quick = line.replace("--recipe own", QUICK).replace("--crop-size 192", "--crop-size 64")
-        done = subprocess.run(
-            ["bash", "-c", quick],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "COSA_ROOT": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    monkeypatch.chdir(tmp_path)
+    with shared_cluster.joined():
+        for line in commands():
+            quick = line.replace("--recipe own", QUICK).replace("--crop-size 192", "--crop-size 64")
+            program, *words = shlex.split(quick)
+            assert program == "python"
+            assert run_here(*words) == 0, line
     for name in names:
         photo = decode_image((tmp_path / "photos" / name).read_bytes())
         mask = decode_mask((tmp_path / "masks/masks" / name).with_suffix(".png").read_bytes())

@@ -109,7 +109,7 @@ def test_the_digest_forgets_seed_and_places_but_not_options_and_weights():
     assert experiment_digest(plain, "sha256:01") != experiment_digest(plain, "sha256:02")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_a_browser_sorts_filters_and_shows_the_chosen_runs(page, tmp_path):
     with browser_page(1300) as (tab, wrong):

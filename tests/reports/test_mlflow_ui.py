@@ -16,11 +16,11 @@ import pytest
 
 from cosa_dist.distributed.cluster import free_port
 from cosa_dist.reports.tracked_runs import read_runs
-from tests.faults.chaos_stage import await_mlflow_server, start_mlflow_server
 from tests.reports.chromium import browser_page
 from tests.reports.leaderboard_example import make_store
+from tests.support.mlflow_server import await_mlflow_server, start_mlflow_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.nightly, pytest.mark.integration]
 
 HEADLINE = "metrics.`final/online/miou_unfiltered`"
 FILTER = 'tags.dataset = "VOC-mini"'

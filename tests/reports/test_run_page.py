@@ -164,7 +164,7 @@ def test_a_run_on_images_without_masks_has_no_empty_tables(run):
     assert "left out without a mask; image classifier mAP" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_a_browser_draws_everything_without_an_error(run, errors, evolution, tmp_path):
     page = tmp_path / "report.html"

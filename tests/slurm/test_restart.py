@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
-from tests.faults.chaos_run import last_step, tracked
+from tests.faults.chaos import last_step, tracked
 from tests.slurm.client import TWO_NODES, Cluster, JobState, wait_until
 from tests.slurm.cluster import lose_node, return_node
 from tests.slurm.test_cosa_job import DEADLINE, assert_nothing_is_left
@@ -109,6 +109,7 @@ def test_a_time_limit_that_runs_out_is_no_end_but_a_cancellation_is(
     assert not list(cluster.work.glob("outputs/**/*.tmp*"))
 
 
+@pytest.mark.nightly
 def test_a_job_that_lost_a_node_is_started_again_and_goes_on(
     cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_job_that_lost_a_node_is_started_again_and_goes_on(
     assert_nothing_is_left(cluster)
 
 
+@pytest.mark.nightly
 def test_an_elastic_job_outlives_a_lost_node(
     cluster: Cluster, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +149,7 @@ def test_an_elastic_job_outlives_a_lost_node(
     print_pause(folder, "lost node, elastic workers", capsys)
 
 
+@pytest.mark.nightly
 def test_an_array_trains_a_seed_a_task_side_by_side(cluster: Cluster, options: tuple[str, ...]) -> None:
     sbatch = ("--array=0-1", "--nodes=1", "--cpus-per-task=2")
     array = cluster.submit("--recipe", "demo", *options, "--name", "seeds", sbatch=sbatch)
@@ -168,6 +171,7 @@ def test_an_array_trains_a_seed_a_task_side_by_side(cluster: Cluster, options: t
         assert tracking_run(folder).data.params["seed"] == str(task)
 
 
+@pytest.mark.nightly
 def test_a_preempted_sweep_goes_on_when_slurm_starts_it_again(
     cluster: Cluster, options: tuple[str, ...]
 ) -> None:

@@ -59,7 +59,9 @@ def test_a_broken_script_and_a_late_directive_are_reported(tmp_path: Path) -> No
     assert late_directives("#!/bin/bash\n#SBATCH -N 2\n\n# words\necho\n#SBATCH -t 5\n") == ["#SBATCH -t 5"]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "install", "clean", "help"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "test-slow", "test-all", "lint", "install", "clean", "help"]
+)
 def test_makefile_has_the_target(target: str) -> None:
     run = make(target)
     assert run.returncode == 0, run.stderr

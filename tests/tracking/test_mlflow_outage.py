@@ -14,7 +14,7 @@ from cosa_dist.tracking.mlflow_runs import connect, create_run
 from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.tracking.upload import replay
-from tests.faults.chaos_stage import await_mlflow_server, start_mlflow_server
+from tests.support.mlflow_server import await_mlflow_server, start_mlflow_server
 
 Start = Callable[[], subprocess.Popen]
 

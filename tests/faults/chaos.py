@@ -1,6 +1,6 @@
 """One training run under random kills, and whether it ends as if nothing had happened.
 
-The kills' steps and victims are drawn before the start. Each is struck as soon as the run's own record
+The kills' steps and victims are drawn before the start. Each is killed as soon as the run's own record
 shows its step; a killed driver is followed by `--resume`, a lost node by a new one, and the MLflow server
 stays away for a while, in which others may be killed. What it has missed at the end is replayed. Recovery
 is the time from the kill to the next step that was not there before.
@@ -25,7 +25,8 @@ from cosa_dist.tracking.mirror import METRICS_FILE, read_metrics
 from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.tracking.upload import replay
 from cosa_dist.training.checkpoint_files import checkpoints
-from tests.faults.chaos_stage import PATIENCE, Stage, StageError, wait_until
+from tests.faults.cluster import FaultCluster
+from tests.support.programs import PATIENCE, NotInTimeError
 
 VICTIMS = ("worker", "node", "driver", "tracker")
 LONGEST_ABSENCE = 6.0
@@ -43,7 +44,7 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Struck:
+class KillResult:
     """A kill that was survived: the last recorded step at that moment, and seconds to the next one."""
 
     victim: str
@@ -51,16 +52,16 @@ class Struck:
     recovery: float
 
 
-def draw_kills(chance: random.Random, number: int, steps: int, victims: Mapping[str, int]) -> list[Kill]:
+def draw_kills(rng: random.Random, number: int, steps: int, victims: Mapping[str, int]) -> list[Kill]:
     """Draw victims, by their weights but each at least once if there are enough, and different steps.
 
     The last fifth of the steps is left alone: small runs are quick, and a kill must not come too late.
     """
     names = [name for name, weight in victims.items() if weight > 0][:number]
     rest = [name for name, weight in victims.items() for _ in range(weight)]
-    names += [chance.choice(rest) for _ in range(number - len(names))]
-    chance.shuffle(names)
-    places = sorted(chance.sample(range(2, steps - steps // 5), number))
+    names += [rng.choice(rest) for _ in range(number - len(names))]
+    rng.shuffle(names)
+    places = sorted(rng.sample(range(2, steps - steps // 5), number))
     return [Kill(name, step) for name, step in zip(names, places, strict=True)]
 
 
@@ -72,75 +73,80 @@ def last_step(folder: Path) -> int:
     return max((line.step for line in read_metrics(mirror) if "train/total" in line.metrics), default=0)
 
 
+def undisturbed_run(cluster: FaultCluster, config: RunConfig) -> Path:
+    """Run a configuration to its end without kills, with this process as its driver; return its folder."""
+    if cluster.run_here("--config", str(_written(cluster, config))) != 0:
+        raise NotInTimeError(f"run {config.name} failed")
+    return Path(config.output) / "runs" / config.name
+
+
+def _written(cluster: FaultCluster, config: RunConfig) -> Path:
+    path = cluster.folder / f"{config.name}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return path
+
+
 def disturbed_run(
-    stage: Stage, config: RunConfig, kills: list[Kill], chance: random.Random
-) -> Iterator[Struck]:
+    cluster: FaultCluster, config: RunConfig, kills: list[Kill], rng: random.Random
+) -> Iterator[KillResult]:
     """Run a configuration to its end through the kills; yield each one that was survived.
 
     Raises:
-        StageError: the run ended by itself before its time, did not recover, or did not end well.
+        NotInTimeError: the run ended by itself before its time, did not recover, or did not end well.
     """
     folder = Path(config.output) / "runs" / config.name
-    path = stage.folder / f"{config.name}.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    stage.start_driver("--config", str(path))
+    cluster.start_driver("--config", str(_written(cluster, config)))
     for kill in kills:
-        _wait_for_step(stage, folder, kill.step)
+        _wait_for_step(cluster, folder, kill.step)
         started = time.monotonic()
-        _strike(stage, kill.victim, chance)
+        _kill(cluster, kill.victim, rng)
         # What a dying process wrote meanwhile is no recovery.
         step = last_step(folder)
-        _replace(stage, config, kill.victim, chance)
+        _replace(cluster, config, kill.victim, rng)
         if step < config.training.steps:
-            _wait_for_step(stage, folder, step + 1)
+            _wait_for_step(cluster, folder, step + 1)
         else:
             # The kill fell into the last evaluation.
-            _wait_for_end(stage, config.name)
-        yield Struck(kill.victim, step, time.monotonic() - started)
-    _wait_for_end(stage, config.name)
-    stage.await_tracker()
-    replay(folder, stage.tracking_uri, RunFolder(folder).read_note().run_id)
+            _wait_for_end(cluster, config.name)
+        yield KillResult(kill.victim, step, time.monotonic() - started)
+    _wait_for_end(cluster, config.name)
+    cluster.await_tracker()
+    replay(folder, cluster.tracking_uri, RunFolder(folder).read_note().run_id)
 
 
-def _wait_for_end(stage: Stage, name: str) -> None:
-    driver = stage.driver
+def _wait_for_end(cluster: FaultCluster, name: str) -> None:
+    driver = cluster.driver
     if driver is None or driver.wait(PATIENCE) != 0:
-        raise StageError(f"run {name} failed: {stage.driver_output()}")
+        raise NotInTimeError(f"run {name} failed: {cluster.driver_output()}")
 
 
-def _wait_for_step(stage: Stage, folder: Path, step: int) -> None:
-    def reached() -> bool:
-        if last_step(folder) >= step:
-            return True
-        stage.check_driver()
-        return False
-
-    wait_until(reached, f"step {step} of {folder.name}")
+def _wait_for_step(cluster: FaultCluster, folder: Path, step: int) -> None:
+    cluster.await_driver(lambda: last_step(folder) >= step, f"step {step} of {folder.name}")
 
 
-def _strike(stage: Stage, victim: str, chance: random.Random) -> None:
+def _kill(cluster: FaultCluster, victim: str, rng: random.Random) -> None:
     """Kill the victim and wait until what depends on it has noticed."""
     if victim == "worker":
-        stage.kill_worker(chance)
+        cluster.kill_worker(rng)
         time.sleep(1.0)
     elif victim == "node":
-        stage.kill_node(chance)
+        cluster.kill_node(rng)
         time.sleep(1.0)
     elif victim == "driver":
-        stage.kill_driver()
+        cluster.kill_driver()
     elif victim == "tracker":
-        stage.kill_tracker(away=chance.uniform(0.0, LONGEST_ABSENCE))
+        cluster.kill_tracker(away=rng.uniform(0.0, LONGEST_ABSENCE))
     else:
         raise ValueError(f"no victim {victim!r}; there are {', '.join(VICTIMS)}")
 
 
-def _replace(stage: Stage, config: RunConfig, victim: str, chance: random.Random) -> None:
+def _replace(cluster: FaultCluster, config: RunConfig, victim: str, rng: random.Random) -> None:
     """Put in the victim's place what a user or a cluster would; Ray replaces a worker by itself."""
     if victim == "driver":
-        stage.start_driver("--resume", config.name, "--output", config.output)
+        cluster.start_driver("--resume", config.name, "--output", config.output)
     elif victim == "node":
-        time.sleep(chance.uniform(0.0, LONGEST_ABSENCE))
-        stage.add_node()
+        time.sleep(rng.uniform(0.0, LONGEST_ABSENCE))
+        cluster.add_node()
 
 
 def tracked(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.tracking.mlflow_runs import connect, create_run, finish_run
 from cosa_dist.tracking.store import prepare_store
-from tests.faults.chaos_run import differences
+from tests.faults.chaos import differences
 
 
 @pytest.fixture(scope="module")

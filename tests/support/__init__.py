@@ -1,0 +1,1 @@
+"""What several packages' tests share: programs and servers to start, runs to interrupt."""
