@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -61,17 +62,29 @@ def ray_nodes(shared_cluster: FaultCluster) -> Iterator[FaultCluster]:
     shared_cluster.kill_driver()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: tests of a file share a process, and so do those of a cluster.
+@cache
+def group_of(path: Path) -> str:
+    """Tests of one group run in one process: those of a cluster, and otherwise those of a file."""
+    if path.parent.name == "slurm":
+        return "slurm"
+    text = path.read_text(encoding="utf-8")
+    return "ray" if "ray_nodes" in text or "shared_cluster" in text else str(path)
 
-    The two clusters, which take longest, come first, so that the processes end at about the same time.
-    """
-    on_the_cluster = {item.path for item in items if "shared_cluster" in getattr(item, "fixturenames", ())}
-    groups = {
-        item: "ray" if item.path in on_the_cluster else "slurm" if item.path.parent.name == "slurm" else ""
-        for item in items
-    }
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group or item.path.relative_to(PROJECT).as_posix()))
-    items.sort(key=lambda item: ("ray", "slurm", "").index(groups[item]))
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The clusters, which take longest, come first, so that processes end at about the same time."""
+    items.sort(key=lambda item: group_of(item.path) not in ("ray", "slurm"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spread groups over the processes of `-n N`."""
+    # `--dist loadgroup` has no effect with pytest 9.2: pytest-xdist issue 1386.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LoadGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(config.rootpath / nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return LoadGroups(config, log)
