@@ -114,8 +114,31 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     `path` is a folder of `save_to_disk`, a folder of Parquet or Arrow files, or one such file; `cache` is for
     the Arrow form of Parquet files. Raises `DataError` if there is no dataset, or it is damaged.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved(path)
+    root = path if path.is_dir() else path.parent
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    groups = _saved(path) if saved else _by_name(path)
+    return {split: _table(files, root, cache) for split, files in groups.items()}
+
+
+def _saved(path: Path) -> dict[str, list[Path]]:
+    """Return the Arrow files that `save_to_disk` wrote, by split."""
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # a damaged folder gives many kinds
+        raise DataError(f"{path} cannot be opened as a saved dataset ({error}); save it again") from error
+    groups: dict[str, list[Path]] = {}
+    for split, dataset in (loaded if isinstance(loaded, DatasetDict) else {"": loaded}).items():
+        if (name := split_name(str(split))) in groups:
+            raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
+        if len(dataset):
+            groups[name] = _cached_files(dataset)
+    if not groups:
+        raise DataError(f"{path} has no rows")
+    return groups
+
+
+def _by_name(path: Path) -> dict[str, list[Path]]:
+    """Return Parquet and Arrow files by the split that their names or folders tell."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.suffix in (".parquet", ".arrow") and file.is_file():
@@ -127,44 +150,29 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     if "" in groups and len(groups) > 1:
         cure = "begin its name with train, val or test"
         raise DataError(f"{groups[''][0]} belongs to no split, others do; {cure}")
-    root = path if path.is_dir() else path.parent
-    return {split: _table(group, root, cache) for split, group in groups.items()}
-
-
-def _saved(path: Path) -> dict[str, ArrowTable]:
-    try:
-        loaded = load_from_disk(str(path))
-    except Exception as error:  # a damaged folder gives many kinds
-        raise DataError(f"{path} cannot be opened as a saved dataset ({error}); save it again") from error
-    tables: dict[str, ArrowTable] = {}
-    for split, dataset in (loaded if isinstance(loaded, DatasetDict) else {"": loaded}).items():
-        if not len(dataset):
-            continue
-        if (name := split_name(str(split))) in tables:
-            raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
-        files = _cached_files(dataset)
-        tables[name] = ArrowTable(files, path, _origin(files))
-    if not tables:
-        raise DataError(f"{path} has no rows")
-    return tables
+    return groups
 
 
 def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
     """Return the table of some files of one kind; Parquet is turned into Arrow in `cache`."""
-    names, origin = tuple(map(str, files)), _origin(files)
+    states = ((file.resolve(), file.stat()) for file in files)
+    origin = " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
     kinds = {file.suffix for file in files}
     if len(kinds) > 1:
         raise DataError(f"{files[0].parent} mixes Arrow and Parquet files of one split; keep one kind")
     _refuse_other_columns(files, ".parquet" in kinds)
+    arrow = files
     if ".parquet" in kinds:
         disable_progress_bars()
         try:
-            loaded = load_dataset("parquet", data_files=list(names), split="train", cache_dir=str(cache))
+            names = list(map(str, files))
+            arrow = _cached_files(
+                load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache))
+            )
         except Exception as error:  # damaged files give many kinds
             reason = _first_line(error.__cause__ or error)
             raise DataError(f"Parquet of {files[0].parent} cannot be read ({reason})") from error
-        names = _cached_files(loaded)
-    return ArrowTable(names, root, origin)
+    return ArrowTable(tuple(map(str, arrow)), root, origin)
 
 
 def _refuse_other_columns(files: Sequence[Path], parquet: bool) -> None:
@@ -206,13 +214,8 @@ def _opened(files: tuple[str, ...]) -> Dataset:
         raise DataError(f"Arrow file {files[0]} or one after it {said}") from error
 
 
-def _cached_files(dataset: Dataset) -> tuple[str, ...]:
-    return tuple(str(file["filename"]) for file in dataset.cache_files)
-
-
-def _origin(files: Sequence[Path | str]) -> str:
-    states = ((Path(file).resolve(), os.stat(file)) for file in files)
-    return " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
+def _cached_files(dataset: Dataset) -> list[Path]:
+    return [Path(str(file["filename"])) for file in dataset.cache_files]
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import json
 import re
@@ -15,7 +16,7 @@ import yaml
 
 from cosa_dist.data.catalog import is_background, may_be_background, may_mean_none
 from cosa_dist.data.errors import DataError, RecordError, nearest_name, quoted
-from cosa_dist.data.sources.options import Notify, ignore_notes, plain
+from cosa_dist.data.sources.options import Notify, ignore_notes, letters, plain
 from cosa_dist.data.sources.record import read_text
 
 _Listed = list[tuple[int | None, str]]
@@ -164,7 +165,7 @@ def _listed(path: Path, text: str) -> _Listed:
                 said = "holds neither a list of names nor names with ids"
                 raise DataError(f"{path} {said}; write one name a line") from error
     rows = _rows(text)
-    if table and rows and not re.search("[,;\t]", rows[0]) and _letters(rows[0]) in _NAME_HEADERS:
+    if table and rows and not re.search("[,;\t]", rows[0]) and letters(rows[0]) in _NAME_HEADERS:
         rows = rows[1:]
     for form_of in (_of_labelmap, _of_columns, _of_words):
         if rows and (found := form_of(rows)) is not None:
@@ -202,7 +203,7 @@ def _of_content(content: Any) -> _Listed:
         raise ValueError("no list")
     listed: _Listed = []
     for item in content:
-        entry = {_letters(key): item[key] for key in item} if isinstance(item, dict) else {"name": item}
+        entry = {letters(key): item[key] for key in item} if isinstance(item, dict) else {"name": item}
         name = next((entry[key] for key in _NAME_HEADERS if isinstance(entry.get(key), str)), None)
         if name is None:
             raise ValueError("no name")
@@ -229,27 +230,24 @@ def _of_labelmap(rows: Sequence[str]) -> _Listed | None:
     return [(None, name) for name in (names[:-1] if names[-1] == "ignored" else names)]
 
 
-def _of_columns(rows: Sequence[str]) -> _Listed | None:
-    """Return names and ids of rows of cells, separated by `,`, `;` or tab, with or without a header."""
-    for separator in ",;\t":
-        if not any(separator in row for row in rows):
-            continue
+def _cells(rows: Sequence[str]) -> list[list[str]]:
+    """Return the cells of rows by whichever of `,`, `;` and tab parts all of them alike, into most cells."""
+    found: list[list[list[str]]] = [[]]
+    for separator in (sign for sign in ",;\t" if any(sign in row for row in rows)):
         ended = (row.rstrip(f"{separator} ") for row in rows)
-        try:
-            cells = [[cell.strip() for cell in row] for row in csv.reader(ended, delimiter=separator)]
-        except csv.Error:
-            continue
-        if len({len(row) for row in cells}) == 1 and (found := _of_cells(cells)) is not None:
-            return found
-    return None
+        with contextlib.suppress(csv.Error):
+            cells = [[_unquoted(cell) for cell in row] for row in csv.reader(ended, delimiter=separator)]
+            if len(set(map(len, cells))) == 1:
+                found.append(cells)
+    return max(found, key=lambda cells: len(cells[0]) if cells else 0)
 
 
-def _of_cells(cells: list[list[str]]) -> _Listed | None:
-    """Return names and ids of rows of equal length; None where no column is surely that of the names."""
-    if len(cells[0]) == 1:
-        return [(None, _unquoted(row[0])) for row in cells]
-    header = [_letters(cell) for cell in cells[0]]
-    headed = len(cells) > 1 and any(word in _NAME_HEADERS for word in header)
+def _of_columns(rows: Sequence[str]) -> _Listed | None:
+    """Return names and ids of rows of cells, if one column is surely that of the names."""
+    if not (cells := _cells(rows)):
+        return None
+    header = [letters(cell) for cell in cells[0]]
+    headed = len(cells) > 1 < len(header) and any(word in _NAME_HEADERS for word in header)
     columns = list(zip(*(cells[1:] if headed else cells), strict=True))
     numeric = [place for place, column in enumerate(columns) if all(map(_is_number, column))]
     words = [place for place in range(len(columns)) if place not in numeric]
@@ -258,15 +256,15 @@ def _of_cells(cells: list[list[str]]) -> _Listed | None:
         words = sorted(named, key=lambda place: _NAME_HEADERS.index(header[place]))[:1]
         numeric = [place for place in numeric if header[place] in (*_ID_HEADERS, *_NAME_HEADERS)]
     elif len(cells) == 1 and not numeric:
-        return [(None, _unquoted(name)) for name in cells[0]]
+        return [(None, name) for name in cells[0]]
     elif len(numeric) == 3:
         numeric = []  # a colour
     elif len(numeric) == 4 and words == [1]:
         numeric = numeric[:1]  # id, name, colour
     if len(words) != 1 or len(numeric) > 1:
         return None
-    ids = [int(cell) for cell in columns[numeric[0]]] if numeric else [None] * len(columns[0])
-    return list(zip(ids, map(_unquoted, columns[words[0]]), strict=True))
+    ids = map(int, columns[numeric[0]]) if numeric else [None] * len(columns[0])
+    return list(zip(ids, columns[words[0]], strict=True))
 
 
 def _of_words(rows: Sequence[str]) -> _Listed | None:
@@ -296,10 +294,6 @@ def _is_number(cell: Any) -> bool:
 
 def _is_code(name: str) -> bool:
     return any(name.count(opening) != name.count(closing) for opening, closing in ("()", "[]", "{}"))
-
-
-def _letters(word: str) -> str:
-    return re.sub(r"[^a-z]", "", word.casefold())
 
 
 def _unquoted(name: str) -> str:

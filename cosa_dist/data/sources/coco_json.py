@@ -153,21 +153,24 @@ class _Reader:
 
     def records(self, content: dict[str, Any]) -> Iterator[Entry]:
         """Yield the records of all images, in the order of their ids."""
-        listed: dict[Id, list[dict[str, Any]]] = {}
+        listed: dict[Id, dict[str, dict[str, Any]]] = {}
         for number, image in enumerate(content.pop("images"), start=1):
             key = as_id(image.get("id")) if isinstance(image, dict) else None
             if key is None:
                 reason = "image has no id, so that no annotation can name it; mend the JSON"
                 yield Rejection(f"image entry {number}", reason, self.path.name)
-            else:
-                listed.setdefault(key, []).append(image)
+            elif (
+                listed.setdefault(key, {}).setdefault(name := _text(image.get("file_name")), image)
+                is not image
+            ):
+                self._count_image(key, name, "listed twice", "the first entry counts")
         by_image = self._by_image(content.pop("annotations"), listed)
         for key in sorted(listed, key=_place):
             annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
             yield from self._entries(key, listed[key], annotations)
 
     def _by_image(
-        self, annotations: list[Any], listed: dict[Id, list[dict[str, Any]]]
+        self, annotations: list[Any], listed: dict[Id, dict[str, dict[str, Any]]]
     ) -> dict[Id, list[Annotation]]:
         other_ids = self._other_ids(listed)
         by_image: dict[Id, list[Annotation]] = {}
@@ -189,12 +192,11 @@ class _Reader:
             raise DataError(f"{self.path}: {said}; mend the JSON")
         return by_image
 
-    def _other_ids(self, listed: dict[Id, list[dict[str, Any]]]) -> dict[Id, Id]:
-        """Take pictures listed under another id, too, off `listed`; return the id that is kept by the other."""
+    def _other_ids(self, listed: dict[Id, dict[str, dict[str, Any]]]) -> dict[Id, Id]:
+        """Take pictures listed under a second id off `listed`; return the first ids by the second ones."""
         kept: dict[str, Id] = {}
         others: dict[Id, Id] = {}
-        for key, images in listed.items():
-            name, *more = {_text(image.get("file_name")) for image in images}
+        for key, (name, *more) in listed.items():
             if name and not more and (first := kept.setdefault(name, key)) != key:
                 others[key] = first
                 effect = "the annotations of both are united"
@@ -204,22 +206,19 @@ class _Reader:
         return others
 
     def _entries(
-        self, key: Id, listed: list[dict[str, Any]], annotations: list[Annotation]
+        self, key: Id, listed: dict[str, dict[str, Any]], annotations: list[Annotation]
     ) -> Iterator[Entry]:
         """Yield the record of an image id; if several pictures have it, all of them are left out."""
-        names = list(dict.fromkeys(_text(image.get("file_name")) for image in listed))
-        if len(names) == 1:
-            for _ in listed[1:]:
-                self._count_image(key, names[0], "listed twice", "the first entry counts")
-            yield self._record(key, listed[0], annotations)
+        if len(listed) == 1:
+            ((written, image),) = listed.items()
+            yield self._record(key, written, image, annotations)
             return
         self._leave_out(annotations, "an image id of several pictures", "")
-        for name in names:
-            reason = f"image id {key!r:.60} is that of {len(names)} pictures; mend the JSON"
+        for name in listed:
+            reason = f"image id {key!r:.60} is that of {len(listed)} pictures; mend the JSON"
             yield Rejection(_record_id(name, key), reason, self._where(key))
 
-    def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
-        written = _text(image.get("file_name"))
+    def _record(self, key: Id, written: str, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
         name = self._found(written)
         unknown = [item for item in annotations if item.category not in self.class_ids]
         reason = unsafe_name(name) or unsafe_id(_record_id(name, 0))

@@ -144,7 +144,11 @@ def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Ent
     own, augmented = home / "SegmentationClass", home / "SegmentationClassAug"
     masks: Path | None = None
     if split == AUGMENTED:
-        names = read_id_list(_augmented_list(home))
+        found = [path for name in _AUGMENTED_LISTS if (path := home / "ImageSets" / name).is_file()]
+        if not found:
+            looked = f"{home / 'ImageSets'} (looked for {', '.join(_AUGMENTED_LISTS)})"
+            raise DataError(f"no list of train_aug in {looked}; give SBD's release with --sbd to make it")
+        names = read_id_list(found[0])
         masks = existing_folder(augmented, "masks of train_aug; --sbd makes them of SBD's release")
     else:
         names = read_id_list(lists / f"{split}.txt")
@@ -188,15 +192,6 @@ def _sbd_records(home: Path, sbd: Path) -> Iterator[Entry]:
         else entry
         for entry in listed_records(ids, home / "JPEGImages", own)
     )
-
-
-def _augmented_list(home: Path) -> Path:
-    paths = [home / "ImageSets" / name for name in _AUGMENTED_LISTS]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        looked = f"{home / 'ImageSets'} (looked for {', '.join(_AUGMENTED_LISTS)})"
-        raise DataError(f"no list of train_aug in {looked}; give SBD's release with --sbd to make it")
-    return found
 
 
 def coco_source(

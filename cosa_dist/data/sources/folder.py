@@ -26,6 +26,7 @@ from cosa_dist.data.sources.options import (
     TRAIN,
     VAL,
     SourceOptions,
+    letters,
     plain,
     seeded_validation,
     split_in_file_name,
@@ -261,7 +262,7 @@ def _refuse_no_classes(root: Path | str, found: Iterable[str]) -> None:
     if all(map(usual_split, names)) or (all(splits) and len(set(splits)) > 1):
         layout = "the layout is train/CLASS/PICTURE.jpg"
         raise DataError(f"{said} splits and hold no class folders; {layout} ({cure})")
-    if any(_PICTURES.fullmatch(_word(name)) for name in names) and all(map(_holds_all_classes, names)):
+    if any(_PICTURES.fullmatch(letters(name)) for name in names) and all(map(_holds_all_classes, names)):
         layout = "put the pictures of each class into a folder CLASS, or use `ingest.py table`"
         raise DataError(f"{said} no classes; {layout}; {cure}")
 
@@ -272,11 +273,7 @@ def _is_no_class(name: str) -> bool:
 
 
 def _holds_all_classes(name: str) -> bool:
-    return bool(_PICTURES.fullmatch(_word(name)) or _MASKS.fullmatch(_word(name)))
-
-
-def _word(name: str) -> str:
-    return re.sub(r"[ _.-]", "", name.casefold())
+    return bool(_PICTURES.fullmatch(letters(name)) or _MASKS.fullmatch(letters(name)))
 
 
 def _refuse_two_of_a_split(root: Path, places: Mapping[str, _Place]) -> None:

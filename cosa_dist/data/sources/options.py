@@ -65,23 +65,24 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+def letters(name: str) -> str:
+    """Return a name's letters and digits in lower case."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def find_column(
     asked: str | None, usual: Iterable[str], there: Collection[str], where: str, option: str
 ) -> str | None:
     """Return the column asked for, else the first usual one; raises `DataError` if that one is absent."""
     if asked is None:
-        by_letters = {_letters(name): name for name in reversed([*there])}
-        return next((by_letters[_letters(name)] for name in usual if _letters(name) in by_letters), None)
+        by_letters = {letters(name): name for name in reversed([*there])}
+        return next((by_letters[letters(name)] for name in usual if letters(name) in by_letters), None)
     if asked in there:
         return asked
     listed = f"{', '.join(there):.300}"
     raise DataError(
         f"{where} has no column '{asked}'{nearest_name(asked, there)}; there: {listed} ({option})"
     )
-
-
-def _letters(name: str) -> str:
-    return re.sub("[ _-]", "", name.casefold())
 
 
 @lru_cache(maxsize=1024)

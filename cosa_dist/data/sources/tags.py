@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations, compress
 from typing import Any
@@ -44,124 +45,117 @@ def column_tags(
     `alone`: the tags are in no other column, so that one of 0 and 1 has to name its class. Raises `DataError`
     if two readings are possible; the message names the option that decides.
     """
-    texts = (text for cell in cells if (text := text_of(cell)).casefold() not in MISSING)
-    if options.separator is None and (first := next(texts, "")) and _has_decimal_comma(first, texts, options):
-        raise DataError(
-            f"column '{column}' holds only numbers such as {first}: write them without a decimal comma, or "
-            "say --tags-separator ',' if they are lists"
-        )
+    texts = [text for cell in cells if (text := text_of(cell)).casefold() not in MISSING]
+    decimals = all(_DECIMAL_COMMA.fullmatch(text) and text not in options.explicit for text in texts)
+    if texts and decimals and options.separator is None:
+        said = f"column '{column}' holds only numbers such as {texts[0]}: write them without a decimal comma"
+        raise DataError(f"{said}, or say --tags-separator ',' if they are lists")
     examples: dict[str, str] = {}
     words_of_text = cache(lambda text: cell_words(text, options, examples))
     rows = [words_of_text(c) if isinstance(c, str) else cell_words(c, options, examples) for c in cells]
     for kind, example in examples.items():
         options.note(f"column '{column}': cells such as {example!r:.60} are read as {kind}")
-    lists = [row for row in rows if isinstance(row, tuple) and row]
-    read_as = _vectors if any(len(row) > 1 for row in lists) else _flags if alone else None
-    values = set(chain(*lists))
-    try:
-        truths = {value: truth(value) for value in values}
-    except LookupError:
-        if read_as is _vectors:
-            _refuse_repeated_numbers(lists, values - options.explicit, column)
-        read_as = None
-    found = read_as(rows, truths, column, options) if read_as and set(truths.values()) != {None} else None
-    return _named(rows, values, column, options) if found is None else found
+    return _Column(column, rows, options).tags(alone)
 
 
-def _has_decimal_comma(first: str, texts: Iterable[str], options: SourceOptions) -> bool:
-    """Whether all texts are like `1,0`: a number, or the list of 1 and 0."""
-    return all(_DECIMAL_COMMA.fullmatch(t) and t not in options.explicit for t in chain([first], texts))
+@dataclass(frozen=True)
+class _Column:
+    """A column's words and numbers: names, class numbers, label vectors, or flags of one class."""
 
+    name: str
+    rows: Sequence[Tags]
+    options: SourceOptions
 
-def _refuse_repeated_numbers(lists: Sequence[tuple[str, ...]], unlisted: set[str], column: str) -> None:
-    """Raise `DataError` for lists of one length that repeat numbers: no label vectors, no class numbers."""
-    if not unlisted or len(set(map(len, lists))) > 1 or not all(map(NUMBER.fullmatch, chain(*lists))):
-        return
-    if any(len(set(items)) < len(items) for items in lists):
-        raise DataError(
-            f"column '{column}' holds {len(lists[0])} numbers in every cell, some of them repeated: write "
-            "label vectors with 0 and 1, or each class number once"
-        )
+    def tags(self, alone: bool) -> list[Tags]:
+        """Return the tags, by the one reading that is possible."""
+        lists = [row for row in self.rows if isinstance(row, tuple) and row]
+        lengths = sorted(set(map(len, lists)))
+        repeated = any(len(set(row)) < len(row) for row in lists)
+        values, found = set(chain(*lists)), None
+        try:
+            truths = {value: truth(value) for value in values}
+        except LookupError:
+            unlisted = len(lengths) == 1 and repeated and not values <= self.options.explicit
+            if unlisted and all(map(NUMBER.fullmatch, values)):
+                cure = "write label vectors with 0 and 1, or each class number once"
+                raise self._error(
+                    f"{lengths[0]} numbers in every cell, some of them repeated: {cure}"
+                ) from None
+            truths = {}
+        if set(truths.values()) - {None} and lengths[-1] > 1:
+            found = self._vectors(lengths, repeated, truths)
+        elif set(truths.values()) - {None} and alone:
+            found = self._flags(truths)
+        return self._named(values) if found is None else found
 
+    def _error(self, said: str) -> DataError:
+        return DataError(f"column '{self.name}' holds {said}")
 
-def _vectors(
-    rows: Sequence[Tags], truths: Mapping[str, bool | None], column: str, options: SourceOptions
-) -> list[Tags] | None:
-    """Return the tags if the column holds label vectors, whose places are the classes; None if not."""
-    lists = [items for items in rows if isinstance(items, tuple) and items]
-    lengths = sorted(set(map(len, lists)))
-    repeated = any(len(set(items)) < len(items) for items in lists)
-    if len(lengths) > 1:
-        if any(v.startswith("-") or v.casefold() in ("true", "false", "yes", "no") for v in truths):
-            places = f"{lengths[0]} and of {lengths[-1]} places"
-            raise DataError(f"column '{column}' holds label vectors of {places}; make them equal")
-        if repeated:
-            options.note(f"column '{column}': lists of 0 and 1 of several lengths are taken as class numbers")
-        return None
-    if truths.keys() <= options.explicit and not (repeated and lengths[0] == len(options.explicit)):
-        return None
-    classes = options.classes or ()
-    if len(classes) != lengths[0]:
-        given = f" (it names {len(classes)})" if classes else ""
-        raise DataError(
-            f"column '{column}' holds label vectors of {lengths[0]} places: name the class of each, in their "
-            f"order, with --classes FILE{given}"
-        )
-    options.note(f"column '{column}' holds label vectors: place by place the classes of --classes")
-    names = tuple(map(plain, classes))
-    return [row if isinstance(row, str) else tuple(compress(names, map(truths.get, row))) for row in rows]
+    def _note(self, said: str) -> None:
+        self.options.note(f"column '{self.name}'{said}")
 
-
-def _flags(
-    rows: Sequence[Tags], truths: Mapping[str, bool | None], column: str, options: SourceOptions
-) -> list[Tags] | None:
-    """Return the tags if the column says of one class whether it is there; None if it holds names."""
-    if truths.keys() <= options.explicit:
-        return None
-    usual = column.strip().casefold() in TAG_COLUMNS
-    numbers = all(NUMBER.fullmatch(value) for value, said in truths.items() if said is not None)
-    name = plain(column)
-    if classes := options.classes:
-        same = classes if len(classes) == 1 else by_spelling(options.explicit).get(spelling(column), ())
-        if len(same) != 1:
+    def _vectors(
+        self, lengths: Sequence[int], repeated: bool, truths: Mapping[str, bool | None]
+    ) -> list[Tags] | None:
+        """Return the tags if the column holds label vectors, whose places are the classes; None if not."""
+        classes, explicit = self.options.classes or (), self.options.explicit
+        if len(lengths) > 1:
+            if any(v.startswith("-") or v.casefold() in ("true", "false", "yes", "no") for v in truths):
+                raise self._error(
+                    f"label vectors of {lengths[0]} and of {lengths[-1]} places; make them equal"
+                )
+            if repeated:
+                self._note(": lists of 0 and 1 of several lengths are taken as class numbers")
             return None
-        name = plain(same[0])
-    elif numbers and usual:
-        if set(truths.values()) >= {True, False}:
-            options.note(
-                f"column '{column}' holds 0 and 1: they are taken as two classes; if 1 means that one class "
-                "is there, name that one in --classes"
-            )
-        return None
-    elif numbers or usual:
-        raise DataError(
-            f"column '{column}' holds only {quoted(sorted(truths))}: with --classes FILE name the one class "
-            "that is there or not, or these themselves if they are classes"
-        )
-    options.note(f"column '{column}' says whether '{name}' is there")
-    return [row if isinstance(row, str) else (name,) * any(map(truths.get, row)) for row in rows]
+        if truths.keys() <= explicit and not (repeated and lengths[0] == len(explicit)):
+            return None
+        if len(classes) != lengths[0]:
+            given = f" (it names {len(classes)})" if classes else ""
+            cure = f"name the class of each, in their order, with --classes FILE{given}"
+            raise self._error(f"label vectors of {lengths[0]} places: {cure}")
+        self._note(" holds label vectors: place by place the classes of --classes")
+        names = tuple(map(plain, classes))
+        return [r if isinstance(r, str) else tuple(compress(names, map(truths.get, r))) for r in self.rows]
 
+    def _flags(self, truths: Mapping[str, bool | None]) -> list[Tags] | None:
+        """Return the tags if the column says of one class whether it is there; None if it holds names."""
+        if truths.keys() <= self.options.explicit:
+            return None
+        usual = self.name.strip().casefold() in TAG_COLUMNS
+        numbers = all(NUMBER.fullmatch(value) for value, said in truths.items() if said is not None)
+        name = plain(self.name)
+        if classes := self.options.classes:
+            alike = by_spelling(classes).get(spelling(self.name), ()) if len(classes) > 1 else classes
+            if len(alike) != 1:
+                return None
+            name = plain(alike[0])
+        elif numbers and usual:
+            if set(truths.values()) >= {True, False}:
+                cure = "if 1 means that one class is there, name that one in --classes"
+                self._note(f" holds 0 and 1: they are taken as two classes; {cure}")
+            return None
+        elif numbers or usual:
+            cure = "with --classes FILE name the one class that is there or not, or these if they are classes"
+            raise self._error(f"only {quoted(sorted(truths))}: {cure}")
+        self._note(f" says whether '{name}' is there")
+        return [row if isinstance(row, str) else (name,) * any(map(truths.get, row)) for row in self.rows]
 
-def _named(rows: Sequence[Tags], values: set[str], column: str, options: SourceOptions) -> list[Tags]:
-    """Return the tags of a column of names or numbers: `1.0` is 1, and `nan` and its like are no tag."""
-    explicit = options.explicit
-    missing = {value for value in values - explicit if value.casefold() in MISSING}
-    rest = values - missing - explicit
-    odd = sorted(value for value in rest if not NUMBER.fullmatch(value))
-    if odd and all(map(_DECIMAL.fullmatch, rest)):
-        raise DataError(
-            f"column '{column}' holds numbers such as {odd[0]}, which name no classes; write names or whole "
-            "numbers, or list them in --classes if they are classes"
-        )
-    numbers = all(map(is_no_class, odd))
-    if numbers:
-        missing |= {value for value in rest if value.startswith("-")}
-    names = {value: value for value in values & explicit}
-    names |= {value: value.split(".")[0] if numbers else value for value in rest - missing}
-    if said := sorted(missing - {""}):
-        cure = "name in --classes what is a class"
-        options.note(f"column '{column}': taken as no tag: {quoted(said)} ({cure})")
-    return _renamed(rows, names)
+    def _named(self, values: set[str]) -> list[Tags]:
+        """Return names, or numbers of which `1.0` is 1; `nan` and its like are no tag."""
+        rest = values - self.options.explicit
+        missing = {value for value in rest if value.casefold() in MISSING}
+        rest -= missing
+        odd = sorted(value for value in rest if not NUMBER.fullmatch(value))
+        if odd and all(map(_DECIMAL.fullmatch, rest)):
+            cure = "write names or whole numbers, or list them in --classes if they are classes"
+            raise self._error(f"numbers such as {odd[0]}, which name no classes; {cure}")
+        numbers = all(map(is_no_class, odd))
+        missing |= {value for value in rest if numbers and value.startswith("-")}
+        names = {value: value for value in values & self.options.explicit}
+        names |= {value: value.split(".")[0] if numbers else value for value in rest - missing}
+        if said := sorted(missing - {""}):
+            self._note(f": taken as no tag: {quoted(said)} (name in --classes what is a class)")
+        return _renamed(self.rows, names)
 
 
 def _renamed(rows: Sequence[Tags], names: Mapping[str, str]) -> list[Tags]:
@@ -217,17 +211,16 @@ def _refuse_joined(names: Collection[str], explicit: Collection[str], options: S
         for separator in dict.fromkeys((" and ", *re.findall(r"[\W_]+", name))):
             parts = [spelling(part) for part in name.split(separator)]
             if len(parts) > 1 and all(part in keys and part != spelling(name) for part in parts):
+                cure = f"say --tags-separator {separator!r} if that separates tags, or name all classes in"
                 raise DataError(
-                    f"tag {shown(name)} is made of other tags: say --tags-separator {separator!r} if that "
-                    "separates tags, or name all classes in --classes FILE if it is one"
+                    f"tag {shown(name)} is made of other tags: {cure} --classes FILE if it is one"
                 )
         sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (name in mixed and re.search("( )", name))
         doubtful = doubtful or (sign and not explicit and (name, sign[1]))
     if doubtful:
         name, sign_text = doubtful
-        options.note(
-            f"tags such as {shown(name)} are taken as one name; --tags-separator '{sign_text}' parts them"
-        )
+        cure = f"--tags-separator '{sign_text}' parts them"
+        options.note(f"tags such as {shown(name)} are taken as one name; {cure}")
 
 
 def _of_shared_words(names: Iterable[str]) -> set[str]:
@@ -258,10 +251,8 @@ def _one_spelling(counts: Counter[str], explicit: Collection[str], options: Sour
         lines.append(f"{quoted([name for name in group if name != best])} as '{best}'")
     if lines:
         more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-        options.note(
-            f"tags that differ only in spelling are one class: {'; '.join(lines[:5])}{more} "
-            "(name them in --classes to keep them apart)"
-        )
+        said, cure = "; ".join(lines[:5]), "name them in --classes to keep them apart"
+        options.note(f"tags that differ only in spelling are one class: {said}{more} ({cure})")
     return names
 
 
@@ -291,10 +282,8 @@ def columns_tags(columns: Mapping[str, Sequence[Any]], options: SourceOptions) -
     read = [column_tags(cells, name, options, alone=False) for name, cells in columns.items()]
     found = {name for tags in chain(*read) if isinstance(tags, tuple) for name in tags}
     if found - options.explicit and all(map(NUMBER.fullmatch, found)):
-        raise DataError(
-            f"columns {quoted(names)} hold numbers other than 0 and 1: write 1 where its class "
-            "is there, or list the numbers in --classes if they are classes"
-        )
+        cure = "write 1 where its class is there, or list the numbers in --classes if they are classes"
+        raise DataError(f"columns {quoted(names)} hold numbers other than 0 and 1: {cure}")
     return [united(parts) for parts in zip(*read, strict=True)], ()
 
 
