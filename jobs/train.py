@@ -12,7 +12,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cosa_dist.config.command_line import given, make_parser, refuse_beside_resume, run_job
@@ -81,7 +83,10 @@ def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: 
         resources: dict[str, float] = {}
 
         def start_ray(checked: RunConfig) -> None:
-            resources.update(until_the_end.enter_context(ray_cluster()))
+            with ThreadPoolExecutor(1) as meanwhile:  # Ray's start is waiting, MLflow's import is not
+                if checked.tracking.enabled:
+                    meanwhile.submit(import_module, "mlflow.store.tracking.sqlalchemy_store")
+                resources.update(until_the_end.enter_context(ray_cluster()))
             plan = plan_workers(checked, resources, node_resources())
             await_resources(plan, checked.distributed.placement_deadline)
 

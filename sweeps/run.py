@@ -178,7 +178,7 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
     for config in plan.configs:
         check_inputs(config)
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
-    with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1) as resources:
+    with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True) as resources:
         if not started:
             plan = share_cpus(plan, resources, node_resources())
             concurrent_trials(plan.config, node_resources())

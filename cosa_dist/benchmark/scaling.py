@@ -118,7 +118,7 @@ def measure_scaling(config: RunConfig, workers: int, threads: int, rounds: int) 
     # Without the dashboard, whose processes would take their share of a small machine's cores; Ray Train
     # would then say every few seconds that it misses it.
     cpus = max(workers * threads, 2)
-    with ray_cluster(num_cpus=cpus, include_dashboard=False, log_to_driver=False):
+    with ray_cluster(num_cpus=cpus, log_to_driver=False):
         found = {count: run_workers(config, count, threads, rounds, use_gpu) for count in counts}
     facts = {
         **machine_facts(torch.device("cuda" if use_gpu else "cpu")),

@@ -42,6 +42,7 @@ PRIVATE = {
     "RAY_event_stats": "false",
 }
 """on top of it, for a cluster that only this process uses"""
+_alone: list[bool] = []
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """the question that Ray's head answers whatever its state"""
 SOCKET_BYTES = 107
@@ -125,11 +126,17 @@ def _why_refused(code: Any, address: str) -> str:
     return f"something else listens there, or it hangs ({code.name.lower()})"
 
 
+def is_alone() -> bool:
+    """Whether this process has started a private cluster without a dashboard, which ends with it."""
+    return bool(_alone)
+
+
 @contextmanager
 def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     """Join or start Ray, yield its total resources, and leave it as it was found.
 
-    `local_options` are arguments of `ray.init` for a private cluster (such as `num_cpus`). Raises what
+    `local_options` are arguments of `ray.init` for a private cluster (such as `num_cpus`); it has a dashboard
+    only if asked to (a sweep needs one: Ray frees a stopped trial's resources through it). Raises what
     `check_start` raises, and `ConnectionError` if Ray could not start for another reason.
     """
     for name, value in ENVIRONMENT.items():
@@ -155,6 +162,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+        _alone.clear()
         if private:
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)
 
@@ -162,15 +170,13 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
 def _start_private(options: dict[str, Any]) -> None:
     import ray
 
-    # Ray frees a stopped run's resources through its State API, which the dashboard serves.
-    port = free_port()
     for name, value in PRIVATE.items():
         os.environ.setdefault(name, value)
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    ray.init(
-        address="local",
-        dashboard_host="127.0.0.1",
-        dashboard_port=port,
-        logging_level=logging.ERROR,
-        **{"num_cpus": os.cpu_count(), "include_dashboard": True, **options},
-    )
+    given = {"num_cpus": os.cpu_count(), "include_dashboard": False, **options}
+    if given["include_dashboard"]:
+        port = free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        given |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
+    ray.init(address="local", logging_level=logging.ERROR, **given)
+    if not given["include_dashboard"]:
+        _alone.append(True)

@@ -18,6 +18,7 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig
 
+from cosa_dist.distributed import cluster
 from cosa_dist.distributed.interruption import RunStoppedError, handle_signals, sole_driver
 from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
 from cosa_dist.distributed.prepare import PreparedRun
@@ -107,6 +108,7 @@ def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> Pl
         ray_worker,
         plan=plan,
         deadline=settings.placement_deadline,
+        alone=cluster.is_alone(),
         train_loop_config=asdict(task),
         torch_config=TorchConfig(timeout_s=int(settings.timeout)),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # as below

@@ -2,7 +2,8 @@
 
 Ray Train would try for ever to place workers that find no room, and an elastic run would take any number of
 workers, of which some do not divide the global batch. Its scaling policy decides both; it is internal to Ray
-(`ray.train.v2._internal`, `_count_possible_workers`, `_initialize_and_run_controller`,
+(`ray.train.v2._internal`, `_count_possible_workers`,
+`_create_default_callbacks`, `_initialize_and_run_controller`, `_maybe_send_resource_request`,
 `_register_sigint_handler`). This is the only module that uses these names; tests/distributed/test_scaling.py
 checks that the installed Ray has them.
 """
@@ -16,6 +17,8 @@ from typing import Any, cast
 import ray
 import ray.exceptions
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     FixedScalingPolicy,
@@ -78,6 +81,16 @@ class FixedWorkers(_WithDeadline, FixedScalingPolicy):
     """A fixed number of workers, given up after the deadline."""
 
 
+class AloneWorkers(FixedWorkers):
+    """The same on a cluster of this run alone: there is no autoscaler that would have to hear of it."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Register nothing: that would start a process of Ray's."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class ElasticWorkers(_WithDeadline, ElasticScalingPolicy):
     """As many workers as the nodes hold, of the numbers that divide the global batch."""
 
@@ -89,13 +102,25 @@ class ElasticWorkers(_WithDeadline, ElasticScalingPolicy):
 class PlannedTrainer(TorchTrainer):
     """A `TorchTrainer` with one of these policies, which leaves Ctrl-C to the launcher."""
 
-    def __init__(self, *arguments: Any, plan: WorkerPlan, deadline: float, **named: Any) -> None:
+    def __init__(self, *arguments: Any, plan: WorkerPlan, deadline: float, alone: bool, **named: Any) -> None:
+        self.alone = alone
         super().__init__(*arguments, **named)
         self.clock = PlacementClock(plan, deadline)
         self._controller: Any = None
 
+    def _create_default_callbacks(self) -> list[Any]:
+        """Ray's callbacks, less those that would start a process for nothing.
+
+        A run has no data set of Ray Data. A cluster that ends with this process needs nobody who frees its
+        placement group; Ray's cleaner would ask the dashboard, which is not there.
+        """
+        idle = (DatasetsCallback, PlacementGroupCleanerCallback) if self.alone else (DatasetsCallback,)
+        found = cast(Any, super())._create_default_callbacks()
+        return [callback for callback in found if not isinstance(callback, idle)]
+
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        kind = ElasticWorkers if self.clock.plan.numbers else FixedWorkers
+        fixed = AloneWorkers if self.alone else FixedWorkers
+        kind = ElasticWorkers if self.clock.plan.numbers else fixed
         # mypy sees the classes of the old Ray Train.
         policy: ScalingPolicy = kind(cast(ScalingConfig, self.scaling_config), self.clock)
         return cast(Any, super())._initialize_and_run_controller(**{**parts, "scaling_policy": policy})

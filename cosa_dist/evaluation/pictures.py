@@ -13,12 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,6 +30,9 @@ from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.evaluator import evaluation_mode, has_cams
 from cosa_dist.evaluation.protocols import multi_scale_forward, resize_map, square_image, strongest_activation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IGNORE_COLOUR = (224, 224, 192)
 PANEL_INCHES = 2.4
@@ -201,6 +202,11 @@ def _draw(
     rows = 1 if len(panels) <= 4 else 2
     columns = -(-(len(panels) + 1) // rows)
     inches = (columns * PANEL_INCHES, rows * PANEL_INCHES * min(height / width, 2.0) + 0.9)
+    # Only here: the workers import this module before their first step, and draw after the last one.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns).ravel()
