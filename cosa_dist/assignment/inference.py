@@ -1,4 +1,4 @@
-"""The multi-scale pass: what a network says of an image over several sizes and mirror images.
+"""The multi-scale pass: a network's output on an image over several sizes and mirror images.
 
 The assignment network labels the weak views with it; evaluator and predictor use it on whole images. Sums run
 along with the scales, so that no list of full-size maps is kept. Everything after the network is float32,
@@ -63,13 +63,11 @@ def multi_scale(
     CAM: enlarged, maximum over the mirror pair, ReLU, sum over scales, [0, 1] per image and class.
     Segmentation: logits enlarged, summed. Image logits: mean (ours; released: sum).
 
-    Args:
-        network: in evaluation mode; one whose CAMs have no classes (a segmenter) gives such maps.
-        images: `[B, 3, H, W]` normalised; resized to `int(scale * H)` by `int(scale * W)`.
-        scales: relative sizes, at least one.
-        flip: each scale also sees the mirror image, in one batch of `2 B`.
-        aux_cam_last_scale_only: only the last scale's auxiliary CAM counts, as in the released code.
-        labels: `[B, C]` multi-hot; if given, absent classes' CAMs are not enlarged and come out as zeros.
+    `network` is in evaluation mode, `images` `[B, 3, H, W]` are normalised and resized to `int(scale * H)` by
+    `int(scale * W)`; mirror images join in one batch of `2 B`. With `labels` `[B, C]` the CAMs of absent
+    classes are not enlarged and come out as zeros. With `aux_cam_last_scale_only` (released code, by an
+    oversight) the auxiliary CAM is that of the last scale. A network whose CAMs have no classes (a segmenter)
+    gives such maps.
     """
     height, width = images.shape[-2:]
     present = None if labels is None else present_classes(labels)

@@ -51,7 +51,7 @@ def refuse_beside_resume(arguments: argparse.Namespace, others: Iterable[str]) -
     beside = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
     if beside:
         raise ConfigError(
-            f"--resume {arguments.resume} goes on with that run's own settings (config.yaml or sweep.json in "
+            f"--resume {arguments.resume} keeps that run's own settings (config.yaml or sweep.json in "
             f"its folder): leave out {', '.join(beside)}"
         )
 

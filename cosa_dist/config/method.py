@@ -57,8 +57,8 @@ class ThresholdConfig(Section):
 
     kind: Literal["fixed_pair", "fixed_single", "two_components", "three_components"] = "fixed_pair"
     """`fixed_pair`: a high and a low threshold, ignore in between (released code); `fixed_single`: one
-    border; `two_components`: one border, searched while training (paper); `three_components`: a searched
-    pair (in the released code, off there)"""
+    threshold; `two_components`: one, learned while training (paper); `three_components`: a learned pair (in
+    the released code, off there)"""
     low: Fraction = 0.25
     """main CAM, pairs: below it background; where a search of a pair starts"""
     high: Fraction = 0.7
@@ -68,9 +68,9 @@ class ThresholdConfig(Section):
     aux_high: Fraction = 0.7
     """auxiliary CAM, pairs: above it foreground"""
     single: Fraction = 0.45
-    """main CAM, one border: foreground from it on; where its search starts"""
+    """main CAM, one threshold: foreground from it on; where its search starts"""
     aux_single: Fraction = 0.45
-    """auxiliary CAM, one border"""
+    """auxiliary CAM, one threshold"""
     variant: Literal["mixture", "split_likelihood"] = "mixture"
     """how `two_components` searches: a Gaussian mixture, or the most likely hard split"""
     queue: Annotated[int, Field(ge=1, le=10000)] = 100
