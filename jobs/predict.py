@@ -93,16 +93,15 @@ def task_of(asked: argparse.Namespace) -> PredictionTask:
         if getattr(asked, name) < 0:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} {getattr(asked, name)}: must be 0 (the default) or more")
+    given = {"scales": scales, "flip": asked.flip, "size": asked.size, "batch_size": asked.batch_size}
+    settings = {name: value for name, value in given.items() if value or value is False}
     return PredictionTask(
         model=str(asked.run.resolve()),
         out=str(asked.out),
         checkpoint=asked.checkpoint,
         network=asked.network,
         outputs=outputs,
-        scales=scales,
-        flip=asked.flip,
-        size=asked.size,
-        batch_size=asked.batch_size,
+        settings=settings,
         labels_from_classifier=asked.labels_from_classifier,
         device=asked.device if asked.workers else str(device_named(asked.device)),
     )

@@ -48,10 +48,7 @@ class PredictionTask:
     checkpoint: str = ""  # see `load_trained`
     network: str = ""  # see `load_trained`
     outputs: tuple[str, ...] = (MASKS,)  # some of `writing.OUTPUTS`
-    scales: tuple[float, ...] = ()  # of the multi-scale pass; empty: the run's
-    flip: bool | None = None  # whether each scale is also seen mirrored; None: as in the run
-    size: int = 0  # side of the square that the network sees; 0: the run's
-    batch_size: int = 0  # pictures of one pass; 0: the run's
+    settings: dict[str, Any] = field(default_factory=dict)  # those of `evaluation.*` that are not the run's
     labels_from_classifier: bool = False  # protocol `predicted_labels` instead of `unfiltered`
     device: str = "cpu"
     threads: int = 0  # of torch; 0: its own choice
@@ -96,14 +93,7 @@ class PredictionWorker:
         self.task = task
         device = torch.device(task.device)
         self.model = load_trained(Path(task.model), task.checkpoint, task.network, device)
-        run = self.model.config.evaluation
-        changes: dict[str, Any] = {
-            "scales": task.scales or run.scales,
-            "flip": run.flip if task.flip is None else task.flip,
-            "size": task.size or run.size,
-            "batch_size": task.batch_size or run.batch_size,
-        }
-        self.settings = run.model_copy(update=changes)
+        self.settings = self.model.config.evaluation.model_copy(update=task.settings)
         self.segmenting = Segmenting(
             self.model.network,
             self.settings,

@@ -134,10 +134,10 @@ def load_trained(folder: Path, checkpoint: str, which: str, device: torch.device
 
 def _class_names_of_run(folder: Path, config: RunConfig, classes: int) -> tuple[str, ...]:
     """Names of a run's foreground classes: from its reports, else from its shards."""
-    reports = _reports(folder)
+    reported = [report.class_names for report in _reports(folder).values()]
+    data = config.data
     try:
-        info = describe_split(config.data.shards, config.data.val_split).info if not reports else None
-        names = next(iter(reports.values())).class_names if info is None else info.class_names
+        names = reported[0] if reported else describe_split(data.shards, data.val_split).info.class_names
     except (DataError, OSError) as error:
         raise DataError(
             f"{folder} does not say its class names: it has no report yet, and its shards cannot be "
