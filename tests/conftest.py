@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.programs import Done, run_here
+
 if TYPE_CHECKING:
     from tests.faults.cluster import FaultCluster
 
@@ -45,6 +47,19 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def run_job(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs a script of the project with words in this process, from the present folder."""
+
+    def run(script: str, *words: object) -> Done:
+        capsys.readouterr()
+        code = run_here(script, *map(str, words))
+        shown = capsys.readouterr()
+        return Done(code, shown.out, shown.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
     """The one Ray cluster of a test session: two nodes of one CPU and an MLflow server."""
@@ -64,9 +79,9 @@ def ray_nodes(shared_cluster: FaultCluster) -> Iterator[FaultCluster]:
 
 @cache
 def group_of(path: Path) -> str:
-    """Tests of one group run in one process: those of a cluster, and otherwise those of a file."""
-    if path.parent.name == "slurm":
-        return "slurm"
+    """Tests of one group run in one process: those of a cluster or a store, and otherwise those of a file."""
+    if path.parent.name in ("slurm", "tracking"):
+        return path.parent.name
     text = path.read_text(encoding="utf-8")
     return "ray" if "ray_nodes" in text or "shared_cluster" in text else str(path)
 

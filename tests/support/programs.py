@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -50,6 +51,15 @@ def run_here(*words: str) -> int:
         except SystemExit as ended:
             return int(ended.code or 0)
     return 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """Exit code of a job, and what it has printed."""
+
+    code: int
+    out: str
+    err: str
 
 
 @contextmanager

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from cosa_dist.tracking.mlflow_runs import connect, create_run
 from cosa_dist.tracking.tracker import Tracker
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def call(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / "jobs" / "replay.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+from tests.support.programs import Done
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
+def assert_one_line(done: Done, words: str) -> None:
     """The job says in one line why it could not do it."""
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert words in done.err
 
 
 @pytest.mark.parametrize(
@@ -38,7 +29,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], words: str) -> None:
         ({"metrics": False}, "metrics.jsonl"),
     ],
 )
-def test_a_store_that_cannot_take_it_is_one_line(store, tmp_path, note, words):
+def test_a_store_that_cannot_take_it_is_one_line(run_job, store, tmp_path, note, words):
     folder = tmp_path / "runs" / "lost"
     content = {"tracking_uri": store, "run_id": create_run(store, "replay", "lost"), "finished": True}
     mirror = Tracker(folder)
@@ -48,11 +39,11 @@ def test_a_store_that_cannot_take_it_is_one_line(store, tmp_path, note, words):
         (folder / "metrics.jsonl").unlink()
     content |= {key: value.replace("{folder}", str(tmp_path)) for key, value in note.items()}
     (folder / "run.json").write_text(json.dumps(content))
-    assert_one_line(call("lost", "--output", str(tmp_path)), words)
+    assert_one_line(run_job("jobs/replay.py", "lost", "--output", str(tmp_path)), words)
     assert not (tmp_path / "gone.db").exists()
 
 
-def test_what_is_missing_is_sent_once(store, tmp_path):
+def test_what_is_missing_is_sent_once(run_job, store, tmp_path):
     folder = tmp_path / "runs" / "lonely"
     run_id = create_run(store, "replay", "lonely")
     mirror = Tracker(folder)
@@ -60,13 +51,13 @@ def test_what_is_missing_is_sent_once(store, tmp_path):
         mirror.log_metrics({"loss": float(step)}, step)
     mirror.close("FINISHED")
     (folder / "run.json").write_text(json.dumps({"tracking_uri": store, "run_id": run_id, "finished": True}))
-    first = call("lonely", "--output", str(tmp_path))
-    assert first.stdout == "4 points were missing and are there now\n", first.stderr
+    first = run_job("jobs/replay.py", "lonely", "--output", str(tmp_path))
+    assert first.out == "4 points were missing and are there now\n", first.err
     assert connect(store).get_run(run_id).info.status == "FINISHED"
     connect(store).delete_run(run_id)
-    deleted = call("lonely", "--output", str(tmp_path))
+    deleted = run_job("jobs/replay.py", "lonely", "--output", str(tmp_path))
     assert_one_line(deleted, "tracking store sqlite")
-    wrong = call("lonly", "--output", str(tmp_path))
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: no run named 'lonly'")
-    assert "did you mean lonely?" in wrong.stderr
+    wrong = run_job("jobs/replay.py", "lonly", "--output", str(tmp_path))
+    assert wrong.code == 2
+    assert wrong.err.startswith("error: no run named 'lonly'")
+    assert "did you mean lonely?" in wrong.err
