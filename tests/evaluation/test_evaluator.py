@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from colour_network import CLASSES, ColourNetwork, colour_sample
 from torch import nn
 
@@ -18,6 +16,7 @@ from cosa_dist.evaluation.evaluator import Evaluator, with_crf
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from jobs.evaluate import parse
+from tests.support.ranks import run_ranks
 
 
 def changed(config: EvaluationConfig, **changes: object) -> EvaluationConfig:
@@ -327,16 +326,14 @@ def shared_samples() -> list[EvalSample]:
 
 def evaluate_share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     samples = shared_samples()
     for name, shares in SHARES.items():
         report = run([samples[index] for index in shares[rank]], DISTRIBUTED, cam_background_grid=GRID)
         (Path(folder) / f"{name}-{rank}.json").write_text(report.to_json())
-    dist.destroy_process_group()
 
 
 def test_two_ranks_equal_a_single_process_exactly(tmp_path):
-    multiprocessing.spawn(evaluate_share, args=(str(tmp_path),), nprocs=2)
+    run_ranks(evaluate_share, 2, str(tmp_path))
     alone = run(shared_samples(), DISTRIBUTED, cam_background_grid=GRID)
     assert (alone.images, alone.images_without_mask) == (4, 1)
     assert alone.scores["unfiltered"].context_false_foreground is not None
