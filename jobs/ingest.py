@@ -45,9 +45,11 @@ Source = tuple[DatasetInfo, Mapping[str, Iterable[Entry]]]
 class _Renamed(argparse.Action):
     """Refuses an option's old name with the new one."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option: str | None = None
+    ) -> None:
         """End with the message of a wrong command line."""
-        parser.error("--val-share is now called --val-fraction")
+        parser.error(f"{option} is now called {str(option).replace('share', 'fraction')}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +108,9 @@ def _shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--name", help="name of the data set in the shards (default: the source's)")
     shared.add_argument("--shards", type=int, help="shards per split (default: 8 to 128)")
     shared.add_argument("--processes", type=int, default=1, help="processes that decode and write")
-    shared.add_argument("--max-bad-share", type=float, default=0.02, help="share of records that may be bad")
+    what = "fraction of records that may be bad"
+    shared.add_argument("--max-bad-fraction", type=float, default=0.02, help=what)
+    shared.add_argument("--max-bad-share", action=_Renamed, help=argparse.SUPPRESS)
     what = "images without any tag (default: keep; leave-out with --annotations)"
     shared.add_argument("--untagged", choices=UNTAGGED, help=what)
     shared.add_argument("--overwrite", action="store_true", help="replace an existing shard folder")
@@ -177,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = IngestOptions(
             shards=asked.shards,
-            max_bad_fraction=asked.max_bad_share,
+            max_bad_fraction=asked.max_bad_fraction,
             overwrite=asked.overwrite,
             processes=asked.processes,
             untagged=asked.untagged or ("leave-out" if annotated else "keep"),

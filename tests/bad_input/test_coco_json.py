@@ -375,7 +375,7 @@ def test_a_half_character_in_a_name_is_listed(tmp_path: Path, capsys: Any) -> No
     write_coco(tmp_path, [], images=1)
     good = {"id": 2, "file_name": "COCO_val2014_000000000001.jpg", "width": 12, "height": 10}
     folder = write_coco(tmp_path, [annotation(1, 2, 1, SQUARE)], images=[*listed, good])
-    words = ("coco", tmp_path, "--annotations", folder, "--splits", "val", "--max-bad-share", 0.5)
+    words = ("coco", tmp_path, "--annotations", folder, "--splits", "val", "--max-bad-fraction", 0.5)
     done = call(capsys, "ingest", *words, "--out", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
     (row,) = json.loads((tmp_path / "out" / "rejected.json").read_text())["val"]

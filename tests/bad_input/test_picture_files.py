@@ -65,7 +65,7 @@ def predicted(folder, trained_run, capture) -> tuple[Path, dict, dict[str, str]]
 def ingested(folder, capture) -> tuple[Path, dict[str, str]]:
     """Shard folder and reason by id of one ingest over all files."""
     out = folder.parent.parent / "shards"
-    words = ("folder", folder.parent, "--out", out, "--max-bad-share", 0.99, "--val-fraction", 0)
+    words = ("folder", folder.parent, "--out", out, "--max-bad-fraction", 0.99, "--val-fraction", 0)
     done = call(capture, "ingest", *words, count="ingest, whole folders")
     assert done.code == 0, done.err
     assert "Traceback" not in done.err

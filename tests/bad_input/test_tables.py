@@ -133,7 +133,7 @@ def written(folder: Path, ending: str, content: str | bytes) -> Path:
     return path
 
 
-OPTIONS = ("--val-fraction", 0, "--max-bad-share", 0.5)
+OPTIONS = ("--val-fraction", 0, "--max-bad-fraction", 0.5)
 
 
 @pytest.mark.parametrize("name", TAKEN)

@@ -171,9 +171,12 @@ def test_mistakes_end_with_one_line(
     assert not out.exists()
 
 
-def test_the_old_name_of_an_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--val-share", "--max-bad-share"])
+def test_the_old_name_of_an_option_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
     main = runpy.run_path(str(JOB))["main"]
     with pytest.raises(SystemExit) as caught:
-        main(["folder", str(tmp_path), "--out", str(tmp_path / "out"), "--val-share", "0.2"])
+        main(["folder", str(tmp_path), "--out", str(tmp_path / "out"), option, "0.2"])
     assert caught.value.code == 2
-    assert "--val-share is now called --val-fraction" in capsys.readouterr().err
+    assert f"{option} is now called {option.replace('share', 'fraction')}" in capsys.readouterr().err

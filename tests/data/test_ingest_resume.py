@@ -163,7 +163,7 @@ def test_too_many_bad_records_can_be_mended_or_allowed(files: Files, read: list[
     out = tmp_path / "out"
     (files.folder / "08.png").write_bytes(b"noise")
     with pytest.raises(
-        DataError, match=r"1 of 12 records are bad.*first: 08 \(pictures/08.png\).*--max-bad-share"
+        DataError, match=r"1 of 12 records are bad.*first: 08 \(pictures/08.png\).*--max-bad-fraction"
     ):
         finish(files, out)
     read.clear()

@@ -70,7 +70,7 @@ def test_images_without_annotation_are_left_out_by_rule(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out" / "rejected.json").read_text())["val"]
     assert [(row["id"][-1], row["by_rule"]) for row in rows] == [("1", True), ("3", True)]
     (report,) = ingest({"val": made}, COCO, tmp_path / "all")
-    assert (report.count, report.without_tags) == (3, 2)
+    assert (report.count, report.survey["without tags"]) == (3, 2)
 
 
 def test_names_and_categories_of_the_json_are_not_trusted(tmp_path: Path) -> None:

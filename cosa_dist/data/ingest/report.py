@@ -28,18 +28,13 @@ class SplitReport:
     rejections: tuple[Rejection, ...]
     survey: MaskSurvey
 
-    @property
-    def without_tags(self) -> int:
-        """Records that have no tag."""
-        return self.survey["without tags"]
-
     def line(self) -> str:
         """One line for the terminal."""
         bad = sum(not rejection.by_rule for rejection in self.rejections)
         parts = (
             (bad, "rejected"),
             (len(self.rejections) - bad, "left out for want of a tag"),
-            (self.without_tags, "without tags"),
+            (self.survey["without tags"], "without tags"),
             (self.survey["without mask"], "without mask"),
         )
         text = f"{self.name}: {self.count} records in {self.shards} shards"
@@ -125,7 +120,7 @@ def refuse_too_many(split: str, total: int, bad: Sequence[Rejection], max_bad_fr
         raise DataError(
             f"split '{split}': at least {len(bad)} of {total} records are bad, more than the allowed "
             f"{max_bad_fraction:.0%}; most often ({often}x): {reason} "
-            f"(first: {bad[0].id}{bad[0].file_note}); mend them or allow more with --max-bad-share"
+            f"(first: {bad[0].id}{bad[0].file_note}); mend them or allow more with --max-bad-fraction"
         )
 
 

@@ -60,19 +60,12 @@ def record_of(row: Mapping[str, Any], num_foreground: int) -> Record:
     """A stored row as a record; columns that were not read are None."""
     labels = np.zeros(num_foreground, dtype=np.float32)
     labels[row["labels"]] = 1.0
-    mask, context, reliability = (
-        column["bytes"] if (column := row.get(name)) else None for name in ("mask", "context", "reliability")
-    )
-    return Record(
-        id=row["id"],
-        image=row["image"]["bytes"],
-        labels=labels,
-        width=row["width"],
-        height=row["height"],
-        mask=mask,
-        context=context,
-        reliability=reliability,
-    )
+    pictures = {
+        name: column["bytes"]
+        for name in ("image", "mask", "context", "reliability")
+        if (column := row.get(name)) is not None
+    }
+    return Record(id=row["id"], labels=labels, width=row["width"], height=row["height"], **pictures)
 
 
 class MappedSplit(Split):
