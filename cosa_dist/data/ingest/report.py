@@ -164,6 +164,6 @@ def coverage_lines(
         instead = f"--data.val_split {others[0]}, or " if others else ""
         lines.append(
             f"no split 'val', which training wants: {instead}ingest own data with --val-fraction 0.2 "
-            "for such a share of train"
+            "for such a fraction of train"
         )
     return lines

@@ -169,7 +169,7 @@ def _instead_of(split: str, splits: Iterable[str]) -> str:
         return "; training takes another with --data.train_split NAME"
     other = next((name for name in splits if not name.startswith("train")), None)
     instead = f"training takes another with --data.val_split {other}; " if other else ""
-    return f"; {instead}to take a share of train, ingest own data with --val-fraction 0.2"
+    return f"; {instead}to take a fraction of train, ingest own data with --val-fraction 0.2"
 
 
 def _described(root: str, split: str, cache: str, content: Mapping[str, Any]) -> Split:
