@@ -130,7 +130,7 @@ def test_folders_say_how_they_were_read(tmp_path: Path, capsys: pytest.CaptureFi
         " 2  scab       0     0",
         "train: no picture of 'scab', nor elsewhere; they cannot be learned",
         "no split 'val', which training wants: --data.val_split test, or ingest own data with "
-        "--val-fraction 0.2 for such a share of train",
+        "--val-fraction 0.2 for such a fraction of train",
     ]
     assert open_split(out, "train").class_counts == {"rust": 5, "scab": 0}
     assert main(["folder", str(root), *options, "--val-fraction", "0.2"]) == 0

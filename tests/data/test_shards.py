@@ -90,7 +90,7 @@ def test_what_is_not_a_shard_folder(make_shards: Maker, tmp_path: Path) -> None:
         (
             ("train",),
             "val",
-            "there: train; to take a share of train, ingest own data with --val-fraction 0.2",
+            "there: train; to take a fraction of train, ingest own data with --val-fraction 0.2",
         ),
         (("val",), "train", "there: val; training takes another with --data.train_split NAME"),
     ):
