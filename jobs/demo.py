@@ -52,10 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Generate, train, compare."""
     started = time.monotonic()
     from cosa_dist.config.loading import load_config
-    from cosa_dist.distributed.checks import resolve
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.prepare import prepare_run
+    from cosa_dist.distributed.prepare import prepare_run, resolve
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.reports.leaderboard import leaderboard
     from cosa_dist.reports.leaderboard_views import print_tables

@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from cosa_dist.distributed.checks import trained_config
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.labelling.run import run_labelling
+    from cosa_dist.distributed.prepare import trained_config
 
     trained = arguments.run.resolve()
     trained_config(trained)

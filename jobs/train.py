@@ -58,8 +58,7 @@ def start_or_restart(
     """Execute a new run, or the one that an earlier start of this command has begun; None if that is over."""
     if restarted and not config.name:
         raise ConfigError("--restarted: without --name the run of the earlier start cannot be found")
-    from cosa_dist.distributed.checks import resolve
-    from cosa_dist.distributed.prepare import already_started
+    from cosa_dist.distributed.prepare import already_started, resolve
     from cosa_dist.distributed.run_folder import RunFolder
 
     config = resolve(config)

@@ -79,7 +79,7 @@ def requested_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPla
 def new_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
     """Plan of a new sweep; `ConfigError` for what cannot work, or a name that is used."""
     from cosa_dist.distributed.sweep.plan import check_plan
-    from cosa_dist.distributed.sweep.warm_start import check_warm_start
+    from cosa_dist.distributed.sweep.trial import check_warm_start
 
     plan = requested_plan(arguments, config)
     check_plan(plan)
@@ -136,7 +136,7 @@ def load_base(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
 
 def base_config(arguments: argparse.Namespace, rest: list[str]) -> RunConfig:
     """The base configuration with a sweep's name and absolute paths."""
-    from cosa_dist.distributed.checks import resolve
+    from cosa_dist.distributed.prepare import resolve
 
     config = load_base(arguments, rest)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -167,9 +167,9 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
     started = started_plan(arguments, rest)
     plan = started or new_plan(arguments, base_config(arguments, rest))
 
-    from cosa_dist.distributed.checks import check_inputs, check_places
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.plan import node_resources
+    from cosa_dist.distributed.prepare import check_inputs, check_places
     from cosa_dist.distributed.sweep.run import concurrent_trials, create_sweep, run_sweep, share_cpus
     from cosa_dist.reports.sweep_page import print_trials, write_outcome
 

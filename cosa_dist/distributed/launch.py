@@ -19,11 +19,10 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from cosa_dist.distributed import cluster
-from cosa_dist.distributed.interruption import RunStoppedError, handle_signals, sole_driver
 from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
 from cosa_dist.distributed.prepare import PreparedRun
 from cosa_dist.distributed.ray_worker import ray_worker
-from cosa_dist.distributed.run_folder import RunFolder, RunNote, WorkerTask
+from cosa_dist.distributed.run_folder import RunFolder, RunNote, RunStoppedError, WorkerTask
 from cosa_dist.distributed.scaling import PlannedTrainer
 from cosa_dist.evaluation.report import EvalReport, read_reports
 from cosa_dist.tracking.mlflow_runs import Status, finish_run
@@ -61,7 +60,7 @@ def launch(run: PreparedRun, resources: Mapping[str, float], callbacks: Sequence
     folder = run.folder
     status: Status = "FAILED"
     trainer: PlannedTrainer | None = None
-    with sole_driver(folder), handle_signals(folder):
+    with folder.lock(), folder.handle_signals():
         try:
             plan = plan_workers(run.config, resources, node_resources())
             await_resources(plan, run.config.distributed.placement_deadline)

@@ -1,35 +1,48 @@
-"""A run before it starts: checked, then (after Ray is up) made with its folder and tracking run, or reopened.
+"""Everything that is checked and created in the driver before a worker starts.
 
-One stage or several, a run is prepared and reopened in the same way. What could not start leaves nothing
-behind, and an interrupted run as it was.
+Settings, shards, network, weights, output folder and tracking store are checked first, so that a mistake
+costs seconds and not an hour. Then the caller may start Ray (`ready`), and only then are the run folder and
+its tracking run made: what could not start leaves nothing behind. Runs of several stages go the same way.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import COMMAND_LINE, nested, stacked
-from cosa_dist.config.options import flatten
-from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.shards.description import Split
-from cosa_dist.distributed.checks import (
-    STAGES,
-    check_inputs,
-    check_places,
-    check_stages,
-    is_staged,
+from cosa_dist.config.loading import (
+    COMMAND_LINE,
+    build_config,
+    is_recipe_file,
+    load_config,
+    merge,
+    nested,
+    stacked,
 )
-from cosa_dist.distributed.interruption import sole_driver
+from cosa_dist.config.method import names_a_file
+from cosa_dist.config.options import flatten
+from cosa_dist.config.paths import absolute
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.reading.loader import check_reading
+from cosa_dist.data.shards.description import Split
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.distributed.plan import check_batch_early
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
+from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
 from cosa_dist.tracking.provenance import provenance
-from cosa_dist.tracking.store import StoreError, prepare_store
+from cosa_dist.tracking.store import MEMORY, SQLITE, StoreError, check_store, prepare_store
 
+LONGEST_NAME = 200
+"""bytes; what is made beside a run bears a longer one, and file systems end at 255"""
+ONE, MASKS, TWO = STAGES = ("stage-one", "pseudo-masks", "stage-two")
+INHERITED_DATA = ("shards", "reading", "cache", "train_split", "val_split", "label")
 log = logging.getLogger(__name__)
 
 Ready = Callable[[RunConfig], object]
@@ -47,8 +60,152 @@ class PreparedRun:
     """dotted `distributed.*` options that it was reopened with"""
 
 
-def no_wait(config: RunConfig) -> None:
-    """The `Ready` of a caller whose Ray is up already."""
+def resolve(config: RunConfig) -> RunConfig:
+    """Give a loaded configuration a name if it has none, and make every local path absolute.
+
+    Raises `ConfigError` if the name cannot be that of a folder, or for a path that `absolute` refuses.
+    """
+    kind = "" if config.kind == "cosa" or is_staged(config) else f"-{config.kind}"
+    name = config.name or f"{config.recipe}{kind}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "/" in name or name.startswith(".") or not (name.isprintable() and len(name.encode()) <= LONGEST_NAME):
+        raise ConfigError(
+            f"--name {name[:80]!r}: a run's folder bears its name: leave out '/', a dot at its beginning and "
+            f"control characters, and keep it below {LONGEST_NAME} letters"
+        )
+    weights, uri, first = config.model.weights, config.tracking.uri, config.stage_one.recipe
+    if names_a_file(weights):
+        weights = absolute(weights, "model.weights")
+    if is_recipe_file(first):
+        first = absolute(first, "stage_one.recipe")
+    if uri.startswith(SQLITE) and uri != SQLITE + MEMORY:
+        uri = SQLITE + absolute(uri.removeprefix(SQLITE), "tracking.uri", True)
+    changes = {
+        "name": name,
+        "output": absolute(config.output, "output", True),
+        "data.shards": absolute(config.data.shards, "data.shards", True),
+        "data.cache": absolute(config.data.cache, "data.cache"),
+        "model.weights": weights,
+        "tracking.uri": uri,
+        "stage_one.recipe": first,
+        "stage_one.run": absolute(config.stage_one.run, "stage_one.run"),
+    }
+    return build_config(merge(config.model_dump(), nested(changes)))
+
+
+def check_inputs(config: RunConfig) -> tuple[Split, Split]:
+    """Check all that a run is made of; return its training and its validation split."""
+    check_batch_early(config)
+    parse_weight_source(config.model.weights)
+    train = check_reading(config.data, config.data.train_split)
+    val = check_reading(config.data, config.data.val_split)
+    if train.info.class_names != val.info.class_names:
+        raise ConfigError(
+            f"{config.data.shards}: splits {config.data.train_split} and {config.data.val_split} "
+            "have different classes"
+        )
+    if config.kind == "segmenter":
+        _check_masks(config, train)
+    # Only here: networks take seconds to import, and a process that only names this module needs none.
+    from cosa_dist.training.state import check_network
+
+    check_network(config, len(train.info.class_names))
+    return train, val
+
+
+def check_places(config: RunConfig) -> None:
+    """Check that the run's folder and its tracking run can be made."""
+    check_writable(RunFolder.of(config).path)
+    if config.tracking.enabled:
+        check_store(config.tracking.uri or None, Path(config.output))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ConfigError` if a folder cannot be written to, or not be made where it is missing."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot write to {there}")
+
+
+def _check_masks(config: RunConfig, train: Split) -> None:
+    """Refuse to train a segmenter on other masks than asked for, or on records without any."""
+    where = f"{config.data.shards}, split {config.data.train_split}"
+    if config.supervision == "truth" and train.pseudo_masks is not None:
+        raise ConfigError(f"supervision truth: {where} holds pseudo-masks; give shards with true masks")
+    if config.supervision == "pseudo_masks" and train.pseudo_masks is None:
+        raise ConfigError(
+            f"supervision pseudo_masks: {where} holds no pseudo-masks; make them with jobs/pseudo_masks.py, "
+            "name a first stage (stage_one.recipe), or set supervision to truth"
+        )
+    if config.data.reading == "mapped":
+        split = open_split(config.data.shards, config.data.train_split, config.data.cache)
+        if split.mask_count < split.size:
+            raise ConfigError(
+                f"{where}: {split.size - split.mask_count} of {split.size} records have no mask; a segmenter "
+                "needs a mask of each"
+            )
+
+
+def is_staged(config: RunConfig) -> bool:
+    """Whether the configuration asks for a first stage before its own training."""
+    first = config.stage_one
+    segmenter = config.kind == "segmenter" and config.supervision == "pseudo_masks"
+    return segmenter and bool(first.recipe or first.run)
+
+
+def stage_one_config(config: RunConfig) -> RunConfig:
+    """The first stage's configuration: its recipe and options, on the data and the place of the whole run.
+
+    Raises `ConfigError` if the recipe or the options are wrong, or it is no CoSA run.
+    """
+    first = load_config(config.stage_one.recipe, None, config.stage_one.options, "stage_one.options")
+    if first.kind != "cosa":
+        raise ConfigError(f"stage_one.recipe {config.stage_one.recipe}: a first stage is a CoSA run")
+    shared = {
+        "name": f"{config.name}-{ONE}",
+        "seed": config.seed,
+        "output": config.output,
+        "tracking": config.tracking.model_dump(),
+        "distributed": config.distributed.model_dump(),
+        "data": {name: getattr(config.data, name) for name in INHERITED_DATA},
+    }
+    return resolve(build_config(merge(first.model_dump(), shared), f"recipe {config.stage_one.recipe}"))
+
+
+def stage_two_config(config: RunConfig, shards: Path) -> RunConfig:
+    """The second stage's configuration: the run's own, on the labelled shards."""
+    own = {
+        "name": f"{config.name}-{TWO}",
+        "data": {"shards": str(shards)},
+        "stage_one": {"recipe": "", "options": {}, "run": ""},
+    }
+    return build_config(merge(config.model_dump(), own), "second stage")
+
+
+def check_stages(config: RunConfig) -> Split:
+    """Check a first stage's inputs, or the run that stands for it, and the second stage's network."""
+    from cosa_dist.inference.trained import choose
+    from cosa_dist.training.state import check_network
+
+    check_batch_early(config)
+    val = check_reading(config.data, config.data.val_split)
+    if config.stage_one.run:
+        trained_config(Path(config.stage_one.run))
+        choose(Path(config.stage_one.run))
+    else:
+        check_inputs(stage_one_config(config))
+    check_network(config, len(val.info.class_names))
+    return val
+
+
+def trained_config(run: Path) -> RunConfig:
+    """The configuration of a trained CoSA run; `ConfigError` if it is none."""
+    folder = RunFolder(run)
+    if not folder.config_file.is_file():
+        raise ConfigError(f"no run folder at {run}: it has no config.yaml")
+    config = folder.read_config()
+    if config.kind != "cosa":
+        raise ConfigError(f"{run} is a {config.kind} run; pseudo-masks are made by a CoSA run")
+    return config
 
 
 @contextmanager
@@ -114,7 +271,9 @@ def _tags(config: RunConfig, train: Split, val: Split) -> dict[str, str]:
     }
 
 
-def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = no_wait) -> PreparedRun:
+def prepare_run(
+    config: RunConfig, parent_run_id: str = "", ready: Ready = lambda config: None
+) -> PreparedRun:
     """Check what can be checked of a run, and create its folder and tracking run.
 
     `config` is resolved (see `resolve`); `ready` is called before anything is made. Raises one line
@@ -137,8 +296,10 @@ def prepare_run(config: RunConfig, parent_run_id: str = "", ready: Ready = no_wa
     return PreparedRun(config, folder, note)
 
 
-def reopen(folder: RunFolder, overrides: Mapping[str, object], ready: Ready = no_wait) -> PreparedRun:
-    """Take up a run that was interrupted, with its own configuration; of it only `distributed.*` may change.
+def reopen(
+    folder: RunFolder, overrides: Mapping[str, object], ready: Ready = lambda config: None
+) -> PreparedRun:
+    """Resume an interrupted run with its own configuration, of which only `distributed.*` may change.
 
     `ready` is called before the run is marked as running. Raises `ConfigError` for no such run, a finished or
     a running one, or an option that may not change.
@@ -153,7 +314,7 @@ def reopen(folder: RunFolder, overrides: Mapping[str, object], ready: Ready = no
     if "distributed.workers" in changes:
         changes["distributed.fewest_workers"] = 0
     config = stacked([(folder.config_file.name, config.model_dump()), (COMMAND_LINE, nested(changes))])
-    with sole_driver(folder):
+    with folder.lock():
         if not is_staged(config):
             check_inputs(config)
         ready(config)
@@ -163,10 +324,7 @@ def reopen(folder: RunFolder, overrides: Mapping[str, object], ready: Ready = no
 
 
 def already_started(config: RunConfig) -> bool:
-    """Whether an earlier start of the same command has started this run, which a scheduler now starts again.
-
-    Raises `ConfigError` if another run has its name.
-    """
+    """Whether an earlier start of the same command has made this run; `ConfigError` if another one has."""
     folder = RunFolder.of(config)
     if not folder.config_file.is_file():
         return False

@@ -1,22 +1,36 @@
-"""The folder of a run: the names of its files, its note, and what is recorded in it about the run's end.
+"""The folder of a run: the names of its files, its note and lock, and what is recorded of the run's end.
 
 The folder owns a run: configuration, checkpoints, metrics and outcome are read from here, whatever becomes of
-Ray's and MLflow's state. No other module of the package knows the names of these files.
+Ray's and MLflow's state. No other module of the package knows the names of these files. Ctrl-C and SIGTERM
+end a run at once; SIGUSR1, or a file named `stop`, asks the workers to save a checkpoint and to end.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.atomic import atomic_folder, atomic_write
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.loading import build_config, read_yaml, to_yaml
 from cosa_dist.config.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class RunStoppedError(KeyboardInterrupt):
+    """The run has stopped as asked and left a checkpoint; `--resume` goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class RunFolder:
         # A worker met an error that a restart would meet again.
         self.failure_file = path / "failure.txt"
         # A sweep's scheduler has ended the run; folders of earlier versions have the second name.
-        self.pruned_file, self.older_pruned_file = path / "pruned.json", path / "stopped.json"
+        self.pruned_files = (path / "pruned.json", path / "stopped.json")
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
@@ -91,19 +105,16 @@ class RunFolder:
     @property
     def pruned(self) -> bool:
         """Whether a sweep's scheduler has ended the run: what its dying processes meet is no failure."""
-        return self.pruned_file.is_file() or self.older_pruned_file.is_file()
+        return any(path.is_file() for path in self.pruned_files)
 
     def pruned_step(self) -> int | None:
         """Step of the evaluation at which the scheduler ended the run, None if it did not or does not say."""
-        for path in (self.pruned_file, self.older_pruned_file):
-            values = read_mapping(path)
-            if "step" in values:
-                return int(values["step"])
-        return None
+        notes = [read_mapping(path) for path in self.pruned_files]
+        return next((int(note["step"]) for note in notes if "step" in note), None)
 
     def mark_pruned(self, step: int) -> None:
         """Note that the scheduler ended the run after its evaluation at `step`."""
-        atomic_write(self.pruned_file, json.dumps({"step": step}))
+        atomic_write(self.pruned_files[0], json.dumps({"step": step}))
 
     def clear_end(self) -> None:
         """Remove what an earlier start left about its end, before the run goes on."""
@@ -176,6 +187,55 @@ class RunFolder:
     def mark_finished(self) -> None:
         """Note that the run came to its end."""
         self.write_note(replace(self.read_note(), finished=True))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's lock, which the operating system frees when the process ends in any way.
+
+        Raises `ConfigError` if another driver holds it.
+        """
+        lock = FileLock(self.lock_file, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"run {self.name} is running: another process holds {self.lock_file}; wait for its end, or "
+                "stop it"
+            ) from None
+        except (OSError, RuntimeError) as error:
+            # Some network file systems know no locks.
+            log.warning("%s cannot be locked against a second driver: %s", self.path, error)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Turn SIGTERM into a KeyboardInterrupt and SIGUSR1 into the run's request to stop.
+
+        In a thread (a sweep's trial) signals stay as they are: Python delivers them to the main thread only.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            # A second signal must not keep the tracking run from getting its status.
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, signal.SIG_IGN)
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            self.stop_file.touch()
+
+        handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGUSR1: request_stop}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

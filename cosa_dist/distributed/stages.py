@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed.checks import MASKS, ONE, TWO, is_staged, stage_one_config, stage_two_config
-from cosa_dist.distributed.interruption import RunStoppedError, handle_signals, sole_driver
 from cosa_dist.distributed.launch import Outcome, launch
 from cosa_dist.distributed.plan import plan_workers
-from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
+from cosa_dist.distributed.prepare import (
+    MASKS,
+    ONE,
+    TWO,
+    PreparedRun,
+    is_staged,
+    prepare_run,
+    reopen,
+    stage_one_config,
+    stage_two_config,
+)
+from cosa_dist.distributed.run_folder import RunStoppedError
 from cosa_dist.evaluation.report import better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import ending
 from cosa_dist.tracking.tracker import Tracker
@@ -34,7 +43,7 @@ def execute(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:
     if not is_staged(run.config):
         return launch(run, resources)
     folder, note = run.folder, run.note
-    with sole_driver(folder), handle_signals(folder), ending(note.tracking_uri, note.run_id):
+    with folder.lock(), folder.handle_signals(), ending(note.tracking_uri, note.run_id):
         plan_workers(run.config, resources)  # what the last stage cannot have is said before the first one
         outcome = _run_stages(run, resources)
         folder.mark_finished()

@@ -36,7 +36,7 @@ def trial_cells(plan: SweepPlan, trials: Sequence[Trial]) -> Cells:
             trial.name,
             "" if trial.miou is None else f"{trial.miou:.2f}",
             *(_shown(trial.options.get(key, "")) for key in plan.keys),
-            str(trial.history[-1].step) if trial.history else "",
+            str(max(trial.history, default="")),
             duration(trial.seconds),
             f"{trial.workers * trial.seconds:.0f}",
             f"{trial.status}: {trial.reason}" if trial.reason else trial.status,
@@ -125,7 +125,7 @@ def rebuilt_study(plan: SweepPlan, evaluated: Sequence[Trial]) -> optuna.Study:
                 value=trial.miou,
                 params=params,
                 distributions=distributions,
-                intermediate_values={entry.step: entry.miou for entry in trial.history},
+                intermediate_values=trial.history,
             )
         )
     return study

@@ -11,15 +11,13 @@ import threading
 import pytest
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.interruption import handle_signals, sole_driver
 from cosa_dist.distributed.run_folder import RunFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from cosa_dist.distributed.interruption import sole_driver
 from cosa_dist.distributed.run_folder import RunFolder
-with sole_driver(RunFolder(Path(sys.argv[1]))):
+with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -31,7 +29,7 @@ def test_a_signal_ends_the_run_as_ctrl_c_does_and_a_second_one_waits(tmp_path, n
     farewell = []
 
     def run() -> None:
-        with handle_signals(RunFolder(tmp_path)):
+        with RunFolder(tmp_path).handle_signals():
             try:
                 os.kill(os.getpid(), number)
                 signal.pause()
@@ -46,7 +44,7 @@ def test_a_signal_ends_the_run_as_ctrl_c_does_and_a_second_one_waits(tmp_path, n
 
 
 def test_the_warning_signal_leaves_the_request_to_stop(tmp_path):
-    with handle_signals(RunFolder(tmp_path)):
+    with RunFolder(tmp_path).handle_signals():
         os.kill(os.getpid(), signal.SIGUSR1)
     assert (tmp_path / "stop").exists()
 
@@ -55,7 +53,7 @@ def test_in_a_thread_signals_are_left_alone(tmp_path):
     seen = []
 
     def look() -> None:
-        with handle_signals(RunFolder(tmp_path)):
+        with RunFolder(tmp_path).handle_signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
@@ -71,12 +69,12 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
         assert process.stdout.readline() == b"held\n"
         with (
             pytest.raises(ConfigError, match=f"run {tmp_path.name} is running"),
-            sole_driver(RunFolder(tmp_path)),
+            folder.lock(),
         ):
             pass
     finally:
         process.kill()
         process.wait()
     for _ in range(2):
-        with sole_driver(folder):
+        with folder.lock():
             pass

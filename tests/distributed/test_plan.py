@@ -8,8 +8,8 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
 from cosa_dist.config.paths import absolute
 from cosa_dist.data.reading.order import micro_batch
-from cosa_dist.distributed.checks import resolve
 from cosa_dist.distributed.plan import plan_workers, trials_that_fit, workers_that_fit
+from cosa_dist.distributed.prepare import resolve
 from cosa_dist.distributed.sweep.plan import SweepPlan
 from cosa_dist.distributed.sweep.run import concurrent_trials, share_cpus
 from cosa_dist.distributed.sweep.space import check_space, read_space

@@ -10,9 +10,7 @@ import torch
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.distributed import prepare as preparation
-from cosa_dist.distributed.checks import resolve
-from cosa_dist.distributed.interruption import sole_driver
-from cosa_dist.distributed.prepare import already_started, prepare_run, reopen
+from cosa_dist.distributed.prepare import already_started, prepare_run, reopen, resolve
 from cosa_dist.distributed.run_folder import RunFolder
 from jobs import train
 from tests.integration.small_run import make_shards, small_config
@@ -59,7 +57,7 @@ def test_notes_of_an_end_are_cleared(tmp_path):
 
 def test_a_running_and_a_finished_run_are_refused(tmp_path):
     run = prepared(tmp_path)
-    with sole_driver(run.folder), pytest.raises(ConfigError, match="run run is running"):
+    with run.folder.lock(), pytest.raises(ConfigError, match="run run is running"):
         reopened(tmp_path, {})
     run.folder.mark_finished()
     with pytest.raises(ConfigError, match="is finished"):
@@ -122,7 +120,7 @@ def test_what_keeps_ray_from_starting_leaves_an_interrupted_run_as_it_was(tmp_pa
     assert {
         path.name: path.read_text() for path in run.folder.path.iterdir() if path.name != ".lock"
     } == before
-    with sole_driver(run.folder):
+    with run.folder.lock():
         pass
 
 

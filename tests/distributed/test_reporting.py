@@ -10,7 +10,7 @@ import torch
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.samples import Batch, EvalSample
-from cosa_dist.distributed.final_artifacts import labeller, warn_on_failure
+from cosa_dist.distributed.worker import labeller, warn_on_failure
 from cosa_dist.evaluation.pictures import ImageLabels, label_image
 from cosa_dist.reports.run_analysis import heat_over, predict_per_checkpoint
 from cosa_dist.training.checkpoint import save_checkpoint

@@ -13,7 +13,7 @@ import torch
 from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.distributed.labelling.shards import labelling_task
+from cosa_dist.distributed.labelling.run import labelling_task
 from cosa_dist.distributed.labelling.worker import ShardLabeller, finished_labels
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training.checkpoint_files import find_checkpoint

@@ -13,7 +13,7 @@ from cosa_dist.distributed.sweep.plan import (
     read_plan,
     write_plan,
 )
-from cosa_dist.distributed.sweep.warm_start import check_warm_start
+from cosa_dist.distributed.sweep.trial import check_warm_start
 from tests.integration.small_run import small_config
 
 

@@ -9,7 +9,6 @@ import pytest
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.trial import (
     COST,
-    Evaluated,
     read_trial,
     read_trials,
     recorded_metrics,
@@ -39,7 +38,7 @@ def test_history_cost_and_status(tmp_path):
     folder = folder_of(tmp_path, "s-00000001", LINES, finished=True)
     write_options(folder, {"losses.energy": 0.1}, workers=2)
     trial = read_trial(folder)
-    assert trial.history == (Evaluated(4, 10.0), Evaluated(8, 12.5))
+    assert trial.history == {4: 10.0, 8: 12.5}
     assert (trial.miou, trial.seconds, trial.status, trial.over) == (12.5, 6.0, "finished", True)
     assert trial.options == {"losses.energy": 0.1}
     assert recorded_metrics(trial) == [

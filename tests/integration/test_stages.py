@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import build_config, merge, read_recipe, to_yaml
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.distributed.checks import stage_one_config
+from cosa_dist.distributed.prepare import stage_one_config
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.reports.leaderboard import leaderboard
 from cosa_dist.reports.tracked_runs import read_runs

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 
 from cosa_dist.config.loading import load_config, read_recipe
 from cosa_dist.data.catalog import COCO_CLASSES
-from cosa_dist.distributed.checks import resolve
-from cosa_dist.distributed.prepare import prepare_run
+from cosa_dist.distributed.prepare import prepare_run, resolve
 from cosa_dist.distributed.run_folder import WorkerTask
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.tracking.mlflow_runs import finish_run

@@ -1,18 +1,16 @@
-"""Labels one shard of training images with a trained network; workers of a labelling do it again and again.
+"""The worker of a labelling: labels shard after shard of the training images with a trained network.
 
-The new shard holds the same records in the same order with the pseudo-masks in place of the masks. It is
-written under a temporary name; its record comes last, with the key of everything that it was made of, so that
-an interrupted labelling takes over what is finished and makes the rest.
+A new shard holds the same records in the same order with pseudo-masks in place of the masks. Its record comes
+last, with the key of all that it was made of, so that an interrupted labelling keeps what is finished.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features, Image
@@ -57,30 +55,25 @@ class LabellingTask:
     threads: int
 
 
-@dataclass(frozen=True)
-class LabelledShard:
-    """A finished shard: its summary, how good it is, and how long it took (0 if it was there)."""
+class LabelledShard(NamedTuple):
+    """A finished shard and how good it is."""
 
     summary: ShardSummary
     counts: MaskCounts
-    seconds: float = 0.0
-
-
-def finished_labels(task: LabellingTask, number: int) -> LabelledShard | None:
-    """The shard of that number if it is there, whole, and made of the same; otherwise None."""
-    finished = finished_shard(shard_path(task, number), task.key)
-    if finished is None:
-        return None
-    summary, record = finished
-    try:
-        return LabelledShard(summary, MaskCounts.from_row(record["counts"]))
-    except (KeyError, TypeError, ValueError):  # counts of an earlier version
-        return None
 
 
 def shard_path(task: LabellingTask, number: int) -> Path:
     """The Arrow file of a shard; its record lies beside it."""
     return Path(task.folder) / f"{number:05d}.arrow"
+
+
+def finished_labels(task: LabellingTask, number: int) -> LabelledShard | None:
+    """The shard of that number if it is there, whole, and made of the same; otherwise None."""
+    finished = finished_shard(shard_path(task, number), task.key)
+    try:
+        return finished and LabelledShard(finished[0], MaskCounts.from_row(finished[1]["counts"]))
+    except (KeyError, TypeError, ValueError):  # counts of an earlier version
+        return None
 
 
 class ShardLabeller:
@@ -100,30 +93,25 @@ class ShardLabeller:
         self.split = describe_split(data.shards, data.train_split, data.cache)
 
     def label(self, number: int) -> LabelledShard:
-        """Label shard `number` of the training split, unless it is there already.
-
-        Raises `DataError` for a source shard or record that cannot be read, OSError if the disk refuses.
-        """
-        found = finished_labels(self.task, number)
-        if found is not None:
+        """Label shard `number` of the training split, unless it is there already."""
+        if (found := finished_labels(self.task, number)) is not None:
             return found
-        started = time.perf_counter()
-        source = self.split.open_shard(number)
-        shard = shard_path(self.task, number)
-        features = labelled_features(source.features, self.masks.reliability)
+        source, shard = self.split.open_shard(number), shard_path(self.task, number)
+        features = Features({key: value for key, value in source.features.items() if key != "reliability"})
+        if self.masks.reliability:
+            features["reliability"] = Image(decode=False)
         classes = self.split.info.num_foreground
         counts, traces = MaskCounts.empty(classes + 1), []
         with shard_writer(shard, features) as write:
             for row, sample, labelled in self._labelled(source, classes):
                 mask = encode_mask(labelled.classes.cpu().numpy())
                 reliability = (labelled.reliability * 255).round().to(torch.uint8).cpu().numpy()
-                new = {**row, "mask": stored(mask), "reliability": stored(encode_mask(reliability))}
-                write(new)
+                write({**row, "mask": stored(mask), "reliability": stored(encode_mask(reliability))})
                 counts.add(labelled.classes.cpu(), sample.mask)
                 traces.append(record_trace(row["id"], row["image"]["bytes"], mask, row["labels"]))
         summary = ShardSummary(number, len(traces), shard.stat().st_size)
         write_shard_record(shard, self.task.key, summary, traces, counts=counts.as_row())
-        return LabelledShard(summary, counts, time.perf_counter() - started)
+        return LabelledShard(summary, counts)
 
     def _labelled(
         self, source: Dataset, classes: int
@@ -147,9 +135,3 @@ class ShardLabeller:
             pseudo_mask(output, index, sample.image.to(self.device), labels[index], self.masks, passes)
             for index, sample in enumerate(samples)
         ]
-
-
-def labelled_features(features: Features, reliability: bool) -> Features:
-    """Columns of a labelled shard: those of its source, and perhaps the reliability."""
-    columns = {name: feature for name, feature in features.items() if name != "reliability"}
-    return Features({**columns, "reliability": Image(decode=False)} if reliability else columns)

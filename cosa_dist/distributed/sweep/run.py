@@ -32,8 +32,15 @@ from cosa_dist.distributed.prepare import new_tracking_run
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, trial_config, write_plan
 from cosa_dist.distributed.sweep.space import tune_space
-from cosa_dist.distributed.sweep.trial import METRIC, Trial, TrialTask, read_trial, read_trials, run_trial
-from cosa_dist.distributed.sweep.warm_start import warm_up
+from cosa_dist.distributed.sweep.trial import (
+    METRIC,
+    Trial,
+    TrialTask,
+    read_trial,
+    read_trials,
+    run_trial,
+    warm_up,
+)
 from cosa_dist.tracking.mlflow_runs import ending, finish_run, reopen_run
 from cosa_dist.tracking.upload import replay
 

@@ -1,39 +1,58 @@
-"""One trial of a sweep: what its run folder tells of it, and the body that Ray Tune calls.
+"""The trials of a sweep: what their run folders tell, the body that Ray Tune calls, a shared loss warm-up.
 
 The run folders are the truth: a sweep is resumed, and its table made, from them alone. What a trial's folder
 already knows is reported first, so that a scheduler sees a resumed trial as it saw it the first time; a trial
 that is over is not trained again.
+
+While only the classification losses count, nothing depends on the weights of the others, so trials that
+differ in those alone would train the same network up to the end of that phase. With a warm start one shared
+run does, and a trial starts from a copy of its checkpoint under its own configuration; on the CPU its result
+is bit for bit that of a run that has trained its own warm-up.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import logging
+import shutil
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
 from cosa_dist.atomic import atomic_write
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed.run_folder import RunFolder, read_mapping
+from cosa_dist.config.loading import build_config, merge
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.launch import launch
+from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
+from cosa_dist.distributed.run_folder import RunFolder, RunStoppedError, read_mapping
 from cosa_dist.distributed.sweep.plan import trial_config
 from cosa_dist.tracking.mirror import read_metrics
 from cosa_dist.tracking.provenance import git_commit
+from cosa_dist.training.checkpoint_files import (
+    CheckpointError,
+    checkpoint_name,
+    new_checkpoint,
+    read_checkpoint,
+)
 
 METRIC = "miou_unfiltered"
 COST = "worker_seconds"
 TRIAL_FILE = "trial.json"
+# What the loss warm-up depends on although its section is free to vary.
+USED_IN_WARMUP = ("losses.warmup_steps", "losses.zero_gradients_in_warmup", "assignment.momentum")
+FREE = ("losses.", "assignment.", "evaluation.")
+CARRIED = ("online.safetensors", "assignment.safetensors", "optimizer.pt")
+"""a threshold search starts fresh in the fork: it has seen nothing before co-training"""
 TrialStatus = Literal["finished", "pruned", "failed", "unfinished"]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluation of a trial."""
-
-    step: int
-    miou: float
-    """unfiltered mIoU in per cent, of the better network"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +63,8 @@ class Trial:
     options: dict[str, Any]
     """dotted options on top of the sweep's base"""
     status: TrialStatus
-    history: tuple[Evaluated, ...]
-    """its evaluations, by step"""
+    history: dict[int, float]
+    """unfiltered mIoU in per cent, of the better network, at the steps of its evaluations"""
     seconds: float
     """time between its first and its last record"""
     workers: int
@@ -57,7 +76,7 @@ class Trial:
     @property
     def miou(self) -> float | None:
         """The last evaluation's mIoU, None before the first."""
-        return self.history[-1].miou if self.history else None
+        return self.history[max(self.history)] if self.history else None
 
     @property
     def over(self) -> bool:
@@ -117,7 +136,7 @@ def read_trial(folder: RunFolder) -> Trial | None:
         name=folder.name,
         options=noted["options"],
         status=status,
-        history=tuple(Evaluated(step, found[step]) for step in sorted(found) if step <= last),
+        history={step: found[step] for step in sorted(found) if step <= last},
         seconds=(max(times) - min(times)) / 1000,
         workers=int(noted.get("workers", 1)),
         reason=folder.failure or "",
@@ -138,21 +157,12 @@ def _status(folder: RunFolder) -> TrialStatus:
 
 def recorded_metrics(trial: Trial) -> list[dict[str, float]]:
     """What a trial has reported so far, one entry per evaluation; its cost grows evenly with the steps."""
-    last = trial.history[-1].step if trial.history else 1
-    cost = trial.workers * trial.seconds / last
-    return [
-        {"step": float(entry.step), METRIC: entry.miou, COST: cost * entry.step} for entry in trial.history
-    ]
+    cost = trial.workers * trial.seconds / max(trial.history, default=1)
+    return [{"step": float(step), METRIC: miou, COST: cost * step} for step, miou in trial.history.items()]
 
 
 def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
     """Body of one trial: report the evaluations that are known, then train and report those that follow."""
-    import ray
-    from ray import tune
-
-    from cosa_dist.distributed.launch import launch
-    from cosa_dist.distributed.prepare import prepare_run, reopen
-
     options = task.options(parameters)
     config = trial_config(task.base, options)
     folder = RunFolder.of(config)
@@ -166,8 +176,6 @@ def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
     run = reopen(folder, {}) if folder.config_file.is_file() else prepare_run(config, task.parent_run_id)
     if known is None:
         if task.warm_start:
-            from cosa_dist.distributed.sweep.warm_start import fork
-
             fork(RunFolder(Path(task.warm_start)), run)
         write_options(folder, options, task.workers)
     launch(run, ray.cluster_resources(), callbacks=[report_to_tune(task.workers)])
@@ -175,8 +183,6 @@ def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
 
 def report_to_tune(workers: int) -> Any:
     """Callback of Ray Train that passes rank 0's evaluations on to Tune, with what they have cost."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     started = time.monotonic()
 
     class WithCost(TuneReportCallback):  # type: ignore[misc]  # Ray comes without this class's types
@@ -185,3 +191,49 @@ def report_to_tune(workers: int) -> Any:
             super().after_report(run_context, [one | cost for one in metrics], checkpoint)
 
     return WithCost()
+
+
+def check_warm_start(base: RunConfig, keys: Iterable[str]) -> None:
+    """Raise `ConfigError` if there is no loss warm-up, or a swept option acts in it."""
+    if base.kind != "cosa" or not base.losses.warmup_steps:
+        raise ConfigError("--warm-start needs a loss warm-up: losses.warmup_steps is 0, or kind is control")
+    for key in keys:
+        if key in USED_IN_WARMUP or not key.startswith(FREE):
+            raise ConfigError(
+                f"--warm-start: {key} is varied, but the loss warm-up depends on it; sweep without it"
+            )
+
+
+def warm_up(base: RunConfig, resources: Mapping[str, float]) -> RunFolder:
+    """Train a sweep's shared loss warm-up, or go on with it, and return its run folder."""
+    steps = base.losses.warmup_steps
+    changes = {
+        "name": f"{base.name}-warmup",
+        "training": {"log_every": steps},
+        "evaluation": {"every": 0},
+    }
+    config = build_config(merge(base.model_dump(), changes))
+    folder = RunFolder.of(config)
+    if (folder.checkpoints / checkpoint_name(steps)).is_dir():
+        return folder
+    log.info("shared loss warm-up: %d steps in %s", steps, folder.path)
+    run = reopen(folder, {}) if folder.path.is_dir() else prepare_run(config)
+    # The workers save and stop at their first line of log, which is the end of the loss warm-up.
+    folder.stop_file.touch()
+    try:
+        launch(run, resources)
+    except RunStoppedError:
+        return folder
+    raise CheckpointError(f"the shared loss warm-up in {folder.path} went on beyond step {steps}")
+
+
+def fork(source: RunFolder, run: PreparedRun) -> None:
+    """Give a fresh run the shared warm-up's checkpoint under its own configuration."""
+    steps = run.config.losses.warmup_steps
+    origin = source.checkpoints / checkpoint_name(steps)
+    content = read_checkpoint(origin)
+    kept = {key: value for key, value in content.items() if key not in ("files", "digest", "format")}
+    kept["config"] = run.config.model_dump(mode="json")
+    with new_checkpoint(run.folder.checkpoints, steps, kept) as working:
+        for name in CARRIED:
+            shutil.copyfile(origin / name, working / name)
