@@ -95,9 +95,9 @@ def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: 
             prepared = reopen(RunFolder.of(config), resume_with, start_ray)
         start.made = True
         logging.info("run folder %s", prepared.folder.path)
-        from cosa_dist.distributed import stages
+        from cosa_dist.distributed import launch
 
-        return stages.execute(prepared, resources)
+        return launch.execute(prepared, resources)
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
-from cosa_dist.distributed import final_artifacts as reporting
 from cosa_dist.distributed import worker
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.evaluation import evaluator
@@ -79,8 +78,8 @@ def broken(*arguments, **named):
     ("where", "name", "line"),
     [
         (worker, "classification_control", "no CAM control (evaluation.cam_control): out of something"),
-        (reporting, "save_pictures", "no pictures: out of something"),
-        (reporting, "as_text", "no tables of the reports: out of something"),
+        (worker, "save_pictures", "no pictures: out of something"),
+        (worker, "as_text", "no tables of the reports: out of something"),
         (Tracker, "log_table", "no tables of the reports: out of something"),
         (evaluator, "DenseCrf", "no scores after the dense CRF (evaluation.crf): "),
     ],
@@ -97,7 +96,9 @@ def test_what_fails_after_the_last_step_costs_itself_alone(
     reports = read_reports(tmp_path / "run")
     assert reports["online"].miou() is not None
     assert not any(key.endswith("_crf") for key in reports["online"].scores)
-    assert bool(curve(tmp_path / "run", "final/online/cam_control_background")) == (where is not worker)
+    assert bool(curve(tmp_path / "run", "final/online/cam_control_background")) == (
+        name != "classification_control"
+    )
     assert (tmp_path / "run/pictures").is_dir() == (name != "save_pictures")
 
 

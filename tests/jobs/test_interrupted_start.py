@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cosa_dist.distributed import cluster, plan, stages
+from cosa_dist.distributed import cluster, launch, plan
 from jobs import train
 from tests.integration.small_run import make_shards
 
@@ -50,7 +50,7 @@ def test_before_anything_is_made_the_same_command_starts_again(start, more, tmp_
 
 
 def test_afterwards_the_run_is_continued(start, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "launch", interrupted)
+    monkeypatch.setattr(launch, "launch", interrupted)
     assert start() == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; continue with --resume"
     assert (tmp_path / "out" / "runs" / "r" / "run.json").is_file()

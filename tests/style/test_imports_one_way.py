@@ -29,6 +29,13 @@ ORDER = (
 # Parts (modules or subpackages) of a package, level by level: each imports from lower levels only.
 LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     "data": (("errors",), ("catalog", "decode", "synthetic"), ("shards", "sources"), ("ingest", "reading")),
+    "distributed": (
+        ("cluster", "plan", "run_folder"),
+        ("prepare", "scaling", "worker"),
+        ("labelling", "ray_worker"),
+        ("launch",),
+        ("sweep",),
+    ),
 }
 FOR_EVERYONE = ("collective", "atomic", "stopwatch")
 # The loop and all below it run in a plain test: Ray, MLflow and SLURM wrap them from outside.
