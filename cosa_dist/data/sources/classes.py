@@ -8,16 +8,21 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cosa_dist.data.catalog import is_background, may_be_background, may_mean_none
-from cosa_dist.data.errors import DataError, RecordError, nearest_name, quoted
+from cosa_dist.data.errors import DataError, nearest_name, printable, quoted
+from cosa_dist.data.sources.cells import Tags
 from cosa_dist.data.sources.options import Notify, ignore_notes, letters, plain
 from cosa_dist.data.sources.record import read_text
+
+Indices = Callable[[Tags], tuple[int, ...] | str]
+"""Turns tags into sorted 0-based indices of class names, or says why it cannot."""
 
 _Listed = list[tuple[int | None, str]]
 """Ids, where a file of class names gives them, and names."""
@@ -93,30 +98,21 @@ def note_none_classes(names: Iterable[str], notify: Notify) -> None:
         notify(f"taken as classes of their own: {quoted(found)}; {cure}")
 
 
-class TagIndex:
-    """Turns tags into sorted 0-based indices of class names."""
+def tag_indices(class_names: Sequence[str]) -> Indices:
+    """Return what turns tags into indices of these class names."""
+    index = {plain(name): number for number, name in enumerate(class_names)}
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._index = {plain(name): number for number, name in enumerate(class_names)}
-        self._known: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._near: dict[str, str] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return plain(name) in self._index
-
-    def __call__(self, tags: Sequence[str]) -> tuple[int, ...]:
-        """Return the indices; raises `RecordError` for a tag that is no class, or with the reason given."""
+    @cache  # the same few combinations come again and again: one object for each saves memory
+    def indices(tags: Tags) -> tuple[int, ...] | str:
         if isinstance(tags, str):
-            raise RecordError(tags)
-        unknown = next((tag for tag in tags if tag not in self), None)
-        if unknown is not None:
-            if unknown not in self._near:
-                self._near[unknown] = nearest_name(plain(unknown), self._index)
-            said = f"tag '{unknown}' is no class of this data set{self._near[unknown]}"
-            raise RecordError(f"{said}; mend it, or add the class")
-        indices = tuple(sorted({self._index[plain(tag)] for tag in tags}))
-        # The same few combinations come again and again: one object for each saves memory.
-        return self._known.setdefault(indices, indices)
+            return tags
+        for tag in tags:
+            if plain(tag) not in index:
+                said = f"tag '{tag}' is no class of this data set{nearest_name(plain(tag), index)}"
+                return printable(f"{said}; mend it, or add the class")
+        return tuple(sorted({index[plain(tag)] for tag in tags}))
+
+    return indices
 
 
 def _in_order(path: Path, listed: list[str]) -> list[str]:

@@ -78,10 +78,7 @@ def _data_set(
     entries: Mapping[str, Sequence[Entry]],
     options: SourceOptions,
 ) -> DatasetInfo:
-    """Return `known`, after which the layout is named, or a data set of its own under the first home's name.
-
-    Raises `DataError` if the ids are not those of `known`, and no classes are given or listed in a home.
-    """
+    """Return `known`, after which the layout is named, or own data under the name of the first home."""
     classes = options.classes
     lists = (path for home in homes for name in CLASS_LISTS if (path := home / name).is_file())
     if classes is None and (found := next(lists, None)):
@@ -120,11 +117,7 @@ class SbdMask(File):
 def voc_source(
     root: Path, splits: Sequence[str], options: SourceOptions, sbd: Path | None = None
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
-    """Open splits of a VOC devkit, or of own data in its layout; return data set and entries by split.
-
-    Raises `DataError` if a folder or list is not there, or the pictures are not VOC's and no classes are
-    known.
-    """
+    """Open splits of a VOC devkit, or of own data in its layout; return data set and entries by split."""
     entries = {split: list(voc_records(root, split, sbd)) for split in splits}
     return _data_set(VOC, _VOC_IDS, (root, _home(root)), entries, options), entries
 
@@ -158,10 +151,7 @@ def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Ent
 
 
 def augmented_ids(root: Path, sbd: Path) -> list[str]:
-    """Return the ids of `train_aug`: those of VOC `train` and of SBD, without VOC's `val`, sorted.
-
-    The lists `train.txt` and `val.txt` of VOC lie in `root`, those of SBD in `sbd`.
-    """
+    """Return the ids of `train_aug`, by the lists of VOC in `root` and of SBD in `sbd`."""
     wanted = {
         *read_id_list(root / "train.txt"),
         *read_id_list(sbd / "train.txt"),
@@ -197,11 +187,7 @@ def _sbd_records(home: Path, sbd: Path) -> Iterator[Entry]:
 def coco_source(
     root: Path, splits: Sequence[str], options: SourceOptions
 ) -> tuple[DatasetInfo, dict[str, list[Entry]]]:
-    """Open COCO, or own data in its layout with folders of masks; return the data set and entries by split.
-
-    Raises `DataError` if a folder or list is not there, or the pictures are not COCO's and no classes are
-    known.
-    """
+    """Open COCO, or own data in its layout with folders of masks; return data set and entries by split."""
     entries = {split: list(coco_records(root, split)) for split in splits}
     return _data_set(COCO, _COCO_IDS, (root,), entries, options), entries
 

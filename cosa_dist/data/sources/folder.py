@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from cosa_dist.data.catalog import DatasetInfo, is_background
 from cosa_dist.data.errors import DataError, Rejection, quoted
-from cosa_dist.data.sources.classes import TagIndex, class_names_of, note_none_classes
+from cosa_dist.data.sources.classes import Indices, class_names_of, note_none_classes, tag_indices
 from cosa_dist.data.sources.options import (
     TEST,
     TRAIN,
@@ -126,11 +126,11 @@ def folder_source(
     if found_out:
         _refuse_no_classes(root, found)
     info = DatasetInfo(root.resolve().name, options.classes or class_names_of([found], str(root)))
-    index = TagIndex(info.class_names)
+    indices = tag_indices(info.class_names)
     if masks is not None and (masks / read.base).is_dir():
         masks = masks / read.base
     entries = {
-        split: [_entry(root, name, places[name], masks, read.base, index) for name in listed]
+        split: [_entry(root, name, places[name], masks, read.base, indices) for name in listed]
         for split, listed in _by_split(places, options).items()
     }
     refuse_without_masks(masks, entries)
@@ -314,13 +314,10 @@ def _notes(read: _Layout, names: list[str], places: Mapping[str, _Place]) -> Ite
         yield f"folders below class folders belong to the class, such as {below[0]}"
 
 
-def _entry(root: Path, name: str, place: _Place, masks: Path | None, base: str, index: TagIndex) -> Entry:
+def _entry(root: Path, name: str, place: _Place, masks: Path | None, base: str, indices: Indices) -> Entry:
     record_id = id_of(place.id_name)
     reason = unsafe_name(name) or unsafe_id(record_id)
-    tags = [] if is_background(place.class_name) else [place.class_name]
-    if reason is None and not all(tag in index for tag in tags):
-        reason = f"folder '{place.class_name}' is no class of the list; rename it, or add the class"
-    if reason is not None:
-        return Rejection(record_id, reason, f"{root.name}/{name}")
-    mask = optional_mask(masks, name.removeprefix(base))
-    return SourceRecord(record_id, File(root, name), mask, index(tags))
+    tags = indices(() if is_background(place.class_name) else (place.class_name,))
+    if reason or isinstance(tags, str):
+        return Rejection(record_id, reason or str(tags), f"{root.name}/{name}")
+    return SourceRecord(record_id, File(root, name), optional_mask(masks, name.removeprefix(base)), tags)

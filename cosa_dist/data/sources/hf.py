@@ -16,10 +16,10 @@ from typing import Any
 from datasets import ClassLabel, LargeList, List, Value
 
 from cosa_dist.data.catalog import DatasetInfo, is_no_class
-from cosa_dist.data.errors import DataError, RecordError, Rejection
+from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.arrow import ArrowCell, ArrowTable, holds_pictures, open_tables
 from cosa_dist.data.sources.cells import Tags, shown, text_of
-from cosa_dist.data.sources.classes import TagIndex, class_names_of
+from cosa_dist.data.sources.classes import class_names_of, tag_indices
 from cosa_dist.data.sources.options import (
     TRAIN,
     SourceOptions,
@@ -66,11 +66,11 @@ def hf_source(
         names = tuple(dict.fromkeys(chain(*known.values())))
     else:
         names = class_names_of(tags, str(path), flags)
-    info, index, rest = DatasetInfo(path.resolve().stem, names), TagIndex(names), iter(tags)
+    info, rest = DatasetInfo(path.resolve().stem, names), iter(tags)
     entries: dict[str, list[Entry]] = {}
     for split, table in tables.items():
         own_tags = list(islice(rest, len(table.open())))
-        listed = list(read.entries(split or TRAIN, table, own_tags, index))
+        listed = list(read.entries(split or TRAIN, table, own_tags, names))
         if again := len(own_tags) - len(listed):
             said = f"{again} rows name a picture again; their tags are united"
             options.note(f"split '{split or TRAIN}': {said}")
@@ -197,9 +197,10 @@ class _Dataset:
         return tags, flags
 
     def entries(
-        self, split: str, table: ArrowTable, tags: Sequence[Tags], index: TagIndex
+        self, split: str, table: ArrowTable, tags: Sequence[Tags], class_names: Sequence[str]
     ) -> Iterator[Entry]:
         """Yield the records of one table, rows of one picture as one."""
+        indices, labels = tag_indices(class_names), self.columns.labels
         mask = self.columns.mask if self.columns.mask in table.open().column_names else None
         unmasked = table.rows_without(mask) if mask else frozenset[int]()
         for record_id, rows in self._rows_by_picture(split, table):
@@ -207,13 +208,12 @@ class _Dataset:
             reason = unsafe_id(record_id) if record_id else "row has no id; give every picture one"
             if any(other.value() != masks[0].value() for other in masks[1:]):
                 reason = reason or "rows of this picture have several masks; keep one"
-            try:
-                found = index(reason or united(tags[row] for row in rows))
-            except RecordError as error:
-                yield Rejection(record_id or f"row {rows[0]}", str(error), f"{table.name}, row {rows[0]}")
+            found = indices(reason or united(tags[row] for row in rows))
+            if isinstance(found, str):
+                yield Rejection(record_id or f"row {rows[0]}", found, f"{table.name}, row {rows[0]}")
                 continue
-            own = found if self.columns.labels else None
-            yield SourceRecord(record_id, ArrowCell(table, self.image, rows[0]), next(iter(masks), None), own)
+            picture = ArrowCell(table, self.image, rows[0])
+            yield SourceRecord(record_id, picture, masks[0] if masks else None, found if labels else None)
 
     def _rows_by_picture(self, split: str, table: ArrowTable) -> list[tuple[str, list[int]]]:
         """Return the rows of each picture with its id: those of one id and picture, or of one path."""

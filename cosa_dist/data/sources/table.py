@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosa_dist.data.catalog import DatasetInfo
-from cosa_dist.data.errors import DataError, RecordError, Rejection, quoted
+from cosa_dist.data.errors import DataError, Rejection, quoted
 from cosa_dist.data.sources.cells import MISSING, Tags, text_of
-from cosa_dist.data.sources.classes import TagIndex, class_names_of
+from cosa_dist.data.sources.classes import Indices, class_names_of, tag_indices
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
 from cosa_dist.data.sources.options import (
     TRAIN,
@@ -128,7 +128,7 @@ def table_source(
     bad = (f" (row {line.number}: {line.tags})" for line in lines if isinstance(line.tags, str))
     where = f"table {table}{next(bad, '')}"
     names = options.classes or class_names_of((line.tags for line in lines), where, flags)
-    info, index = DatasetInfo(table.stem, names), TagIndex(names)
+    info, indices = DatasetInfo(table.stem, names), tag_indices(names)
     blank = sum(not line.split for line in lines)
     if 0 < blank < len(lines):
         options.note(f"{blank} pictures name no split: they are taken as '{TRAIN}'")
@@ -136,7 +136,7 @@ def table_source(
     entries: dict[str, list[Entry]] = {}
     for line in lines:
         of_line = split_name(line.split) or (VAL if line.image in chosen else TRAIN)
-        entries.setdefault(of_line, []).append(_entry(images, table, line, masks, index))
+        entries.setdefault(of_line, []).append(_entry(images, table, line, masks, indices))
     refuse_without_masks(masks, entries)
     return info, entries
 
@@ -261,13 +261,11 @@ def _united(own: Sequence[_Line]) -> _Line:
     return own[0]._replace(tags=tags, mask="".join(masks[:1]), split="".join(splits[:1]))
 
 
-def _entry(images: Path, table: Path, line: _Line, masks: Path | None, index: TagIndex) -> Entry:
-    record_id = id_of(line.image) or f"row {line.number}"
+def _entry(images: Path, table: Path, line: _Line, masks: Path | None, indices: Indices) -> Entry:
+    record_id, tags = id_of(line.image) or f"row {line.number}", indices(line.tags)
     reason = unsafe_name(line.image) or unsafe_id(record_id) or (line.mask and unsafe_name(line.mask))
-    try:
-        tags = index(reason or line.tags)
-    except RecordError as error:
-        return Rejection(record_id, str(error), f"{table.name}, row {line.number}")
+    if reason or isinstance(tags, str):
+        return Rejection(record_id, reason or str(tags), f"{table.name}, row {line.number}")
     mask = File(masks or images, line.mask) if line.mask else optional_mask(masks, line.image)
     return SourceRecord(record_id, File(images, line.image), mask, tags)
 
@@ -286,9 +284,8 @@ def read_table(path: Path) -> Table:
     if ending == ".parquet":
         table = _parquet(path)
     else:
-        text = read_text(path, "table", "")
         readers = {".json": _json_rows, ".jsonl": _json_lines, ".ndjson": _json_lines}
-        for number, row in readers.get(ending, _csv_rows)(f"table {path}", text):
+        for number, row in readers.get(ending, _csv_rows)(path, read_text(path, "table", "")):
             if not isinstance(row, dict):
                 raise DataError(f"table {path}, row {number} is not an object with named columns")
             table.append(number, row)
@@ -297,7 +294,7 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _csv_rows(table: str, text: str) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a CSV file, separated by whichever of `, ; tab |` its header has most of."""
     opened = io.StringIO(text)
     header = opened.readline()
@@ -309,33 +306,32 @@ def _csv_rows(table: str, text: str) -> Iterator[tuple[int, Any]]:
     try:
         names = [name.strip() for name in next(rows, [])]
         if twice := [name for name, number in Counter(names).items() if name and number > 1]:
-            raise DataError(f"{table} has two columns '{twice[0]}'; rename one of them")
+            raise DataError(f"table {path} has two columns '{twice[0]}'; rename one of them")
         for row in rows:
             if any(cell.strip() for cell in row[len(names) :]):
                 cure = "put tags with commas into quotation marks"
-                raise DataError(
-                    f"{table}, line {rows.line_num} has more cells than the header has names; {cure}"
-                )
+                said = f"line {rows.line_num} has more cells than the header has names"
+                raise DataError(f"table {path}, {said}; {cure}")
             cells = {name: cell for name, cell in zip_longest(names, row, fillvalue="") if name}
             if any(cell.strip() for cell in cells.values()):  # spreadsheets end in `;;;`
                 yield rows.line_num, cells
     except csv.Error as error:
-        raise DataError(f"{table}, line {rows.line_num}: {error}; mend the line") from error
+        raise DataError(f"table {path}, line {rows.line_num}: {error}; mend the line") from error
 
 
-def _json_rows(table: str, text: str) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the items of a JSON list."""
-    content = _loaded(text, table, "JSON lines end in .jsonl")
+    content = _loaded(text, f"table {path}", "JSON lines end in .jsonl")
     if not isinstance(content, list):
-        raise DataError(f"{table} is not a list of objects, one a picture; write [{{...}}, {{...}}]")
+        raise DataError(f"table {path} is not a list of objects, one a picture; write [{{...}}, {{...}}]")
     yield from enumerate(content, start=1)
 
 
-def _json_lines(table: str, text: str) -> Iterator[tuple[int, Any]]:
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Yield the values of a file with one on each line that is not empty."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, _loaded(line, f"{table}, line {number}", "mend it")
+            yield number, _loaded(line, f"table {path}, line {number}", "mend it")
 
 
 def _loaded(text: str, where: str, cure: str) -> Any:

@@ -185,8 +185,7 @@ def by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
 def settled(rows: Sequence[Tags], options: SourceOptions, known: Iterable[str] = ()) -> list[Tags]:
     """Return the tags of all rows of a data set with one spelling for each class, without background.
 
-    `known` are classes as they are where the user listed none. Raises `DataError` if some tags are other tags
-    joined by a separator that nobody named.
+    `known` are classes as they are where the user listed none.
     """
     counts = Counter(name for tags in rows if isinstance(tags, tuple) for name in tags)
     explicit = options.explicit or frozenset(map(plain, known))
