@@ -310,8 +310,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         for row in rows:
             if any(cell.strip() for cell in row[len(names) :]):
                 cure = "put tags with commas into quotation marks"
-                said = f"line {rows.line_num} has more cells than the header has names"
-                raise DataError(f"table {path}, {said}; {cure}")
+                more = f"line {rows.line_num} has more cells than the header has names"
+                raise DataError(f"table {path}, {more}; {cure}")
             cells = {name: cell for name, cell in zip_longest(names, row, fillvalue="") if name}
             if any(cell.strip() for cell in cells.values()):  # spreadsheets end in `;;;`
                 yield rows.line_num, cells
