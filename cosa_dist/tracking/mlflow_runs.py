@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ TAG_LENGTH = 8000
 NAME_LENGTH = 250
 PARENT_TAG = "mlflow.parentRunId"
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ def create_run(
     Values of `tags` and `params` (flattened settings) are cut to MLflow's limits. Raises StoreError if the
     experiment is deleted or the store refuses.
     """
+    from mlflow.entities import Param
+
     labels = dict(tags or {}) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
     with store_errors(uri):
-        from mlflow.entities import Param
-
         client = connect(uri)
         run = client.create_run(experiment_id(client, uri, experiment), run_name=run_name)
         run_id: str = run.info.run_id
@@ -111,12 +111,17 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def reopen_run(uri: str, run_id: str) -> bool:
-    """Mark a run as running again, before a restart continues it; see `finish_run`.
+def update_status(client: MlflowClient, run_id: str, status: Status) -> None:
+    """Set the status of a run; one that is RUNNING again keeps its earlier end time until the next one."""
+    if status == "RUNNING":
+        client.update_run(run_id, status=status)
+    else:
+        client.set_terminated(run_id, status=status)
 
-    MLflow keeps the earlier end time until the next one: it counts only beside another status than RUNNING.
-    """
-    return _set_status(uri, run_id, lambda client: client.update_run(run_id, status="RUNNING"))
+
+def reopen_run(uri: str, run_id: str) -> bool:
+    """Mark a run as running again, before a restart continues it; see `finish_run`."""
+    return finish_run(uri, run_id, "RUNNING")
 
 
 def finish_run(uri: str, run_id: str, status: Status) -> bool:
@@ -124,21 +129,13 @@ def finish_run(uri: str, run_id: str, status: Status) -> bool:
 
     A store that does not answer is a warning and no error: the run's outcome does not depend on it.
     """
-    return _set_status(uri, run_id, lambda client: client.set_terminated(run_id, status=status))
-
-
-def _set_status(uri: str, run_id: str, call: Callable[[MlflowClient], object]) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        call(connect(uri))
+        update_status(connect(uri), run_id, status)
     except (MlflowException, OSError) as error:
-        log.warning(
-            "tracking: run %s keeps its old status, %s does not take it: %s",
-            run_id,
-            without_password(uri),
-            first_line(error),
-        )
+        place, reason = without_password(uri), first_line(error)
+        log.warning("tracking: run %s keeps its old status, %s does not take it: %s", run_id, place, reason)
         return False
     return True
 

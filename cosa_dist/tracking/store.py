@@ -52,30 +52,23 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def prepare_store(
-    uri: str | None,
-    default_folder: Path,
-    *,
-    lock_seconds: float = 180.0,
-    reach_seconds: float = 3.0,
-) -> str:
+def prepare_store(uri: str | None, default_folder: Path, *, lock_seconds: float = 180.0) -> str:
     """Make the store ready for many processes and return its absolute URI.
 
     `uri` is an `http(s)://` server, a `sqlite:///` file (for relative ones see `absolute`), another database,
     or empty for `<default_folder>/mlflow.db`; locks of other databases lie in the folder too. Waits
-    `lock_seconds` for another process that prepares the same store and `reach_seconds` for a server. Raises
-    StoreError if the store cannot be reached, created or understood.
+    `lock_seconds` for another process that prepares the same store. Raises StoreError if the store cannot be
+    reached, created or understood.
     """
-    uri = check_store(uri, default_folder, reach_seconds)
-    scheme = urlsplit(uri).scheme
-    if scheme in SERVERS:
+    uri = check_store(uri, default_folder)
+    if urlsplit(uri).scheme in SERVERS:
         return uri
-    folder = sqlite_path(uri).parent if scheme == "sqlite" else Path(default_folder).resolve()
-    lock_file = folder / (sqlite_path(uri).name + ".lock" if scheme == "sqlite" else "mlflow.lock")
+    database = sqlite_path(uri) if uri.startswith(SQLITE) else Path(default_folder).resolve() / "mlflow"
+    lock_file = database.with_name(f"{database.name}.lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(lock_file), timeout=lock_seconds):
-            _create_or_upgrade(uri, artifact_location(uri) or str(folder / "artifacts"))
+            _create_or_upgrade(uri, artifact_location(uri) or str(database.parent / "artifacts"))
     except Timeout as error:
         raise StoreError(
             f"tracking store {without_password(uri)}: another process has held {lock_file} for "
@@ -88,14 +81,14 @@ def prepare_store(
     return uri
 
 
-def check_store(uri: str | None, default_folder: Path, reach_seconds: float = 3.0) -> str:
+def check_store(uri: str | None, default_folder: Path) -> str:
     """Return the absolute URI; of a server, only if it answers. Nothing is made.
 
     Raises StoreError for a kind of store or a path that is not supported, or a server that does not answer.
     """
     uri = resolve_uri(uri, default_folder)
     if urlsplit(uri).scheme in SERVERS:
-        check_server(uri, reach_seconds)
+        check_server(uri)
     return uri
 
 
@@ -111,14 +104,9 @@ def resolve_uri(uri: str | None, default_folder: Path) -> str:
         if not uri.startswith(SQLITE) or not name or name == MEMORY:
             raise StoreError(f"tracking URI {uri}: name a file, e.g. sqlite:///outputs/mlflow.db")
         return sqlite_uri(Path(absolute(name)))
-    if scheme in ("file", ""):
-        raise StoreError(
-            f"tracking URI {uri}: MLflow has given up plain folders as stores; use "
-            "sqlite:///<file>.db or the address of an MLflow server (http://...)"
-        )
-    raise StoreError(
-        f"tracking URI {uri}: unknown kind {scheme!r}; use sqlite:///<file>.db or http(s)://<server>"
-    )
+    plain = scheme in ("file", "")
+    reason = "MLflow has given up plain folders as stores" if plain else f"unknown kind {scheme!r}"
+    raise StoreError(f"tracking URI {uri}: {reason}; use sqlite:///<file>.db or http(s)://<server>")
 
 
 def sqlite_uri(path: Path) -> str:
@@ -151,23 +139,21 @@ def require_store(uri: str) -> None:
     if uri.startswith(SQLITE) and not sqlite_path(uri).is_file():
         raise StoreError(f"no tracking store at {sqlite_path(uri)}: nothing was trained yet")
     if urlsplit(uri).scheme in SERVERS:
-        check_server(uri, 3.0)
+        check_server(uri)
 
 
-def check_server(uri: str, seconds: float) -> None:
+def check_server(uri: str, seconds: float = 3.0) -> None:
     """Ask an MLflow server for its health; StoreError if it does not answer within `seconds` or refuses."""
     parts = urlsplit(uri)
     without_login = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        with urllib.request.urlopen(f"{without_login.rstrip('/')}/health", timeout=seconds):
-            return
+        urllib.request.urlopen(f"{without_login.rstrip('/')}/health", timeout=seconds).close()
     except urllib.error.HTTPError as error:
         # Any answer means that something listens; hosted servers know no /health or want a login
         # that MLflow sends and this question does not.
         if error.code >= 500:
-            raise StoreError(
-                f"tracking server {without_password(uri)} answers with error {error.code}"
-            ) from error
+            place = without_password(uri)
+            raise StoreError(f"tracking server {place} answers with error {error.code}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise StoreError(
@@ -256,11 +242,8 @@ def _set_journal(path: Path) -> None:
     kind = file_system(path)
     mode = "DELETE" if kind in NETWORK_FILE_SYSTEMS else "WAL"
     if mode == "DELETE":
-        log.warning(
-            "tracking store %s lies on %s: one writer at a time; for many runs use `mlflow server`",
-            path,
-            kind,
-        )
+        advice = "one writer at a time; for many runs use `mlflow server`"
+        log.warning("tracking store %s lies on %s: %s", path, kind, advice)
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute(f"PRAGMA journal_mode={mode}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa_dist.atomic import atomic_write
-from cosa_dist.tracking.mirror import ARTIFACTS_FILE, METRICS_FILE, TAGS_FILE, read_mapping, read_metrics
+from cosa_dist.tracking.mirror import ARTIFACTS_FILE, METRICS_FILE, TAGS_FILE, parse_lines, read_mapping
 from cosa_dist.tracking.mlflow_runs import Status
 from cosa_dist.tracking.store import without_password
 from cosa_dist.tracking.upload import Upload, UploadThread
@@ -45,12 +45,13 @@ class Tracker:
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / METRICS_FILE
+        self._file = self.path.open("ab", buffering=0)
         self._last_step: dict[str, int] = {}
-        for line in read_metrics(self.path) if self.path.exists() else ():
+        earlier = self.path.read_bytes()
+        for line in parse_lines(earlier.splitlines()):
             for key in line.metrics:
                 self._last_step[key] = max(line.step, self._last_step.get(key, line.step))
-        self._file = self.path.open("ab", buffering=0)
-        self._unwritten = b"\n" if _ends_inside_a_line(self.path) else b""
+        self._unwritten = b"" if not earlier or earlier.endswith(b"\n") else b"\n"
         self._refused = False
         self._open = True
         self._write()
@@ -95,7 +96,7 @@ class Tracker:
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record a table as `tables/<name>.json`, a list of rows; numbers that are not finite become null."""
-        finite = [{key: _finite_or_none(value) for key, value in row.items()} for row in rows]
+        finite = [{key: None if _not_finite(value) else value for key, value in row.items()} for row in rows]
         if self._open:
             atomic_write(self.folder / "tables" / f"{name}.json", json.dumps(finite, indent=1, default=str))
 
@@ -147,20 +148,13 @@ class NullTracker(Tracker):
         self._last_step = {}
 
 
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _portable(value: float) -> float | str:
+    """The number, or the word for one that JSON has none for."""
     number = float(value)
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else ("Infinity" if number > 0 else "-Infinity")
-
-
-def _ends_inside_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+    if math.isnan(number):
+        return "NaN"
+    return ("Infinity" if number > 0 else "-Infinity") if math.isinf(number) else number

@@ -14,10 +14,10 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cosa_dist.tracking.mirror import ARTIFACTS_FILE, METRICS_FILE, TAGS_FILE, parse_lines, read_mapping
-from cosa_dist.tracking.mlflow_runs import connect, entity_name, send, send_tags
+from cosa_dist.tracking.mlflow_runs import Status, connect, entity_name, send, send_tags, update_status
 from cosa_dist.tracking.store import first_line, store_errors
 
 if TYPE_CHECKING:
@@ -52,11 +52,9 @@ class Upload:
         send_tags(client, self.run_id, tags)
         self.tags |= tags
         failure = self._send_files(client)
-        if status == "RUNNING":
-            client.update_run(self.run_id, status=status)
-        elif status:
-            client.set_terminated(self.run_id, status=status)
-        self.tags["status"] = status or self.tags.get("status", "")
+        if status:
+            update_status(client, self.run_id, cast(Status, status))
+            self.tags["status"] = status
         if failure:
             raise failure
         return sent
