@@ -55,9 +55,11 @@ class Tracker:
         self._refused = False
         self._open = True
         self._write()
+        new = not earlier and not (self.folder / TAGS_FILE).exists()
         self.set_tags({"status": "RUNNING"})
         self._patience = patience
-        self.upload = UploadThread(Upload(self.folder, uri, run_id)) if uri and run_id else None
+        upload = Upload(self.folder, uri, run_id, "RUNNING" if new else "")
+        self.upload = UploadThread(upload) if uri and run_id else None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""

@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class Upload:
-    """How far a run folder has been sent."""
+    """How far a run folder has been sent; `status` is what the store has, if that is known."""
 
-    def __init__(self, folder: Path, uri: str, run_id: str) -> None:
+    def __init__(self, folder: Path, uri: str, run_id: str, status: str = "") -> None:
         self.folder, self.uri, self.run_id = folder, uri, run_id
-        self.tags: dict[str, str] = {}
         self.unwritten = b""
         """lines of metrics that the disk refuses"""
+        self._tags = {"status": status}
         self._offset = 0
         self._files: set[tuple[str, int]] = set()
 
@@ -47,14 +47,14 @@ class Upload:
         """
         client = connect(self.uri)
         sent = self._send_metrics(client)
-        tags = {k: v for k, v in read_mapping(self.folder / TAGS_FILE).items() if self.tags.get(k) != v}
+        tags = {k: v for k, v in read_mapping(self.folder / TAGS_FILE).items() if self._tags.get(k) != v}
         status = tags.pop("status", "")
         send_tags(client, self.run_id, tags)
-        self.tags |= tags
+        self._tags |= tags
         failure = self._send_files(client)
         if status:
             update_status(client, self.run_id, cast(Status, status))
-            self.tags["status"] = status
+            self._tags["status"] = status
         if failure:
             raise failure
         return sent
@@ -158,6 +158,5 @@ def replay(folder: Path, uri: str, run_id: str) -> int:
     """
     with store_errors(uri):
         connect(uri).get_run(run_id)
-        upload = Upload(folder, uri, run_id)
-        upload.tags["status"] = "RUNNING"  # that a run has not ended is not the folder's to say
-        return upload.send_missing()
+        # That a run has not ended is not the folder's to say: only an end is sent.
+        return Upload(folder, uri, run_id, "RUNNING").send_missing()

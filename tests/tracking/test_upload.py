@@ -124,13 +124,17 @@ def test_after_an_outage_the_thread_tries_again_by_itself(store, tmp_path):
 
 def test_what_did_not_arrive_is_reported_at_close_and_sent_by_the_next_session(store, tmp_path, caplog):
     store.away.set()
+    store.status = "FAILED by the driver"
     tracker = open_run(tmp_path, patience=0.3)
     log_steps(tracker, 0, 7)
     tracker.set_tags({"split": "val"})
     tracker.close("FAILED")
     assert "run r1 did not reach http://nowhere completely (away)" in caplog.text
-    assert (store.points, store.tags, store.status) == ([], {}, "")
+    assert (store.points, store.tags, store.status) == ([], {}, "FAILED by the driver")
     store.away.clear()
+    new = open_run(tmp_path / "new")
+    new.flush()  # RUNNING since it was created
+    assert store.status == "FAILED by the driver"
     again = open_run(tmp_path)
     again.flush()
     assert (store.points, store.tags, store.status) == (losses(0, 7), {"split": "val"}, "RUNNING")
