@@ -171,7 +171,8 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
     from cosa_dist.distributed.plan import node_resources
     from cosa_dist.distributed.prepare import check_inputs, check_places
     from cosa_dist.distributed.sweep.run import concurrent_trials, create_sweep, run_sweep, share_cpus
-    from cosa_dist.reports.sweep_page import print_trials, write_outcome
+    from cosa_dist.reports.leaderboard_views import print_cells
+    from cosa_dist.reports.sweep_page import trial_cells, write_outcome
 
     if not started:
         check_places(plan.config)
@@ -186,7 +187,7 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
         start.made = True
         logging.info("sweep %s: %s", plan.name, plan.folder)
         result = run_sweep(plan, resources)
-    print_trials(plan, result.trials)
+    print_cells(trial_cells(plan, result.trials))
     for path in write_outcome(plan, result):
         print(f"written {path}")
     if plan.ablation:

@@ -50,16 +50,6 @@ ROW = TypeAdapter(AblationRow)
 ROWS_FILE = "ablation.jsonl"
 
 
-def ablation_rows(plan: SweepPlan, trials: Sequence[Trial]) -> list[AblationRow]:
-    """The rows of an ablation's finished trials, in the order of its combinations."""
-    return [
-        _row(plan, combination, trial)
-        for combination in plan.ablation
-        for trial in trials
-        if trial.status == "finished" and trial.options | {"seed": 0} == combination.options | {"seed": 0}
-    ]
-
-
 def _row(plan: SweepPlan, combination: Combination, trial: Trial) -> AblationRow:
     """A trial's row, from the report of its better network.
 
@@ -91,7 +81,12 @@ def _row(plan: SweepPlan, combination: Combination, trial: Trial) -> AblationRow
 
 def write_ablation(plan: SweepPlan, result: SweepResult, context_class: str = "") -> tuple[Path, str]:
     """Write the rows of an ablation's finished trials into the sweep's folder; return path and table."""
-    rows = ablation_rows(plan, result.trials)
+    rows = [
+        _row(plan, combination, trial)
+        for combination in plan.ablation
+        for trial in result.trials
+        if trial.status == "finished" and trial.options | {"seed": 0} == combination.options | {"seed": 0}
+    ]
     path = result.folder / ROWS_FILE
     atomic_write(path, rows_to_text(rows))
     parts = dict.fromkeys(part for combination in plan.ablation for part in combination.parts)

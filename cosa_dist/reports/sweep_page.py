@@ -17,7 +17,7 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.distributed.sweep.plan import SweepPlan
 from cosa_dist.distributed.sweep.run import SweepResult
 from cosa_dist.distributed.sweep.trial import Trial
-from cosa_dist.reports.leaderboard_views import Cells, duration, print_cells
+from cosa_dist.reports.leaderboard_views import Cells, duration
 from cosa_dist.reports.page import render_page
 
 if TYPE_CHECKING:
@@ -48,11 +48,6 @@ def trial_cells(plan: SweepPlan, trials: Sequence[Trial]) -> Cells:
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def print_trials(plan: SweepPlan, trials: Sequence[Trial]) -> None:
-    """Print the table of trials."""
-    print_cells(trial_cells(plan, trials))
 
 
 def write_outcome(plan: SweepPlan, result: SweepResult) -> list[Path]:

@@ -50,7 +50,6 @@ log = logging.getLogger(__name__)
 class RunDetails:
     """What a page shows of one run beside its line; empty where a run does not have it."""
 
-    run_id: str
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """(step, value) by metric, from `train/` and `val/`"""
     iou: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -167,16 +166,18 @@ def read_details(uri: str, run_id: str, pictures: int = 6) -> RunDetails:
     with store_errors(uri):
         client = connect(uri)
         run = client.get_run(run_id)
-        curves = {
-            key: _curve(client, run_id, key) for key in run.data.metrics if key.startswith(CURVE_PREFIXES)
-        }
+        keys = [key for key in run.data.metrics if key.startswith(CURVE_PREFIXES)]
+        curves = {key: _curve(client, run_id, key) for key in keys}
     try:
-        iou, images = _files(client, run_id, pictures)
+        with tempfile.TemporaryDirectory() as folder:
+            reports, drawn = _fetch(client, run_id, pictures, folder)
+            read = [EvalReport.from_json(path.read_text(encoding="utf-8")) for path in reports]
+            iou = {report.network: _iou(report) for report in read}
+            return RunDetails(curves, iou, {path.stem: path.read_bytes() for path in drawn})
     except (MlflowException, ValueError, KeyError, OSError) as error:
         name = run.info.run_name or run_id
         log.warning("run %s: its reports and pictures are left out: %s", name, first_line(error))
-        iou, images = {}, {}
-    return RunDetails(run_id, curves, iou, images)
+        return RunDetails(curves)
 
 
 def _curve(client: MlflowClient, run_id: str, key: str) -> tuple[tuple[int, float], ...]:
@@ -185,28 +186,16 @@ def _curve(client: MlflowClient, run_id: str, key: str) -> tuple[tuple[int, floa
     return tuple({point.step: point.value for point in points}.items())
 
 
-def _files(
-    client: MlflowClient, run_id: str, pictures: int
-) -> tuple[dict[str, dict[str, float | None]], dict[str, bytes]]:
-    """IoU by network and the first pictures, out of a run's files."""
+def _fetch(client: MlflowClient, run_id: str, pictures: int, folder: str) -> list[list[Path]]:
+    """Download a run's reports and its first pictures."""
     names = [entry.path for entry in client.list_artifacts(run_id)]
+    reports = [name for name in names if PurePosixPath(name).match("report_*.json")]
     drawn = [entry.path for entry in client.list_artifacts(run_id, PICTURES)] if PICTURES in names else []
-    with tempfile.TemporaryDirectory() as folder:
+    shown = [name for name in drawn if name.endswith(".png")][:pictures]
+    return [
+        [Path(client.download_artifacts(run_id, name, folder)) for name in part] for part in (reports, shown)
+    ]
 
-        def fetch(name: str) -> bytes:
-            return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
-        reports = [
-            EvalReport.from_json(fetch(name).decode())
-            for name in names
-            if PurePosixPath(name).match("report_*.json")
-        ]
-        shown = [name for name in drawn if name.endswith(".png")][:pictures]
-        images = {PurePosixPath(name).stem: fetch(name) for name in shown}
-    iou = {
-        report.network: dict(
-            zip(("background", *report.class_names), report.scores["unfiltered"].iou, strict=True)
-        )
-        for report in reports
-    }
-    return iou, images
+def _iou(report: EvalReport) -> dict[str, float | None]:
+    return dict(zip(("background", *report.class_names), report.scores["unfiltered"].iou, strict=True))
