@@ -178,14 +178,9 @@ def _read_published() -> tuple[Row, ...]:
     with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             dataset, split = line["benchmark"].split(" ")
-            values: dict[str, Any] = line | {
-                "dataset": dataset,
-                "split": split,
-                "miou": float(line["miou"]),
-                "year": int(line["year"]),
-                "verified": line["verified"] == "True",
-            }
-            rows.append(Row(status="published", **values))
+            values: dict[str, Any] = line | {"dataset": dataset, "split": split, "status": "published"}
+            values |= {"miou": float(line["miou"]), "year": int(line["year"])}
+            rows.append(Row(**values | {"verified": line["verified"] == "True"}))
     return tuple(rows)
 
 
@@ -217,14 +212,10 @@ def leaderboard(
         replace(table, rows=_ranked(kept))
         for table in tables
         if (kept := [row for row in table.rows if backbone.casefold() in row.backbone.casefold()])
-        and dataset.casefold() in ("", *(name.casefold() for name in _dataset_names(table)))
+        and dataset.casefold() in ("", table.dataset.casefold(), *(r.dataset.casefold() for r in table.rows))
         and protocol in ("", table.protocol, table.protocol.split(" ")[0])
     ]
     return sorted(_told_apart(shown), key=_order)
-
-
-def _dataset_names(table: Table) -> set[str]:
-    return {table.dataset, *(row.dataset for row in table.rows)}
 
 
 def _images(row: Row) -> tuple[str, str]:
@@ -236,11 +227,11 @@ def _images(row: Row) -> tuple[str, str]:
 def _tables(rows: Sequence[Row]) -> list[Table]:
     """Tables of runs on the same images, by protocol and evaluation."""
     first = rows[0]
-    dataset, split = (
-        first.benchmark.split(" ")
-        if first.benchmark
-        else (" / ".join(sorted({getattr(row, part) for row in rows})) for part in ("dataset", "split"))
-    )
+    dataset, _, split = first.benchmark.partition(" ")
+    if not first.benchmark:
+        dataset, split = (
+            " / ".join(sorted({getattr(row, part) for row in rows})) for part in ("dataset", "split")
+        )
     facts = f"{first.images:,} images" if first.images is not None and first.image_set else NOT_RECORDED
     return [
         Table(dataset, split, protocol, tuple(group), evaluation, facts)

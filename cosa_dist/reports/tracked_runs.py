@@ -192,9 +192,8 @@ def _fetch(client: MlflowClient, run_id: str, pictures: int, folder: str) -> lis
     reports = [name for name in names if PurePosixPath(name).match("report_*.json")]
     drawn = [entry.path for entry in client.list_artifacts(run_id, PICTURES)] if PICTURES in names else []
     shown = [name for name in drawn if name.endswith(".png")][:pictures]
-    return [
-        [Path(client.download_artifacts(run_id, name, folder)) for name in part] for part in (reports, shown)
-    ]
+    wanted = (reports, shown)
+    return [[Path(client.download_artifacts(run_id, name, folder)) for name in part] for part in wanted]
 
 
 def _iou(report: EvalReport) -> dict[str, float | None]:
