@@ -10,7 +10,7 @@ and are used from the next step on, so that no micro-batch has to be kept until 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -41,9 +41,6 @@ from cosa_dist.training.optimizer import (
 )
 from cosa_dist.training.state import TrainState
 
-TermsOf = Callable[[int], LossTerms]
-"""Loss terms of the micro-batch of this number; `total` is what is differentiated."""
-
 
 def training_step(
     state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
@@ -62,17 +59,14 @@ def training_step(
     set_learning_rate(
         state.optimizer, learning_rate_factor(state.step, config.training.steps, config.optimizer)
     )
-    if segmenter:
-        terms_of = supervised_terms(state, network, batches)
-    else:
-        terms_of = cosa_terms(state, network, batches, accelerator)
-
+    losses = supervised_losses if segmenter else cosa_losses
+    terms_of_batches = losses(state, network, batches, accelerator)
     state.optimizer.zero_grad(set_to_none=True)
     means: LossTerms = {}
     for index in range(len(batches)):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(network):
-            terms = terms_of(index)
+            terms = next(terms_of_batches)
             with part("backward"):
                 accelerator.backward(terms["total"] / len(batches))
         for name, value in terms.items():
@@ -88,23 +82,20 @@ def training_step(
     return means
 
 
-def cosa_terms(
+def cosa_losses(
     state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
-) -> TermsOf:
-    """The method's losses: pseudo-labels and pixel counts of all micro-batches, then terms of each."""
+) -> Iterator[LossTerms]:
+    """The method's loss terms of each micro-batch; the first waits for the pseudo-labels of all."""
     if not state.co_training:
-        return lambda index: classification_terms(
-            _forward(network, batches[index], segment=False), batches[index].labels
-        )
+        for batch in batches:
+            yield classification_terms(_forward(network, batch, segment=False), batch.labels)
+        return
     assignments = [assign(state, batch, accelerator) for batch in batches]
     normalizers = global_normalizers(assignments)
     learn_thresholds(state, assignments)
-
-    def terms_of(index: int) -> LossTerms:
-        output = _forward(network, batches[index], segment=True)
-        return co_training_terms(output, batches[index], assignments[index], normalizers, state.config.losses)
-
-    return terms_of
+    for batch, assignment in zip(batches, assignments, strict=True):
+        output = _forward(network, batch, segment=True)
+        yield co_training_terms(output, batch, assignment, normalizers, state.config.losses)
 
 
 def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignment:
@@ -154,17 +145,15 @@ def _forward(network: nn.Module, batch: Batch, **options: bool) -> Any:
     return network(normalise(batch.strong), **options)
 
 
-def supervised_terms(state: TrainState, network: nn.Module, batches: Sequence[Batch]) -> TermsOf:
-    """The second stage's loss, cross-entropy with masks, as `masks` and as `total`."""
+def supervised_losses(
+    state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
+) -> Iterator[LossTerms]:
+    """The second stage's loss of each micro-batch, cross-entropy with masks, as `masks` and as `total`."""
     weights = [pixel_weights(batch, state.config.segmenter.weigh) for batch in batches]
     # Gradients are means over ranks and micro-batches, so each loss is divided by the mean weight of those.
     counted = sum_over_ranks(torch.stack([weight.sum() for weight in weights]).sum())
     divide_by = counted / (len(batches) * world_size())
-
-    def terms_of(index: int) -> LossTerms:
-        masks = cast(Tensor, batches[index].masks)
-        output = _forward(network, batches[index])
-        loss = mask_loss(output.segmentation, masks, weights[index], divide_by)
-        return {"masks": loss, "total": loss}
-
-    return terms_of
+    for batch, weight in zip(batches, weights, strict=True):
+        output = _forward(network, batch)
+        loss = mask_loss(output.segmentation, cast(Tensor, batch.masks), weight, divide_by)
+        yield {"masks": loss, "total": loss}
