@@ -1,9 +1,8 @@
 """Confusion matrices and the scores read from them; average precision of the image classifier.
 
-A segmentation is judged from one `[K, K]` table of pixel counts: row = true class, column = predicted class.
-Tables of images, batches and ranks are added, so predictions are never kept. Scores are fractions in float64;
-a score that has no pixel to stand on is NaN, not 0, and so are the scores of truth that is all background,
-where finding nothing would be perfect.
+A segmentation is judged from one `[K, K]` table of pixel counts, row = true class, column = predicted class;
+tables of images and ranks are added. Scores are fractions in float64; a score that has no pixel to stand on
+is NaN, and so are those of truth that is all background, where finding nothing would be perfect.
 """
 
 from __future__ import annotations
@@ -77,8 +76,8 @@ def per_cent(fraction: float | Tensor) -> float | None:
 def image_average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """Average precision over the classes for each image that has a label (released code), `[M <= N]` float64.
 
-    Scores and multi-hot labels are `[N, C]`. The area under the precision-recall steps,
-    `sum_n (recall_n - recall_{n-1}) precision_n`, in which equal scores form one step.
+    Scores and multi-hot labels are `[N, C]`. It is `sum_n (recall_n - recall_{n-1}) precision_n` over the
+    steps of the precision-recall curve, of which equal scores form one.
     """
     labelled = (labels > 0.5).any(dim=1)
     return _average_precision(scores[labelled], labels[labelled])

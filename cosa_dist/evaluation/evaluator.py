@@ -2,13 +2,12 @@
 
 Each image is resized to a square, passed through every network at several scales and mirrored, and the maps
 are brought to the mask's own size before they are counted (released code). Any number of ranks may share the
-work as long as each image goes to one rank; the counts are summed, so all ranks return the same reports, and
-the same as a single process would.
+images; the counts are summed, so all ranks return the reports that a single process would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -103,10 +102,14 @@ class Evaluator:
         with evaluation_mode(networks.values()), torch.inference_mode():
             for samples in parts:
                 with together(device):
-                    with_mask = _with_mask(samples, tallies.values())
-                    while batch := list(islice(with_mask, self.config.batch_size)):
-                        self._count(networks, tallies, batch)
-                        done += len(batch)
+                    coming = iter(samples)
+                    while batch := list(islice(coming, self.config.batch_size)):
+                        with_mask = [sample for sample in batch if sample.mask is not None]
+                        for tally in tallies.values():
+                            tally.skipped += len(batch) - len(with_mask)
+                        if with_mask:
+                            self._count(networks, tallies, with_mask)
+                        done += len(with_mask)
                         self.progress(done)
                 found = {name: tally.report(name, self.masks_needed) for name, tally in tallies.items()}
                 reports.append({name: replace(one, settings=self._settings()) for name, one in found.items()})
@@ -175,16 +178,6 @@ def evaluation_mode(networks: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def _with_mask(samples: Iterable[EvalSample], tallies: Collection[Tally]) -> Iterator[EvalSample]:
-    """The samples that have a mask; the others are noted in every tally."""
-    for sample in samples:
-        if sample.mask is None:
-            for tally in tallies:
-                tally.skipped += 1
-        else:
-            yield sample
-
-
 def _check_sample(sample: EvalSample, classes: int) -> None:
     for name, plane in (("mask", sample.mask), ("context", sample.context)):
         if plane is not None and plane.shape != sample.image.shape[-2:]:
@@ -208,11 +201,7 @@ class ControlResult(NamedTuple):
 
 
 def choose_background(report: EvalReport) -> tuple[float, float]:
-    """The (lowest) background threshold of the best CAM mIoU under `predicted_labels` (ours), and that mIoU.
-
-    Raises:
-        ValueError: the report has no grid.
-    """
+    """The (lowest) threshold of the best CAM mIoU under `predicted_labels` (ours), and that mIoU."""
     scored = [(miou, -t) for t, miou in report.cam_miou_by_background.items() if miou is not None]
     if not scored:
         raise ValueError(
@@ -233,9 +222,6 @@ def classification_control(
     background threshold that is best on the **training** images, then applied unchanged to the validation
     images. What the whole method adds is the distance of its `unfiltered` mIoU to this. Both are this rank's
     part, with masks; the result is the same on every rank.
-
-    Raises:
-        ValueError: as `Evaluator.evaluate`, or no class occurs in the masks.
     """
     plain = replace(evaluator, config=with_crf(evaluator.config, None), masks_needed=True)
 
@@ -330,11 +316,7 @@ class Tally:
         self._by_background += counts.reshape(self._by_background.shape)
 
     def report(self, network: str, masks_needed: bool = True) -> EvalReport:
-        """Sum the counts over the ranks and read the scores from them; every rank must call this.
-
-        Raises:
-            ValueError: no rank counted an image and `masks_needed`, or one was counted more than once.
-        """
+        """Sum the counts over the ranks and read the scores from them; every rank must call this."""
         rows, keys = self._rows_of_all_ranks(network)
         if not keys and masks_needed:
             raise ValueError(

@@ -1,37 +1,28 @@
 """Which images were evaluated: a digest of classes, image ids and true masks, and the field's sets by name.
 
-Scores may stand in one ranking only if they are of the same classes on the same images, whatever the data set
-is called. Masks are in the digest by the number of pixels of each class: the same images with other masks (a
-border that is ignored or not) give other scores.
+Scores may stand in one ranking only if they are of the same classes on the same images. Masks are in the
+digest by the number of pixels of each class: other masks (a border that is ignored or not) give other scores.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cosa_dist.data.catalog import COCO, VOC, DatasetInfo
 
 KEY_BYTES = 8
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A set of images that published results are of."""
+class Benchmark(NamedTuple):
+    """A set of images that published results are of, known by all ids or by their number and some of them."""
 
     name: str  # data set and split, e.g. `VOC val`
-    info: DatasetInfo  # its data set, whose classes must be evaluated
+    info: DatasetInfo  # whose classes must be evaluated
     images: int  # number of its images
-    ids_digest: str = ""  # `ids_digest` of its ids; empty where only `members` is known
+    ids_digest: str = ""  # `ids_digest` of its ids, if all are known
     members: tuple[str, ...] = ()  # ids that must be among the evaluated ones
-
-    def holds(self, class_names: Sequence[str], keys: Collection[int]) -> bool:
-        """Whether these classes and images are the benchmark's."""
-        if sorted(class_names) != sorted(self.info.class_names) or len(keys) != self.images:
-            return False
-        known = self.ids_digest in ("", ids_digest(keys))
-        return known and {image_key(member) for member in self.members} <= set(keys)
 
 
 def image_key(image_id: str) -> int:
@@ -60,7 +51,12 @@ def image_set(class_names: Sequence[str], keys: Collection[int], pixels: Sequenc
 
 def benchmark_of(class_names: Sequence[str], keys: Collection[int]) -> str:
     """Name of the benchmark that these classes and images are, empty if none."""
-    return next((known.name for known in BENCHMARKS if known.holds(class_names, keys)), "")
+    for known in BENCHMARKS:
+        if sorted(class_names) == sorted(known.info.class_names) and len(keys) == known.images:
+            members = {image_key(member) for member in known.members}
+            if known.ids_digest in ("", ids_digest(keys)) and members <= set(keys):
+                return known.name
+    return ""
 
 
 # COCO lists its val ids in rising order; its 5,000 image part, used while training, is their beginning.

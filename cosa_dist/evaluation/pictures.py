@@ -1,9 +1,7 @@
 """Pictures of what a run has learned: image, both CAMs, pseudo-labels, their weights, prediction and truth.
 
-One PNG per image, made without a display. The CAMs show the strongest activation over the image's labels; CAM
-pseudo-label (CPL), segmentation pseudo-label (SPL) and weights are those the assignment network gives the
-image; the prediction is `unfiltered`. Classes come in the data set's colours, with a legend of those that
-occur.
+One PNG per image, made without a display. CAMs show the strongest activation over the image's labels; classes
+come in the data set's colours, with a legend of those that occur.
 """
 
 from __future__ import annotations

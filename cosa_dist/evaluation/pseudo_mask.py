@@ -1,12 +1,8 @@
 """Pseudo-masks: a trained CoSA's predictions, turned into classes to train a segmenter on, and their quality.
 
-The images are training images, so their tags may be used: only tagged classes (and background) are given out.
-A source says where classes come from, a refinement moves their borders to those of the image, and what
-remains uncertain is left out (255). The combination is ours; the parts are the field's.
-
-The mIoU leaves ignored pixels out, so masks that ignore what is hard look better than what can be learned
-from them. Three more figures say what was left out: the mIoU with ignored pixels counted as missed, the
-fraction of each class that is ignored, and each class's share of the labelled pixels beside its true one.
+The images are training images, so only tagged classes (and background) are given out. A source says where
+classes come from, a refinement moves their borders to those of the image, and what remains uncertain is
+ignored (255). The combination is ours; the parts are the field's.
 """
 
 from __future__ import annotations
@@ -40,12 +36,7 @@ class PseudoMask:
 
 
 def pseudo_mask(
-    output: MultiScaleOutput,
-    index: int,
-    image: Tensor,
-    labels: Tensor,
-    config: PseudoMaskConfig,
-    passes: int,
+    output: MultiScaleOutput, index: int, image: Tensor, labels: Tensor, config: PseudoMaskConfig, passes: int
 ) -> PseudoMask:
     """Label image `index` of a batch, `[3, H, W]` uint8 at its own size, by its tags `[C]` (multi-hot).
 

@@ -1,8 +1,7 @@
-"""What an evaluation found: one frozen `EvalReport` per network.
+"""What an evaluation found: one frozen `EvalReport` per network, as metrics, JSON and tables.
 
 All scores are per cent. A score without anything to stand on (a class in neither truth nor prediction, a data
-set without context masks) is None. Reports become MLflow metrics, rows of a per-class table, JSON and a table
-for the terminal.
+set without context masks) is None.
 """
 
 from __future__ import annotations
@@ -120,11 +119,7 @@ class EvalReport:
 
 
 def read_reports(folder: Path) -> dict[str, EvalReport]:
-    """The final reports that a run left in its folder, by network, the trained network's first.
-
-    Raises:
-        ValueError: a file is no report.
-    """
+    """The final reports that a run left in its folder, by network, the trained network's first."""
     reports = {}
     for path in sorted(folder.glob("report_*.json"), reverse=True):
         try:

@@ -1,11 +1,10 @@
 """Dense CRF: mean-field refinement of class probabilities by the image they belong to.
 
-Every pixel is joined to every other by two Gaussian kernels, one of position and one of position and colour,
-and pays for each neighbour of another class (Potts). Mean-field inference repeats `Q = softmax(log p + sum_m
-w_m K_m Q)` with kernels normalised symmetrically, `K = D^-1/2 G D^-1/2` where `D = G 1` (Krähenbühl and
-Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011); `G` is the
-permutohedral lattice's filter. The lattice of positions is shared by all images of a size, that of positions
-and colours is built once per image; both serve all classes, iterations and predictions.
+Every pixel is joined to every other by a Gaussian kernel of position and one of position and colour, and pays
+for each neighbour of another class (Potts). Mean-field inference repeats `Q = softmax(log p + sum_m w_m K_m
+Q)` with kernels normalised symmetrically, `K = D^-1/2 G D^-1/2` where `D = G 1` (Krähenbühl and Koltun,
+"Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011); `G` is the permutohedral
+lattice's filter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gaussian filtering of values at scattered points on the permutohedral lattice.
+"""Gaussian and bilateral filtering on the permutohedral lattice.
 
 Splat the values onto the vertices around each point, blur along the d + 1 lattice axes with (1/2, 1, 1/2),
 slice back with the same weights and the factor 1 / (1 + 2^-d) (Adams, Baek and Davis, "Fast High-Dimensional
@@ -7,13 +7,11 @@ Filtering Using the Permutohedral Lattice", 2010, in the form of the released co
 Gaussians, a gain that the loss weights of the method take into account. Divide by the filtered constant 1
 where a mean is wanted.
 
-The lattice lives in the hyperplane of d + 1 coordinates that sum to zero. Its vertices have integer
-coordinates that all leave the same remainder modulo d + 1, and every simplex has exactly one vertex of each
-remainder, so a point is described by the nearest vertex of remainder 0 and the order of its offsets from
-there. Vertices are found by sorting integer keys, one lattice for a whole batch, and each pass is a weighted
-sum of gathered rows (`embedding_bag`): no loop over points, no compiled extension and no atomic addition, so
-the result is the same on every call, on GPUs too. Tensors of coordinates are `[d + 1, P]`, which keeps every
-pass contiguous.
+The lattice lives in the hyperplane of d + 1 coordinates that sum to zero; a vertex has integer coordinates of
+one remainder modulo d + 1, and every simplex one vertex of each remainder. Vertices are found by sorting
+integer keys, and each pass is a weighted sum of gathered rows (`embedding_bag`): no loop over points, no
+compiled extension and no atomic addition, so the result is the same on every call, on GPUs too. Coordinates
+are `[d + 1, P]`.
 """
 
 from __future__ import annotations
@@ -226,8 +224,6 @@ def _neighbours(keys: Tensor, strides: list[int]) -> Tensor:
 
 def position_features(height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
     """Pixel positions (x, y) in units of `sigma_xy`, `[height * width, 2]` float32, row by row."""
-    if not sigma_xy > 0:
-        raise ValueError(f"sigma_xy must be positive, not {sigma_xy}")
     rows = torch.arange(height, device=device, dtype=torch.float32)
     columns = torch.arange(width, device=device, dtype=torch.float32)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -238,8 +234,6 @@ def bilateral_features(images: Tensor, sigma_rgb: float, sigma_xy: float) -> Ten
     """Features (x, y, red, green, blue) of `[B, 3, H, W]` colours in 0..255, `[B, H * W, 5]` float32."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
-    if not sigma_rgb > 0:
-        raise ValueError(f"sigma_rgb must be positive, not {sigma_rgb}")
     height, width = images.shape[2:]
     position = position_features(height, width, sigma_xy, images.device)
     colour = images.detach().float().flatten(2).transpose(1, 2) / sigma_rgb

@@ -1,9 +1,9 @@
 """Pixel-adaptive refinement (PAR): maps follow the edges of the image they belong to.
 
-Each pixel becomes, ten times over, a weighted sum of 48 neighbours: eight directions at six distances. A
-neighbour weighs by its likeness in colour, measured in units of the colours' local spread, and a little by
-its nearness (Ru et al., "Learning Affinity from Attention", 2022; also used by ToCo). The weights depend on
-the image alone, so they are computed once for all maps and iterations.
+Each pixel becomes, ten times over, a weighted sum of 48 neighbours, in eight directions at six distances,
+which weigh by their likeness in colour, in units of the colours' local spread, and a little by their nearness
+(Ru et al., "Learning Affinity from Attention", 2022; also used by ToCo). The weights depend on the image
+alone.
 """
 
 from __future__ import annotations

@@ -79,12 +79,7 @@ def use_group_norm(module: nn.Module) -> None:
 
 
 def build_segmenter(model: ModelConfig, config: SegmenterConfig, classes: int, seed: int) -> Segmenter:
-    """Create the network for `classes` foreground classes; random parts depend on `seed` alone.
-
-    Raises:
-        ValueError: an architecture or weights that do not fit.
-        FileNotFoundError: a weight file that is not there.
-    """
+    """Create the network for `classes` foreground classes; random parts depend on `seed` alone."""
     channels, norm = config.decoder_channels, config.decoder_norm
     return build_on_backbone(model, seed, lambda backbone: Segmenter(backbone, classes, channels, norm))
 

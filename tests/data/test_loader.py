@@ -1,5 +1,6 @@
 """Loaders in both reading modes, here and over HTTP: right views, exact resumes, each image once."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -129,7 +130,12 @@ def test_a_mapped_step_is_the_same_for_any_number_of_workers(
 @pytest.mark.parametrize("reading", ["mapped", "streaming"])
 def test_spawned_workers_give_the_same(make_shards: Maker, reading: str) -> None:
     split = open_reading(DataConfig(shards=str(make_shards(5)), reading=reading), "train")
-    spawned = loader(split, stop_step=2, num_workers=1, multiprocessing_context="spawn")
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        spawned = list(loader(split, stop_step=2, num_workers=1))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
     for left, right in zip(spawned, loader(split, stop_step=2), strict=True):
         assert_same(left, right)
 
@@ -191,10 +197,10 @@ def test_a_damaged_image_is_named_in_one_line(
     monkeypatch.setattr(samples, "decode_image", refuse)
     words = r"^record 'drawn_00\d' of split 'train' in .*: image cannot be decoded: [^\n]*$"
     with pytest.raises(RecordError, match=words) as caught:
-        list(loader(split, num_workers=num_workers, multiprocessing_context="fork"))
+        list(loader(split, num_workers=num_workers))
     assert "\n" not in str(caught.value)
     with pytest.raises(RecordError, match=words):
-        list(EvaluationLoader(split, num_workers=num_workers, multiprocessing_context="fork"))
+        list(EvaluationLoader(split, num_workers=num_workers))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

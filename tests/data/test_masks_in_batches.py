@@ -12,7 +12,7 @@ from PIL import Image
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.reading.loader import TrainingLoader
-from cosa_dist.data.reading.samples import PlacedRecord, training_batch
+from cosa_dist.data.reading.samples import PlacedRecord, ViewSettings, training_batch
 from cosa_dist.data.reading.streaming import open_stream
 from cosa_dist.data.reading.views import draw_view
 from cosa_dist.data.shards.split import Record, open_split
@@ -43,7 +43,7 @@ def record(**changes) -> Record:
 
 def batch(records, masks=True):
     placed = [PlacedRecord(position, 0, each) for position, each in enumerate(records)]
-    return training_batch(placed, source="here", crop_size=40, scale_range=(1.0, 1.0), seed=0, masks=masks)
+    return training_batch(placed, ViewSettings(0, 40, (1.0, 1.0), masks), "here")
 
 
 def test_masks_have_the_geometry_of_the_views_and_255_outside():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 from cosa_dist.data.reading.loader import TrainingLoader
@@ -80,20 +80,18 @@ def test_rows_are_a_stream_of_datasets_that_opens_one_shard_ahead(
         return whole(self, number)
 
     monkeypatch.setattr(Split, "open_shard", counting)
-    rows = split.evaluation_rows(0, 8, 1)
-    assert isinstance(rows, IterableDataset)
-    assert rows.num_shards == 1
-    for place, _ in enumerate(rows):
+    (part,) = split.evaluation_parts(0, 8, 1)
+    for place, _ in enumerate(part()):
         assert len(opened) <= place // 2 + 2
     assert sorted(opened) == [0, 1, 2, 3]
 
 
 def test_training_rows_have_no_masks(make_shards: Maker) -> None:
     split = open_stream(make_shards(4, context=True), "train")
-    row = next(iter(split.evaluation_rows(0, 4, 1)))
+    row = next(split.evaluation_parts(0, 4, 1)[0]())
     assert {"mask", "context"} <= set(row)
     order = StreamOrder(split.shard_counts, 0, 4, 2, 1, 1, 1)
-    assert set(next(iter(split.training_rows(order, 0, 0, 1)))) == {
+    assert set(next(split.training_parts(order, 0, 0, 1)[0]())) == {
         "position",
         "epoch",
         "id",

@@ -15,14 +15,20 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from datasets import IterableDataset as RowStream
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from cosa_dist.config.schema import DataConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.reading.order import StreamOrder, micro_batch, sample_at, step_positions
-from cosa_dist.data.reading.samples import Batch, EvalSample, PlacedRecord, evaluation_sample, training_batch
-from cosa_dist.data.reading.streaming import StreamingSplit, open_stream
+from cosa_dist.data.reading.samples import (
+    Batch,
+    EvalSample,
+    PlacedRecord,
+    ViewSettings,
+    evaluation_sample,
+    training_batch,
+)
+from cosa_dist.data.reading.streaming import Part, StreamingSplit, open_stream
 from cosa_dist.data.shards.description import Split, describe_split
 from cosa_dist.data.shards.remote import is_remote
 from cosa_dist.data.shards.split import MappedSplit, open_split, record_of
@@ -31,11 +37,7 @@ MakeBatch = Callable[[Iterable[PlacedRecord]], Batch]
 
 
 def open_reading(data: DataConfig, split: str) -> Split:
-    """Open a split in the configured way; a `mapped` one with a cache is fetched now.
-
-    Raises:
-        DataError: there is no such split, or it cannot be read this way.
-    """
+    """Open a split in the configured way; a `mapped` one with a cache is fetched now."""
     opening = open_stream if data.reading == "streaming" else open_split
     return opening(data.shards, split, data.cache)
 
@@ -64,26 +66,22 @@ class MapDataset(Dataset[Any]):
 
 
 class StreamDataset(IterableDataset[Any]):
-    """Items made of a stream of rows, of which each process takes its own part; errors travel likewise."""
+    """Items made of streamed rows, of which each process takes the part of its number; errors likewise."""
 
-    def __init__(self, rows: RowStream, make: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
-        self.rows = rows
+    def __init__(self, parts: Sequence[Part], make: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+        self.parts = parts
         self.make = make
 
     def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
         try:
-            yield from self.make(iter(self.rows))
+            yield from self.make(self.parts[worker.id if worker else 0]())
         except DataError as error:
             yield error
 
 
 def iterate(
-    dataset: MapDataset | StreamDataset,
-    keys: Iterable[Any],
-    *,
-    num_workers: int,
-    pin_memory: bool = False,
-    multiprocessing_context: str | None = None,
+    dataset: MapDataset | StreamDataset, keys: Iterable[Any], num_workers: int, pin_memory: bool = False
 ) -> Iterator[Any]:
     """Yield the items of a map's keys, or all of a stream; raise the first error that a process met."""
     loader: DataLoader[Any] = DataLoader(
@@ -92,7 +90,6 @@ def iterate(
         sampler=keys if isinstance(dataset, MapDataset) else None,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        multiprocessing_context=multiprocessing_context if num_workers else None,
         # A generator of its own: torch's loader would otherwise draw from the run's random numbers.
         generator=torch.Generator(),
     )
@@ -107,13 +104,10 @@ class TrainingLoader:
 
     Sizes and seed are those of the configuration; a micro-batch of 0 is the rank's whole part of the global
     batch. The steps run from `start_step`, the next one of a resumed run, to `stop_step` - 1. `num_workers`
-    processes decode (0: this one), started by torch's `multiprocessing_context`. Each reader of a streaming
-    split shuffles `shuffle_window` rows at a time. Without `masks`, they are not read.
+    processes decode (0: this one). Each reader of a streaming split shuffles `shuffle_window` rows at a time.
 
-    Raises:
-        ConfigError: the batch cannot be shared evenly.
-        DataError: while iterating, for a shard that cannot be read.
-        RecordError: while iterating, for a record that cannot be decoded; it names the record.
+    A batch that cannot be shared evenly is a ConfigError; while iterating, a shard that cannot be read is a
+    DataError and a record that cannot be decoded a RecordError, which names it.
     """
 
     def __init__(
@@ -131,37 +125,35 @@ class TrainingLoader:
         start_step: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
-        multiprocessing_context: str | None = None,
         shuffle_window: int = 256,
         masks: bool = False,
     ) -> None:
         if not 0 <= start_step <= stop_step:
             raise DataError(f"need 0 <= start step <= stop step; got {start_step} and {stop_step}")
-        self._how: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self._how["multiprocessing_context"] = multiprocessing_context
+        self._processes = (num_workers, pin_memory)
         micro = micro_batch(global_batch_size, world_size, micro_batch_size)
         self._steps = range(start_step, stop_step)
         self._batch = (global_batch_size, rank, world_size, micro)
         self._batches_per_step = global_batch_size // world_size // micro
-        views: dict[str, Any] = {"crop_size": crop_size, "scale_range": scale_range, "masks": masks}
-        make = partial(training_batch, source=_source_of(split), seed=seed, **views)
+        settings = ViewSettings(seed, crop_size, scale_range, masks)
+        make = partial(training_batch, settings=settings, source=_source_of(split))
         self._dataset: MapDataset | StreamDataset
         if isinstance(split, StreamingSplit):
             sizes = (micro, self._batches_per_step, world_size, max(1, num_workers))
             order = StreamOrder(split.shard_counts, seed, shuffle_window, *sizes)
-            rows = split.training_rows(order, rank, start_step, stop_step, masks=masks)
+            parts = split.training_parts(order, rank, start_step, stop_step, masks=masks)
             classes = split.info.num_foreground
-            self._dataset = StreamDataset(rows, partial(_streamed_batches, micro, classes, make))
+            self._dataset = StreamDataset(parts, partial(_streamed_batches, micro, classes, make))
         else:
             assert isinstance(split, MappedSplit)
-            self._dataset = MapDataset(partial(_mapped_batch, split, seed, masks, make))
+            self._dataset = MapDataset(partial(_mapped_batch, split, settings, make))
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         keys = chain.from_iterable(step_positions(step, *self._batch) for step in self._steps)
-        batches = iterate(self._dataset, keys, **self._how)
+        batches = iterate(self._dataset, keys, *self._processes)
         for _ in self._steps:
             yield [next(batches) for _ in range(self._batches_per_step)]
 
@@ -170,11 +162,8 @@ class EvaluationLoader:
     """Iterable of one rank's samples of a split; over all ranks each comes exactly once.
 
     A mapped split is dealt out one by one (rank, rank + world_size, ...), a streaming one in contiguous
-    parts, so that no rank reads what it does not need. Only the records `start` .. `limit` - 1 count.
-
-    Raises:
-        DataError: a setting is out of range; while iterating, for a shard that cannot be read.
-        RecordError: while iterating, for a record that cannot be decoded; it names the record.
+    parts, so that no rank reads what it does not need. Only the records `start` .. `limit` - 1 count. Errors
+    are those of `TrainingLoader`.
     """
 
     def __init__(
@@ -184,22 +173,20 @@ class EvaluationLoader:
         world_size: int = 1,
         limit: int | None = None,
         num_workers: int = 0,
-        multiprocessing_context: str | None = None,
         start: int = 0,
     ) -> None:
         if num_workers < 0 or (limit is not None and limit < 1):
             raise DataError(f"need workers >= 0 and limit >= 1; got {num_workers} and {limit}")
-        self._how: dict[str, Any] = {"num_workers": num_workers}
-        self._how["multiprocessing_context"] = multiprocessing_context
+        self._num_workers = num_workers
         total = split.size if limit is None else min(limit, split.size)
         start = min(start, total)
         make = partial(evaluation_sample, source=_source_of(split))
         self._dataset: MapDataset | StreamDataset
         if isinstance(split, StreamingSplit):
             first, stop = (start + (total - start) * n // world_size for n in (rank, rank + 1))
-            rows = split.evaluation_rows(first, stop, max(1, num_workers))
+            parts = split.evaluation_parts(first, stop, max(1, num_workers))
             self._records = range(first, stop)
-            self._dataset = StreamDataset(rows, partial(_streamed_samples, split.info.num_foreground, make))
+            self._dataset = StreamDataset(parts, partial(_streamed_samples, split.info.num_foreground, make))
         else:
             assert isinstance(split, MappedSplit)
             self._records = range(start + rank, total, world_size)
@@ -209,7 +196,7 @@ class EvaluationLoader:
         return len(self._records)
 
     def __iter__(self) -> Iterator[EvalSample]:
-        return iterate(self._dataset, self._records, **self._how)
+        return iterate(self._dataset, self._records, self._num_workers)
 
 
 def _source_of(split: Split) -> str:
@@ -218,12 +205,12 @@ def _source_of(split: Split) -> str:
 
 
 def _mapped_batch(
-    split: MappedSplit, seed: int, masks: bool, make: MakeBatch, positions: Sequence[int]
+    split: MappedSplit, settings: ViewSettings, make: MakeBatch, positions: Sequence[int]
 ) -> Batch:
     placed = []
     for position in positions:
-        epoch, index = sample_at(position, split.size, seed)
-        placed.append(PlacedRecord(position, epoch, split.record(index, annotations=masks)))
+        epoch, index = sample_at(position, split.size, settings.seed)
+        placed.append(PlacedRecord(position, epoch, split.record(index, annotations=settings.masks)))
     return make(placed)
 
 

@@ -1,21 +1,16 @@
 """Which record comes when: pure arithmetic, so that a run resumes by its step number alone.
 
-A run reads one endless sequence of sample positions 0, 1, 2, ...; position p belongs to epoch p // size. Step
-n takes the positions n*G .. n*G + G - 1 of the global batch G; rank r of W takes the r-th contiguous block of
-G / W of them, cut into micro-batches.
+A run reads one endless sequence of sample positions; position p belongs to epoch p // size. Step n takes the
+G positions from n*G on of the global batch G; each rank takes a contiguous block of them, cut into
+micro-batches.
 
 *Mapped*: each epoch is a permutation of the records that depends only on (seed, epoch), so the samples of
-step n are the same for any W.
-
-*Streaming*: a *reader* is one loader process of one rank; it owns the positions of every L-th micro-batch of
-its rank, L loader processes sharing them. What is ours here:
-
-- An epoch puts the shards in an order that depends only on (seed, epoch) and lays their rows end to end.
-- Each reader reads one contiguous part of these rows, as many as it owns positions of the epoch; parts follow
-  each other in the order of the readers: each row is read once, and a part may begin or end within a shard.
-- Within its part it takes `window` rows at a time and hands them out in a random order of their own.
-
-So a sample is a function of (seed, position) and of the number of readers.
+step n are the same for any number of ranks. *Streaming* (ours): a reader is one loader process of one rank;
+it owns the positions of every L-th micro-batch of its rank, L loader processes sharing them. An epoch puts
+the shards in an order that depends only on (seed, epoch) and lays their rows end to end. Each reader reads
+one contiguous part of these rows, as many as it owns positions of the epoch, takes `window` rows at a time
+and hands them out in a random order of their own. So a sample is a function of (seed, position) and of the
+number of readers.
 """
 
 from __future__ import annotations
@@ -49,11 +44,7 @@ def sample_at(position: int, size: int, seed: int) -> tuple[int, int]:
 
 
 def micro_batch(global_batch: int, workers: int, wanted: int = 0) -> int:
-    """Images that a worker computes at a time: `wanted`, or its whole part of the global batch (0).
-
-    Raises:
-        ConfigError: the batch cannot be cut evenly.
-    """
+    """Images that a worker computes at a time: `wanted`, or (0) its whole part; an uneven cut is refused."""
     part, rest = divmod(global_batch, workers)
     if rest or part == 0:
         raise ConfigError(

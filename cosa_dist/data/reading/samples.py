@@ -1,7 +1,6 @@
-"""What a loader hands out: training batches and evaluation samples, and how one is made of records.
+"""What a loader hands out: training batches and evaluation samples, made of records by pure functions.
 
-Making is a pure function of the records, their positions and the settings; how the records were read, in
-which process and when is the loader's business. A record that cannot be decoded is named in the error.
+A record that cannot be decoded is named in the error.
 """
 
 from __future__ import annotations
@@ -69,24 +68,19 @@ class PlacedRecord:
     record: Record
 
 
-def training_batch(
-    placed: Iterable[PlacedRecord],
-    *,
-    source: str,
-    crop_size: int,
-    scale_range: tuple[float, float],
-    seed: int,
-    masks: bool = False,
-) -> Batch:
-    """Return the batch of the given records; each image is decoded once for its two views.
+@dataclass(frozen=True)
+class ViewSettings:
+    """How records become training samples."""
 
-    `source` says in messages where they come from. With `masks`, each record's mask, and its reliability if
-    stored, becomes part of the batch. An image without tags gets a row of zeros.
+    seed: int
+    crop_size: int
+    scale_range: tuple[float, float]
+    masks: bool = False  # each record's mask, and its reliability if stored, becomes part of the batch
 
-    Raises:
-        RecordError: an image or a mask cannot be decoded, or a mask is missing.
-    """
-    rows = [_views(sample, source, crop_size, scale_range, seed, masks) for sample in placed]
+
+def training_batch(placed: Iterable[PlacedRecord], settings: ViewSettings, source: str) -> Batch:
+    """Return the batch of records; a RecordError names the one of `source` that cannot be decoded."""
+    rows = [_views(sample, settings, source) for sample in placed]
     ids, positions, weak, strong, labels, boxes, mask_views, reliability = zip(*rows, strict=True)
     return Batch(
         ids=list(ids),
@@ -100,12 +94,8 @@ def training_batch(
     )
 
 
-def evaluation_sample(record: Record, *, source: str) -> EvalSample:
-    """Return a record as an evaluation sample; `source` says in messages where it comes from.
-
-    Raises:
-        RecordError: image or mask cannot be decoded, or they differ in size.
-    """
+def evaluation_sample(record: Record, source: str) -> EvalSample:
+    """Return a record of `source` as an evaluation sample; RecordError if it cannot be decoded."""
     with _naming(record, source):
         image = decode_image(record.image)
         return EvalSample(
@@ -117,35 +107,28 @@ def evaluation_sample(record: Record, *, source: str) -> EvalSample:
         )
 
 
-def _views(
-    sample: PlacedRecord,
-    source: str,
-    crop_size: int,
-    scale_range: tuple[float, float],
-    seed: int,
-    masks: bool,
-) -> tuple[Any, ...]:
-    """One sample's values in the order of a batch's fields."""
-    record = sample.record
+def _views(sample: PlacedRecord, settings: ViewSettings, source: str) -> tuple[Any, ...]:
+    """One sample's values in the order of a batch's fields; its image is decoded once for both views."""
+    record, side = sample.record, settings.crop_size
     with _naming(record, source):
         image = decode_image(record.image)
         draw = draw_view(
-            seed=seed,
+            seed=settings.seed,
             epoch=sample.epoch,
             position=sample.position,
             size=image.size,
-            crop_size=crop_size,
-            scale_range=scale_range,
+            crop_size=side,
+            scale_range=settings.scale_range,
         )
-        weak, box = weak_view(image, draw, crop_size)
+        weak, box = weak_view(image, draw, side)
         views = (to_tensor(weak), to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
         mask = reliability = None
-        if masks:
+        if settings.masks:
             stored, trust = _mask(record.mask, image), _mask(record.reliability, image)
             if stored is None:
                 raise RecordError("it has no mask to train on")
-            mask = mask_view(stored, draw, crop_size, IGNORE)
-            reliability = None if trust is None else mask_view(trust, draw, crop_size, 0)
+            mask = mask_view(stored, draw, side, IGNORE)
+            reliability = None if trust is None else mask_view(trust, draw, side, 0)
     return record.id, sample.position, *views, torch.from_numpy(record.labels), box, mask, reliability
 
 

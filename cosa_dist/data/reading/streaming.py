@@ -1,9 +1,4 @@
-"""`streaming` reading: the samples of a run as an HF `IterableDataset`, shard after shard, memory flat.
-
-For data sets that are not on the node, or too large to map. Each rank has an `IterableDataset` of as many
-parts as it has loader processes; inside a `DataLoader`, `datasets` gives each process its own part. Which
-rows a part holds and in which order is arithmetic (`order`). While a shard is read, the next one is fetched.
-"""
+"""`streaming` reading: rows shard after shard, memory flat; while one is read, the next is fetched."""
 
 from __future__ import annotations
 
@@ -14,8 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
-from datasets.iterable_dataset import ExamplesIterable
+from datasets import Dataset
 
 from cosa_dist.data.reading.order import Piece, StreamOrder, pieces
 from cosa_dist.data.shards.description import Split, describe_split
@@ -23,14 +17,15 @@ from cosa_dist.data.shards.split import MASK_COLUMNS, TRAINING_COLUMNS
 
 Row = dict[str, Any]
 Part = Callable[[], Iterator[Row]]
+"""yields the rows of one loader process; can be sent to it"""
 
 
 class StreamingSplit(Split):
     """A split that is read shard after shard; make it with `open_stream`."""
 
-    def training_rows(
+    def training_parts(
         self, order: StreamOrder, rank: int, start_step: int, stop_step: int, *, masks: bool = False
-    ) -> IterableDataset:
+    ) -> list[Part]:
         """Return a rank's rows from one step to another, one part for each loader process.
 
         A row has the columns of training and its `position` and `epoch`. Without `masks`, they are not read.
@@ -41,25 +36,20 @@ class StreamingSplit(Split):
         readers = [rank * order.loaders + (first + n) % order.loaders for n in range(order.loaders)]
         columns = TRAINING_COLUMNS + (MASK_COLUMNS if masks else ())
         rows = partial(_training_rows, self, order, (start_step, stop_step), columns)
-        return _iterable([partial(rows, reader) for reader in readers])
+        return [partial(rows, reader) for reader in readers]
 
-    def evaluation_rows(self, first: int, stop: int, loaders: int) -> IterableDataset:
+    def evaluation_parts(self, first: int, stop: int, loaders: int) -> list[Part]:
         """Return the records `first` .. `stop` - 1 with all columns, in `loaders` contiguous parts."""
         ends = [first + (stop - first) * number // loaders for number in range(loaders + 1)]
-        ranges = [range(*ends[n : n + 2]) for n in range(loaders)]
-        return _iterable(
-            [partial(_stored_rows, self, list(pieces(self.shard_counts, rows)), None) for rows in ranges]
-        )
+        wanted = [list(pieces(self.shard_counts, range(*ends[n : n + 2]))) for n in range(loaders)]
+        return [partial(_stored_rows, self, each, None) for each in wanted]
 
 
 def open_stream(root: Path | str, split: str, cache: str = "") -> StreamingSplit:
     """Open a split of the shard folder `root` (path or URL) for streaming; no shard is read yet.
 
-    Copies of remote shards are kept in the folder `cache` (empty: none are).
-
-    Raises:
-        DataError: `root` is no shard folder or of another format version, cannot be reached, or the split is
-            not there.
+    Copies of remote shards are kept in the folder `cache` (empty: none are). DataError: it is no shard
+    folder, cannot be reached, or lacks the split.
     """
     return StreamingSplit(**vars(describe_split(root, split, cache)))
 
@@ -81,9 +71,6 @@ def _stored_rows(split: Split, wanted: Iterable[Piece], columns: tuple[str, ...]
     """Yield the rows of pieces of shards as they are stored; while one is read, the next is fetched.
 
     Only the given columns are read, as far as they are there (None: all).
-
-    Raises:
-        DataError: a shard is missing, damaged or cannot be fetched.
     """
     for piece, shard in _opened_ahead(split, iter(wanted)):
         there = [name for name in columns or () if name in shard.column_names]
@@ -103,19 +90,3 @@ def _opened_ahead(split: Split, wanted: Iterator[Piece]) -> Iterator[tuple[Piece
             yield piece, shard
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _iterable(parts: list[Part]) -> IterableDataset:
-    """Return the rows of all parts as an HF dataset whose parts its loader's processes share.
-
-    `IterableDataset.from_generator` does the same, but leaves a lock file in the home folder's cache for each
-    new set of arguments, that is for each resume of each rank.
-    """
-    return IterableDataset(ExamplesIterable(_examples, {"parts": parts}))
-
-
-def _examples(parts: list[Part]) -> Iterator[tuple[Any, Row]]:
-    """Yield (key, row) of all parts one after the other, as `datasets` wants it."""
-    for number, part in enumerate(parts):
-        for index, row in enumerate(part()):
-            yield (number, index), row

@@ -1,9 +1,9 @@
 """The weak and the strong view of an image, from numbers drawn beforehand.
 
-Drawing and transforming are apart: `draw_view` turns (seed, epoch, position) and the image's size
-into a frozen `ViewDraw`, and pure functions turn image and draw into pixels. So a sample looks the
-same on any worker and after any resume. Both views come from one decode and share geometry and
-blur; the strong view adds exactly one colour operation. Recipe and constants: released code.
+`draw_view` turns (seed, epoch, position) and the image's size into a frozen `ViewDraw`, and pure functions
+turn image and draw into pixels, so a sample looks the same on any worker and after any resume. Both views
+come from one decode and share geometry and blur; the strong view adds one colour operation. Recipe and
+constants: released code.
 """
 
 from __future__ import annotations
