@@ -43,10 +43,7 @@ def bin_centres(device: torch.device | str = "cpu") -> Tensor:
 
 
 def count_activations(value: Tensor, counted: Tensor) -> Tensor:
-    """Histogram `[BINS]` int64 of those activations above the floor that the bool tensor `counted` selects.
-
-    Values of 1 and more fall into the last bin, NaN into none.
-    """
+    """Histogram `[BINS]` int64 of activations above the floor where `counted` is set, NaN not among them."""
     place = ((value.nan_to_num(0.0) - FLOOR) * (BINS / (1.0 - FLOOR))).floor().clamp(0, BINS - 1)
     weight = (counted & (value > FLOOR)).long()
     counts = torch.zeros(BINS, dtype=torch.int64, device=value.device)

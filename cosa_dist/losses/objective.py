@@ -85,14 +85,10 @@ def cam_to_seg_loss(
 
     `0.5 sum_bg / (n_bg + 1e-6) + 0.5 sum_fg / (n_fg + 1e-6)` of the cross-entropy: background and foreground
     of the **global** batch count half each, so that the large background does not drown the objects. A half
-    without any pixel is 0 and has zero gradient. With reliability weights r (paper) the sums are of r times
-    it and the n are sums of r: the same as weights normalised to mean 1 over either half.
-
-    Args:
-        log_probabilities: `[B, K, H, W]` float32 of the segmentation at the label's size.
-        label: `[B, H, W]` with 0 background, 1..K-1 classes, 255 ignore.
-        counts: `[2]` pixels (background, foreground) to divide by, see `LossNormalizers`.
-        reliability: `[B, H, W]` weights, 0 where the label is ignored; default: all pixels count the same.
+    without any pixel is 0 and has zero gradient. With `reliability` r `[B, H, W]` (paper; 0 where ignored)
+    the sums are of r times it and the n are sums of r: the same as weights normalised to mean 1 over either
+    half. `log_probabilities` `[B, K, H, W]` and `label` `[B, H, W]` are of one size; `counts` `[2]` is n, see
+    `LossNormalizers`.
     """
     label = label.long()
     scale = 0.5 / (counts.to(log_probabilities) + COUNT_EPSILON)
@@ -107,9 +103,8 @@ def cam_to_seg_loss(
 def seg_to_cam_loss(cam: Tensor, target: Tensor) -> Tensor:
     """Segmentation-to-CAM loss (S2C): the raw CAM learns the segmentation pseudo-label (released code).
 
-    Multi-label soft margin loss of the ReLU of `cam` at each grid point, also of padding; both `[B, C, h,
-    w]`. Because of the ReLU a negative activation gets no gradient, and a class absent everywhere costs log
-    2.
+    Multi-label soft margin loss of the ReLU of `cam` at each grid point, also of padding; both are
+    `[B, C, h, w]`. A negative activation gets no gradient, and a class absent everywhere costs log 2.
     """
     return F.multilabel_soft_margin_loss(cam.float().relu(), target.float())
 
