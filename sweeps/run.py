@@ -41,8 +41,7 @@ def space_path(name: str) -> Path:
 
 def requested_plan(arguments: argparse.Namespace, config: RunConfig) -> SweepPlan:
     """The plan that the command line asks for; `ConfigError` for a space or an option that cannot work."""
-    from cosa_dist.distributed.sweep.plan import SweepPlan
-    from cosa_dist.distributed.sweep.space import check_space, read_space, trial_id, trial_points
+    from cosa_dist.distributed.sweep.plan import SweepPlan, check_space, read_space, trial_id, trial_points
 
     path = space_path(arguments.space)
     chosen: dict[str, Any] = {"points": [], "search": arguments.search, "scheduler": arguments.scheduler}

@@ -22,7 +22,7 @@ from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import SourceRecord
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.distributed.run_folder import RunFolder
-from cosa_dist.distributed.sweep.space import check_space, read_space
+from cosa_dist.distributed.sweep.plan import check_space, read_space
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, read_reports
 from cosa_dist.training.checkpoint_files import CheckpointError, best_checkpoint, best_score
 from tests.bad_input.test_parsers import ODD, ONE_FOLDER, refusing, spoilt

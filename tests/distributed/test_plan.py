@@ -10,9 +10,8 @@ from cosa_dist.config.paths import absolute
 from cosa_dist.data.reading.order import micro_batch
 from cosa_dist.distributed.plan import plan_workers, trials_that_fit, workers_that_fit
 from cosa_dist.distributed.prepare import resolve
-from cosa_dist.distributed.sweep.plan import SweepPlan
+from cosa_dist.distributed.sweep.plan import SweepPlan, check_space, read_space
 from cosa_dist.distributed.sweep.run import concurrent_trials, share_cpus
-from cosa_dist.distributed.sweep.space import check_space, read_space
 
 
 def config(**overrides):

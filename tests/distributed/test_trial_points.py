@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.distributed.sweep.space import trial_id, trial_points
+from cosa_dist.distributed.sweep.plan import trial_id, trial_points
 
 SPACE = {
     "losses.cam_to_seg": ("loguniform", [0.03, 0.3]),

@@ -30,8 +30,7 @@ from cosa_dist.distributed.plan import (
 )
 from cosa_dist.distributed.prepare import new_tracking_run
 from cosa_dist.distributed.run_folder import RunFolder
-from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, trial_config, write_plan
-from cosa_dist.distributed.sweep.space import tune_space
+from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, trial_config, tune_space, write_plan
 from cosa_dist.distributed.sweep.trial import (
     METRIC,
     Trial,
@@ -42,6 +41,7 @@ from cosa_dist.distributed.sweep.trial import (
     warm_up,
 )
 from cosa_dist.tracking.mlflow_runs import ending, finish_run, reopen_run
+from cosa_dist.tracking.store import first_line
 from cosa_dist.tracking.upload import replay
 
 log = logging.getLogger(__name__)
@@ -141,19 +141,13 @@ class SweepCallback(tune.Callback):
         if known is not None and known.status == "unfinished":
             # Its workers may have come further than the evaluation that the scheduler decided on.
             folder.mark_pruned(int(trial.last_result.get("step", 0)))
-            complete_tracking(folder)
-
-
-def complete_tracking(folder: RunFolder) -> None:
-    """Send what a killed run's folder holds and the store misses, and end its tracking run."""
-    note = folder.read_note()
-    if not note.run_id:
-        return
-    try:
-        replay(folder.path, note.tracking_uri, note.run_id)
-    except Exception as error:  # the sweep's outcome does not depend on the store
-        log.warning("tracking: run %s could not be completed: %s", note.run_id, str(error).splitlines()[:1])
-    finish_run(note.tracking_uri, note.run_id, "KILLED")
+            note = folder.read_note()
+            if note.run_id:
+                try:
+                    replay(folder.path, note.tracking_uri, note.run_id)
+                except Exception as error:  # the sweep's outcome does not depend on the store
+                    log.warning("tracking: run %s is not complete: %s", note.run_id, first_line(error))
+                finish_run(note.tracking_uri, note.run_id, "KILLED")
 
 
 def create_sweep(plan: SweepPlan) -> SweepPlan:
