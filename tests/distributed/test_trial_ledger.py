@@ -7,13 +7,7 @@ import json
 import pytest
 
 from cosa_dist.distributed.run_folder import RunFolder
-from cosa_dist.distributed.sweep.trial import (
-    COST,
-    read_trial,
-    read_trials,
-    recorded_metrics,
-    write_options,
-)
+from cosa_dist.distributed.sweep.trial import COST, read_trial, read_trials, recorded_metrics, write_options
 
 
 def folder_of(runs, name, lines=(), finished=False):

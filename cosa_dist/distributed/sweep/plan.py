@@ -83,6 +83,10 @@ class SweepPlan(BaseModel):
         """Folder of the plan, the outcome and Tune's own state."""
         return sweep_folder(self.config)
 
+    def trial_options(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A trial's options from what Tune passes: one by one from a search algorithm, else as a whole."""
+        return {key: parameters[key] for key in self.space} if self.space else dict(parameters["options"])
+
     @property
     def keys(self) -> list[str]:
         """Options that differ between trials, in a steady order."""

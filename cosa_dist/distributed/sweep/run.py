@@ -31,15 +31,7 @@ from cosa_dist.distributed.plan import (
 from cosa_dist.distributed.prepare import new_tracking_run
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.plan import SweepPlan, first_comparison, trial_config, tune_space, write_plan
-from cosa_dist.distributed.sweep.trial import (
-    METRIC,
-    Trial,
-    TrialTask,
-    read_trial,
-    read_trials,
-    run_trial,
-    warm_up,
-)
+from cosa_dist.distributed.sweep.trial import METRIC, Trial, read_trial, read_trials, run_trial, warm_up
 from cosa_dist.tracking.mlflow_runs import ending, finish_run, reopen_run
 from cosa_dist.tracking.store import first_line
 from cosa_dist.tracking.upload import replay
@@ -115,15 +107,14 @@ class SweepCallback(tune.Callback):
     are in its run folder and are sent from there.
     """
 
-    def __init__(self, plan: SweepPlan, task: TrialTask) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
-        self.task = task
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Called by Tune with each evaluation of a trial."""
-        options = self.task.options(trial.config)
+        options = self.plan.trial_options(trial.config)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in options.items() if isinstance(value, float))
         log.info(
             "trial %d of %d, step %d: unfiltered mIoU %.2f  (%s)",
@@ -136,7 +127,7 @@ class SweepCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has ended or was pruned."""
-        folder = RunFolder.of(trial_config(self.plan.base, self.task.options(trial.config)))
+        folder = RunFolder.of(trial_config(self.plan.base, self.plan.trial_options(trial.config)))
         known = read_trial(folder)
         if known is not None and known.status == "unfinished":
             # Its workers may have come further than the evaluation that the scheduler decided on.
@@ -182,16 +173,16 @@ def run_sweep(plan: SweepPlan, resources: Mapping[str, float]) -> SweepResult:
 def _run_trials(plan: SweepPlan, resources: Mapping[str, float], warm_start: str) -> None:
     config = plan.config
     workers = plan_workers(config, resources).workers
-    task = TrialTask(plan.base, workers, plan.parent_run_id, warm_start, list(plan.space))
+    body = tune.with_parameters(run_trial, plan=plan, workers=workers, warm_start=warm_start)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, task=task), {"CPU": DRIVER_CPUS}),
+        tune.with_resources(body, {"CPU": DRIVER_CPUS}),
         param_space=tune_space(plan.space) if plan.space else {"options": tune.grid_search(plan.points)},
         tune_config=_tune_config(plan, concurrent_trials(config, node_resources())),
         run_config=tune.RunConfig(
             name=f"tune-{time.time_ns():x}",
             storage_path=str(plan.folder / "tune"),
             verbose=0,
-            callbacks=[SweepCallback(plan, task)],
+            callbacks=[SweepCallback(plan)],
         ),
     )
     tuner.fit()

@@ -18,7 +18,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.launch import launch
 from cosa_dist.distributed.prepare import PreparedRun, prepare_run, reopen
 from cosa_dist.distributed.run_folder import RunFolder, RunStoppedError, read_mapping
-from cosa_dist.distributed.sweep.plan import trial_config
+from cosa_dist.distributed.sweep.plan import SweepPlan, trial_config
 from cosa_dist.tracking.mirror import read_metrics
 from cosa_dist.tracking.provenance import git_commit
 from cosa_dist.training.checkpoint_files import (
@@ -82,25 +82,6 @@ class Trial:
     def over(self) -> bool:
         """Whether it need not run again."""
         return self.status in ("finished", "pruned")
-
-
-@dataclass(frozen=True)
-class TrialTask:
-    """What all trials of a sweep share, as plain values that travel to other processes."""
-
-    base: dict[str, Any]
-    """configuration of the sweep, whose name the trials' names start with"""
-    workers: int
-    """of each trial"""
-    parent_run_id: str = ""
-    warm_start: str = ""
-    """folder of the shared warm-up run; empty: each trial trains its own"""
-    keys: list[str] = field(default_factory=list)
-    """options that a search algorithm sets one by one; empty if a trial comes as a whole"""
-
-    def options(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """A trial's dotted options from what Tune passes."""
-        return {key: parameters[key] for key in self.keys} if self.keys else dict(parameters["options"])
 
 
 def write_options(folder: RunFolder, options: dict[str, Any], workers: int) -> None:
@@ -161,10 +142,13 @@ def recorded_metrics(trial: Trial) -> list[dict[str, float]]:
     return [{"step": float(step), METRIC: miou, COST: cost * step} for step, miou in trial.history.items()]
 
 
-def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
-    """Body of one trial: report the evaluations that are known, then train and report those that follow."""
-    options = task.options(parameters)
-    config = trial_config(task.base, options)
+def run_trial(parameters: dict[str, Any], plan: SweepPlan, workers: int, warm_start: str) -> None:
+    """Body of one trial: report the evaluations that are known, then train and report those that follow.
+
+    `workers` is their number in each trial, `warm_start` the folder of the shared warm-up run, if any.
+    """
+    options = plan.trial_options(parameters)
+    config = trial_config(plan.base, options)
     folder = RunFolder.of(config)
     known = read_trial(folder)
     if known is not None:
@@ -173,12 +157,12 @@ def run_trial(parameters: dict[str, Any], task: TrialTask) -> None:
         if known.over:
             return
     # A killed sweep may have left a run folder that is not yet noted as a trial.
-    run = reopen(folder, {}) if folder.config_file.is_file() else prepare_run(config, task.parent_run_id)
+    run = reopen(folder, {}) if folder.config_file.is_file() else prepare_run(config, plan.parent_run_id)
     if known is None:
-        if task.warm_start:
-            fork(RunFolder(Path(task.warm_start)), run)
-        write_options(folder, options, task.workers)
-    launch(run, ray.cluster_resources(), callbacks=[report_to_tune(task.workers)])
+        if warm_start:
+            fork(RunFolder(Path(warm_start)), run)
+        write_options(folder, options, workers)
+    launch(run, ray.cluster_resources(), callbacks=[report_to_tune(workers)])
 
 
 def report_to_tune(workers: int) -> Any:
