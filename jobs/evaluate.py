@@ -21,7 +21,7 @@ from cosa_dist.atomic import atomic_write
 from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
-    from cosa_dist.data.shards.description import Split
+    from cosa_dist.data.shards.split import Split
     from cosa_dist.evaluation.report import EvalReport
 
 

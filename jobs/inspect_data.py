@@ -29,8 +29,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Summarise the splits and write the page."""
     from cosa_dist.atomic import atomic_write
-    from cosa_dist.data.shards.description import read_description
-    from cosa_dist.data.shards.split import open_split
+    from cosa_dist.data.shards.split import open_split, read_description
     from cosa_dist.reports.data_page import ViewSettings, render, summarise
 
     low, high = arguments.scale_range

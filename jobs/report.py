@@ -18,7 +18,7 @@ from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
-    from cosa_dist.data.shards.description import Split
+    from cosa_dist.data.shards.split import Split
     from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
 
 Part = TypeVar("Part")

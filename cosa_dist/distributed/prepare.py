@@ -30,8 +30,7 @@ from cosa_dist.config.options import flatten
 from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import check_reading
-from cosa_dist.data.shards.description import Split
-from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.split import Split, open_split
 from cosa_dist.distributed.plan import check_batch_early
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.model.weights import parse_weight_source

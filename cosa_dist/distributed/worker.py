@@ -23,8 +23,7 @@ from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader, open_reading
-from cosa_dist.data.shards.description import Split
-from cosa_dist.data.shards.split import MappedSplit
+from cosa_dist.data.shards.split import MappedSplit, Split
 from cosa_dist.distributed.plan import largest_micro_batch
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
 from cosa_dist.evaluation.evaluator import Evaluator, classification_control, has_cams, with_crf

@@ -21,9 +21,8 @@ from torch import Tensor
 from cosa_dist.data.decode import decode_image, orientation_of
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.reading.views import to_tensor
-from cosa_dist.data.shards.description import DESCRIPTION
 from cosa_dist.data.shards.remote import is_remote
-from cosa_dist.data.shards.split import MappedSplit, open_split
+from cosa_dist.data.shards.split import DESCRIPTION, MappedSplit, open_split
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS
 from cosa_dist.data.sources.record import MAX_FILE_BYTES, unsafe_id, unsafe_name
 

@@ -20,7 +20,7 @@ from cosa_dist.config.errors import nearest
 from cosa_dist.config.loading import build_config, read_yaml
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.shards.split import describe_split
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import best_checkpoint, best_score, find_checkpoint

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config, read_yaml, stacked
 from cosa_dist.data.errors import DataError, Rejection
-from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.shards.split import describe_split
 from cosa_dist.data.sources.classes import read_class_names
 from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import SourceRecord

@@ -23,7 +23,7 @@ from cosa_dist.config.options import known_keys
 from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.shards.description import read_description
+from cosa_dist.data.shards.split import read_description
 from cosa_dist.data.sources.classes import read_class_names
 from cosa_dist.data.sources.coco_outline import CocoMask
 from cosa_dist.data.sources.options import SourceOptions

@@ -16,8 +16,7 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.decode import ORIENTATION, encode_jpeg, encode_mask
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.ingest.ingest import IngestOptions, ingest
-from cosa_dist.data.ingest.masks import MaskSurvey, mask_lines
-from cosa_dist.data.ingest.report import class_lines
+from cosa_dist.data.ingest.report import MaskSurvey, class_lines, mask_lines
 from cosa_dist.data.shards.writer import Trace
 from cosa_dist.data.sources.record import SourceRecord
 

@@ -16,8 +16,7 @@ from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.reading import samples
 from cosa_dist.data.reading.loader import Batch, EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.reading.views import draw_view, strong_view, to_tensor, weak_view
-from cosa_dist.data.shards.description import Split
-from cosa_dist.data.shards.split import MappedSplit, open_split
+from cosa_dist.data.shards.split import MappedSplit, Split, open_split
 from tests.data.shard_server import served
 
 Maker = Callable[..., Path]

@@ -13,8 +13,7 @@ import pytest
 
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards import remote
-from cosa_dist.data.shards.description import Split, describe_split
-from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.split import Split, describe_split, open_split
 from tests.data.shard_server import ShardServer, cut_short, served, unavailable
 
 Maker = Callable[..., Path]

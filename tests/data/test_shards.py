@@ -10,8 +10,7 @@ import pytest
 
 from cosa_dist.data.catalog import COCO
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.shards.description import DESCRIPTION
-from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.split import DESCRIPTION, open_split
 
 Maker = Callable[..., Path]
 

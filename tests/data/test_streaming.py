@@ -14,8 +14,7 @@ from datasets.arrow_writer import ArrowWriter
 from cosa_dist.data.reading.loader import TrainingLoader
 from cosa_dist.data.reading.order import StreamOrder
 from cosa_dist.data.reading.streaming import open_stream
-from cosa_dist.data.shards.description import DESCRIPTION, Split
-from cosa_dist.data.shards.split import open_split
+from cosa_dist.data.shards.split import DESCRIPTION, Split, open_split
 from tests.data.shard_server import served
 
 Maker = Callable[..., Path]

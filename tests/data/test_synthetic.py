@@ -7,14 +7,13 @@ import pytest
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
+from cosa_dist.data.synthetic.drawing import GROUNDS, KINDS, Field, draw, noise, rails
 from cosa_dist.data.synthetic.images import (
     COEXISTENCE_CLASS,
     SYNTHETIC_CLASSES,
     SyntheticImage,
     generate_image,
 )
-from cosa_dist.data.synthetic.shapes import KINDS, draw
-from cosa_dist.data.synthetic.textures import GROUNDS, Field, noise, rails
 
 TRAIN = SYNTHETIC_CLASSES.index(COEXISTENCE_CLASS) + 1
 

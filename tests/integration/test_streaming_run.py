@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cosa_dist.config.loading import to_yaml
 from cosa_dist.data.reading.order import StreamOrder
-from cosa_dist.data.shards.description import describe_split
+from cosa_dist.data.shards.split import describe_split
 from tests.data.shard_server import ShardServer, served
 from tests.faults.cluster import FaultCluster
 from tests.integration.small_run import curve, make_shards, small_config

@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cosa_dist.data.catalog import KNOWN, DatasetInfo
 from cosa_dist.data.errors import DataError, Rejection, nearest_name, printable
-from cosa_dist.data.ingest.masks import MaskSurvey, mask_lines
 from cosa_dist.data.ingest.report import (
+    MaskSurvey,
     SplitReport,
     class_lines,
     coverage_lines,
+    mask_lines,
     refuse_too_many,
     repeated_lines,
     repeated_pictures,

@@ -24,8 +24,7 @@ import numpy as np
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import as_grey_png, decode_image, decode_mask, orientation_of
 from cosa_dist.data.errors import DataError, RecordError, Rejection
-from cosa_dist.data.shards.description import FORMAT_VERSION
-from cosa_dist.data.shards.split import record_features
+from cosa_dist.data.shards.split import FORMAT_VERSION, record_features
 from cosa_dist.data.shards.writer import (
     ShardSummary,
     Trace,

@@ -29,9 +29,8 @@ from cosa_dist.data.reading.samples import (
     training_batch,
 )
 from cosa_dist.data.reading.streaming import Part, StreamingSplit, open_stream
-from cosa_dist.data.shards.description import Split, describe_split
 from cosa_dist.data.shards.remote import is_remote
-from cosa_dist.data.shards.split import MappedSplit, open_split, record_of
+from cosa_dist.data.shards.split import MappedSplit, Split, describe_split, open_split, record_of
 
 MakeBatch = Callable[[Iterable[PlacedRecord]], Batch]
 

@@ -12,8 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from cosa_dist.data.reading.order import Piece, StreamOrder, pieces
-from cosa_dist.data.shards.description import Split, describe_split
-from cosa_dist.data.shards.split import MASK_COLUMNS, TRAINING_COLUMNS
+from cosa_dist.data.shards.split import MASK_COLUMNS, TRAINING_COLUMNS, Split, describe_split
 
 Row = dict[str, Any]
 Part = Callable[[], Iterator[Row]]

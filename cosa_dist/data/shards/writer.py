@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from cosa_dist.atomic import atomic_file, atomic_write, replace_folder
 from cosa_dist.data.errors import DataError, Rejection
-from cosa_dist.data.shards.description import DESCRIPTION, FORMAT, FORMAT_VERSION
+from cosa_dist.data.shards.split import DESCRIPTION, FORMAT, FORMAT_VERSION
 
 _LOCK = "ingest.lock"
 _ROWS_PER_BATCH = 32

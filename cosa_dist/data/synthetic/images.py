@@ -16,8 +16,7 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 from numpy.typing import NDArray
 
-from cosa_dist.data.synthetic.shapes import KINDS, draw
-from cosa_dist.data.synthetic.textures import GROUNDS, Field, Region, light, noise, rails
+from cosa_dist.data.synthetic.drawing import GROUNDS, KINDS, Field, Region, draw, light, noise, rails
 
 SYNTHETIC_CLASSES: tuple[str, ...] = tuple(KINDS)
 """Foreground class names; class `i` of the masks is `SYNTHETIC_CLASSES[i - 1]`."""

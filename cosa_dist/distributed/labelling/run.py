@@ -28,8 +28,8 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
 from cosa_dist.data.reading.samples import EvalSample
-from cosa_dist.data.shards.description import FORMAT_VERSION, Split, describe_split, read_description
 from cosa_dist.data.shards.remote import fetch, is_remote, local_path
+from cosa_dist.data.shards.split import FORMAT_VERSION, Split, describe_split, read_description
 from cosa_dist.data.shards.writer import partial_folder, publish, shard_traces, split_description
 from cosa_dist.distributed.labelling.worker import (
     LabelledShard,

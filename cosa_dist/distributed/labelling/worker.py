@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
-from cosa_dist.data.shards.description import describe_split
-from cosa_dist.data.shards.split import record_of
+from cosa_dist.data.shards.split import describe_split, record_of
 from cosa_dist.data.shards.writer import (
     ShardSummary,
     finished_shard,
