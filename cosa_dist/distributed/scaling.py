@@ -2,10 +2,8 @@
 
 Ray Train would try for ever to place workers that find no room, and an elastic run would take any number of
 workers, of which some do not divide the global batch. Its scaling policy decides both; it is internal to Ray
-(`ray.train.v2._internal`, `_count_possible_workers`,
-`_create_default_callbacks`, `_initialize_and_run_controller`, `_maybe_send_resource_request`,
-`_register_sigint_handler`). This is the only module that uses these names; tests/distributed/test_scaling.py
-checks that the installed Ray has them.
+(`ray.train.v2._internal`, and private methods of the trainer and the policies). This is the only module that
+uses such names; tests/distributed/test_scaling.py checks that the installed Ray has every overridden method.
 """
 
 from __future__ import annotations

@@ -9,7 +9,14 @@ from ray.train.v2.api.config import ScalingConfig
 
 from cosa_dist.distributed import scaling
 from cosa_dist.distributed.plan import WorkerPlan
-from cosa_dist.distributed.scaling import ElasticWorkers, PlacementClock, PlacementError
+from cosa_dist.distributed.scaling import (
+    AloneWorkers,
+    ElasticWorkers,
+    FixedWorkers,
+    PlacementClock,
+    PlacementError,
+    PlannedTrainer,
+)
 
 PLAN = WorkerPlan(4, False, 2.0, 0, (1, 2, 4))
 
@@ -44,3 +51,11 @@ def test_the_deadline_counts_from_the_last_time_the_workers_ran(monkeypatch):
         "such workers, after 31 s; lower distributed.workers or distributed.cpus_per_worker, or raise "
         "distributed.placement_deadline; free at the moment: 0.5 CPU"
     )
+
+
+@pytest.mark.parametrize("kind", [FixedWorkers, AloneWorkers, ElasticWorkers, PlannedTrainer])
+def test_the_installed_ray_has_every_method_that_is_overridden(kind):
+    ours = [base for base in kind.__mro__ if base.__module__ == scaling.__name__]
+    rays = [base for base in kind.__mro__ if base.__module__.startswith("ray.")]
+    overridden = {name for base in ours for name, value in vars(base).items() if callable(value)} - {"abort"}
+    assert {name for name in overridden if not any(name in vars(base) for base in rays)} == set()

@@ -18,10 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-from ray.util import ActorPool
-
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.config.schema import RunConfig
@@ -39,14 +35,15 @@ from cosa_dist.distributed.labelling.worker import (
     shard_path,
 )
 from cosa_dist.distributed.plan import node_resources
-from cosa_dist.distributed.prepare import dataset_label, new_tracking_run, trained_config
+from cosa_dist.distributed.prepare import dataset_label, new_tracking_run, reopen_tracking, trained_config
 from cosa_dist.distributed.run_folder import RunFolder, RunNote, RunStoppedError
 from cosa_dist.distributed.worker import warn_on_failure
 from cosa_dist.evaluation.image_set import image_key, image_set
 from cosa_dist.evaluation.pictures import Panel, save_panels
 from cosa_dist.evaluation.pseudo_mask import MaskCounts
+from cosa_dist.inference.actors import map_over_actors
 from cosa_dist.inference.trained import choose
-from cosa_dist.tracking.mlflow_runs import ending, reopen_run
+from cosa_dist.tracking.mlflow_runs import ending
 from cosa_dist.tracking.tracker import Tracker
 
 QUALITY = "quality.json"
@@ -109,8 +106,7 @@ def run_labelling(
 
     with folder.lock(), folder.handle_signals():
         folder.clear_end()
-        if note.run_id:
-            reopen_run(note.tracking_uri, note.run_id)
+        note = reopen_tracking(note, Path(config.output))
         with ending(note.tracking_uri, note.run_id):
             if shards.is_dir():  # killed between the last shard and the note
                 outcome = LabellingOutcome.read(shards)
@@ -242,19 +238,9 @@ def _labelled_shards(
     share = max(1, min(CPUS_PER_WORKER, smallest_node, cpus // gpus if gpus else cpus))
     workers = min(len(missing), gpus or max(1, cpus // share))
     task = replace(task, use_gpu=gpus > 0, threads=share)
-    labeller = ray.remote(num_cpus=share, num_gpus=int(gpus > 0), max_restarts=3, max_task_retries=3)(
-        ShardLabeller
+    yield from map_over_actors(
+        ShardLabeller, task, "label", missing, count=workers, cpus=share, gpus=int(gpus > 0)
     )
-    actors: list[Any] = [labeller.remote(task) for _ in range(workers)]
-    pool = ActorPool(actors)
-    try:
-        yield from pool.map_unordered(lambda actor, number: actor.label.remote(number), missing)
-    except RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise RuntimeError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:600]}") from None
-    finally:
-        for actor in actors:
-            ray.kill(actor)
 
 
 def _publish(
