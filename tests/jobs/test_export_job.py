@@ -12,33 +12,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import export, predict
 from tests.inference.conftest import photos, trained_run  # noqa: F401
 
 
 @pytest.fixture
-def call(monkeypatch, trained_run, capsys):  # noqa: F811
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", str(trained_run), *map(str, words)])
-        code = export.main()
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
+def call(run_job, trained_run):  # noqa: F811
+    return partial(run_job, "jobs/export.py", trained_run)
 
 
-def test_prediction_from_an_export_is_that_of_the_run(call, trained_run, photos, tmp_path, monkeypatch):  # noqa: F811
+def test_prediction_from_an_export_is_that_of_the_run(run_job, call, trained_run, photos, tmp_path):  # noqa: F811
     assert call("--out", tmp_path / "export")[0] == 0
     for name, model in (("run", trained_run), ("export", tmp_path / "export")):
-        words = ["predict.py", str(model), str(photos), "--out", str(tmp_path / f"masks_{name}")]
-        monkeypatch.setattr(sys, "argv", words)
-        assert predict.main() == 0
+        assert run_job("jobs/predict.py", model, photos, "--out", tmp_path / f"masks_{name}").code == 0
     for mask in (tmp_path / "masks_run/masks").rglob("*.png"):
         twin = tmp_path / "masks_export" / mask.relative_to(tmp_path / "masks_run")
         assert twin.read_bytes() == mask.read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,19 +11,12 @@ from PIL import Image
 
 from cosa_dist.data.decode import ORIENTATION, decode_mask, orientation_of
 from cosa_dist.evaluation.report import EvalReport
-from jobs import predict
 from tests.inference.conftest import photos, trained_run  # noqa: F401
 
 
 @pytest.fixture
-def call(monkeypatch, trained_run, capsys):  # noqa: F811
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), *map(str, words)])
-        code = predict.main()
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
+def call(run_job, trained_run):  # noqa: F811
+    return partial(run_job, "jobs/predict.py", trained_run)
 
 
 def test_every_output_of_a_tree(call, photos, tmp_path):  # noqa: F811
@@ -124,10 +117,10 @@ def test_a_wrong_option_is_one_line_and_makes_nothing(call, photos, tmp_path, wo
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_a_network_says_what_is_wanted(monkeypatch, photos, tmp_path, capsys):  # noqa: F811
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(photos), str(photos), "--out", str(tmp_path / "out")])
-    assert predict.main() == 2
-    assert "holds no trained network; give a run folder" in capsys.readouterr().err
+def test_a_folder_without_a_network_says_what_is_wanted(run_job, photos, tmp_path):  # noqa: F811
+    done = run_job("jobs/predict.py", photos, photos, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "holds no trained network; give a run folder" in done.err
 
 
 def test_a_folder_that_cannot_be_written_to_ends_it(call, photos, tmp_path):  # noqa: F811

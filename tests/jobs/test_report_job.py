@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
+from functools import partial
 
 import pytest
 
-from jobs import report
 from tests.inference.conftest import trained_run  # noqa: F401
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
-        code = report.main()
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
+def call(run_job):
+    return partial(run_job, "jobs/report.py")
 
 
 def test_a_trained_runs_page_shows_curves_confusion_and_images(call, trained_run, tmp_path):  # noqa: F811

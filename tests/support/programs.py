@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import psutil
@@ -53,8 +53,7 @@ def run_here(*words: str) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """Exit code of a job, and what it has printed."""
 
     code: int
