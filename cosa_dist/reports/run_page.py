@@ -17,11 +17,11 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.distributed import run_folder
+from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.evaluation.report import SOURCES, EvalReport, read_reports, split_measurement
 from cosa_dist.reports.page import curve_data, data_uri, finite, render_page
 from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
-from cosa_dist.tracking.mirror import METRICS_FILE, metric_series
+from cosa_dist.tracking.mirror import metric_series
 from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.tracking.store import require_store, store_errors
 
@@ -47,27 +47,21 @@ class RunContent:
 
 def read_run(folder: Path, pictures: int = 6) -> RunContent:
     """Read what a run folder holds, with its first `pictures` pictures; ValueError if it is none."""
-    config = folder / "config.yaml"
-    if not config.is_file():
+    run = RunFolder(folder.resolve())
+    if not run.config_file.is_file():
         raise ValueError(f"{folder} is no run folder (it has no config.yaml); give outputs/runs/NAME")
     try:
-        note = run_folder.RunFolder(folder).read_note()
+        note = run.read_note()
     except ConfigError:
-        note = run_folder.RunNote("", "")
-    metrics = folder / METRICS_FILE
-    series = metric_series(metrics) if metrics.is_file() else {}
+        note = RunNote("", "")
+    series = metric_series(run.metrics_file) if run.metrics_file.is_file() else {}
     return RunContent(
-        name=folder.resolve().name,
+        name=run.name,
         finished=note.finished,
-        config=config.read_text(encoding="utf-8"),
-        # Of a step that was recorded twice (after a resume) the later one counts.
-        curves={
-            key: sorted(dict(points).items())
-            for key, points in sorted(series.items())
-            if key.startswith(CURVE_PREFIXES)
-        },
+        config=run.config_file.read_text(encoding="utf-8"),
+        curves={key: points for key, points in series.items() if key.startswith(CURVE_PREFIXES)},
         reports=list(read_reports(folder).values()),
-        pictures={path.stem: path for path in sorted(folder.glob("pictures/*.png"))[:pictures]},
+        pictures={path.stem: path for path in sorted(run.pictures.glob("*.png"))[:pictures]},
         tags=_tags(note.tracking_uri, note.run_id),
     )
 

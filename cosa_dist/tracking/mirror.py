@@ -47,12 +47,12 @@ def parse_line(line: bytes) -> MetricLine | None:
 
 
 def metric_series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a mirror file: metric name -> (step, value) in the order of recording."""
-    series: dict[str, list[tuple[int, float]]] = {}
+    """Curves of a mirror file by metric: (step, value), of a step that was recorded twice the later value."""
+    series: dict[str, dict[int, float]] = {}
     for line in read_metrics(path):
         for key, value in line.metrics.items():
-            series.setdefault(key, []).append((line.step, value))
-    return series
+            series.setdefault(key, {})[line.step] = value
+    return {key: sorted(points.items()) for key, points in sorted(series.items())}
 
 
 def read_mapping(path: Path) -> dict[str, str]:
