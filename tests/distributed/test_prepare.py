@@ -9,7 +9,7 @@ import torch
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
-from cosa_dist.distributed import prepare as preparation
+from cosa_dist.distributed import prepare
 from cosa_dist.distributed.prepare import already_started, prepare_run, reopen, resolve
 from cosa_dist.distributed.run_folder import RunFolder
 from jobs import train
@@ -113,7 +113,7 @@ def test_what_keeps_ray_from_starting_leaves_nothing(tmp_path):
 def test_what_keeps_ray_from_starting_leaves_an_interrupted_run_as_it_was(tmp_path, monkeypatch):
     run = prepared(tmp_path)
     (run.folder.path / "stopped.txt").write_text("old")
-    monkeypatch.setattr(preparation, "reopen_run", lambda *words: pytest.fail("marked as running"))
+    monkeypatch.setattr(prepare, "reopen_run", lambda *words: pytest.fail("marked as running"))
     before = {path.name: path.read_text() for path in run.folder.path.iterdir()}
     with pytest.raises(ConnectionError):
         reopened(tmp_path, {}, ready=no_ray)
