@@ -172,8 +172,10 @@ class _Dataset:
             if any(names != longest[: len(names)] for names in named.values()):
                 said = f"the splits of {self.path} number the classes of '{label}' differently"
             if said and self.columns.mask and self.options.classes is None:
-                cure = "give the classes in the order of the masks' ids with --classes FILE"
-                raise DataError(f"{said}, so the ids of the masks are open: {cure}")
+                raise DataError(
+                    f"{said}, so the ids of the masks are open: give the classes in the order of the masks' "
+                    "ids with --classes FILE"
+                )
             names = dict.fromkeys(chain(*named.values()))
             known[label] = tuple(name for name in names if not is_no_class(name))
         return known

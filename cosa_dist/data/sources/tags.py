@@ -111,8 +111,10 @@ class _Column:
             return None
         if len(classes) != lengths[0]:
             given = f" (it names {len(classes)})" if classes else ""
-            cure = f"name the class of each, in their order, with --classes FILE{given}"
-            raise self._error(f"label vectors of {lengths[0]} places: {cure}")
+            raise self._error(
+                f"label vectors of {lengths[0]} places: name the class of each, in their order, with "
+                f"--classes FILE{given}"
+            )
         self._note(" holds label vectors: place by place the classes of --classes")
         names = tuple(map(plain, classes))
         return [r if isinstance(r, str) else tuple(compress(names, map(truths.get, r))) for r in self.rows]
@@ -135,8 +137,10 @@ class _Column:
                 self._note(f" holds 0 and 1: they are taken as two classes; {cure}")
             return None
         elif numbers or usual:
-            cure = "with --classes FILE name the one class that is there or not, or these if they are classes"
-            raise self._error(f"only {quoted(sorted(truths))}: {cure}")
+            raise self._error(
+                f"only {quoted(sorted(truths))}: with --classes FILE name the one class that is there or "
+                "not, or these if they are classes"
+            )
         self._note(f" says whether '{name}' is there")
         return [row if isinstance(row, str) else (name,) * any(map(truths.get, row)) for row in self.rows]
 
@@ -210,9 +214,9 @@ def _refuse_joined(names: Collection[str], explicit: Collection[str], options: S
         for separator in dict.fromkeys((" and ", *re.findall(r"[\W_]+", name))):
             parts = [spelling(part) for part in name.split(separator)]
             if len(parts) > 1 and all(part in keys and part != spelling(name) for part in parts):
-                cure = f"say --tags-separator {separator!r} if that separates tags, or name all classes in"
                 raise DataError(
-                    f"tag {shown(name)} is made of other tags: {cure} --classes FILE if it is one"
+                    f"tag {shown(name)} is made of other tags: say --tags-separator {separator!r} if that "
+                    "separates tags, or name all classes in --classes FILE if it is one"
                 )
         sign = re.search(r"\w\s*([+&/\\,;|])\s*\w", name) or (name in mixed and re.search("( )", name))
         doubtful = doubtful or (sign and not explicit and (name, sign[1]))
