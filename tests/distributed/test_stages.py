@@ -1,0 +1,77 @@
+"""A run of two stages with its workers in this process: stopped between the stages, it repeats nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.data.shards.split import open_split
+from cosa_dist.distributed import launch
+from cosa_dist.distributed.labelling import run as labelling
+from cosa_dist.distributed.launch import Outcome, execute
+from cosa_dist.distributed.prepare import prepare_run, reopen, resolve
+from cosa_dist.distributed.run_folder import RunStoppedError, WorkerTask
+from cosa_dist.distributed.worker import run_worker
+from tests.integration.small_run import make_shards
+
+CPU = {"CPU": 1.0}
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Names of the runs that are trained, each by one worker in this process."""
+    names = []
+
+    def train(run, resources):
+        names.append(run.folder.name)
+        run_worker(WorkerTask(run.config.model_dump(mode="json"), str(run.folder.path), "", "", False, 0, 1))
+        run.folder.mark_finished()
+        return Outcome.read(run.folder, run.note)
+
+    monkeypatch.setattr(launch, "launch", train)
+    monkeypatch.setattr(labelling, "node_resources", lambda: [CPU])
+    return names
+
+
+def test_a_stopped_run_of_two_stages_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    place = {
+        "output": str(tmp_path),
+        "name": "whole",
+        "data": {"shards": str(make_shards(tmp_path / "shards"))},
+        "stage_one": {"recipe": "tiny", "options": {"training.steps": 4, "losses.warmup_steps": 1}},
+        "training": {"steps": 4},
+        "tracking": {"enabled": False},
+    }
+    run = prepare_run(resolve(build_config(merge(read_recipe("tiny_ms"), place))))
+    masks, labelled = run.folder.beside("pseudo-masks"), []
+
+    def stopped_after_one(actor_class, task, method, items, **resources):
+        for number in items:
+            labelled.append(number)
+            yield actor_class(task).label(number)
+            if len(labelled) == 1:
+                masks.stop_file.touch()
+
+    monkeypatch.setattr(labelling, "map_over_actors", stopped_after_one)
+    with pytest.raises(RunStoppedError, match="stopped as asked after"):
+        execute(run, CPU)
+    assert trained == ["whole-stage-one"]
+    assert not run.folder.read_note().finished
+
+    outcome = execute(reopen(run.folder, {}), CPU)
+    assert trained == ["whole-stage-one", "whole-stage-two"]
+    assert labelled == sorted(set(labelled)), "no finished shard is made again"
+    assert outcome.folder == run.folder.beside("stage-two").path
+    assert set(outcome.reports) == {"online", "average"}
+    made = open_split(masks.path / "shards", "train")
+    assert made.mask_count == made.size == 24
+    quality = json.loads((masks.path / "shards" / "quality.json").read_text())
+    recorded = json.loads((run.folder.metrics_file).read_text())["metrics"]
+    assert recorded["pseudo_masks/miou"] == pytest.approx(quality["miou"])
+    assert "stage_two/miou_unfiltered" in recorded
+    assert all(one.read_note().finished for one in (run.folder, masks, run.folder.beside("stage-one")))
+    with pytest.raises(ConfigError, match="is finished"):
+        reopen(run.folder, {})
