@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -38,22 +41,23 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather_objects(value: T) -> list[T]:
+    """The values of all ranks, in rank order."""
+    values = [value] * world_size()
+    if is_distributed():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def concatenate_over_ranks(tensor: Tensor) -> Tensor:
     """Concatenate `[N_r, ...]` tensors of all ranks along the first axis, in rank order; `N_r` may differ."""
     if not is_distributed():
         return tensor
-    lengths = torch.zeros(world_size(), dtype=torch.long, device=tensor.device)
-    lengths[rank()] = len(tensor)
-    dist.all_reduce(lengths)
-    padded = tensor.new_zeros((int(lengths.max()), *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)])
+    return torch.cat([part.to(tensor.device) for part in gather_objects(tensor.cpu())])
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[None]:
+def together() -> Iterator[None]:
     """A block of work without collectives: where it fails on one rank, all ranks raise, and none waits.
 
     The other ranks raise a RuntimeError that says which one failed and why.
@@ -65,8 +69,7 @@ def together(device: torch.device) -> Iterator[None]:
     except Exception as error:
         failure = error
         reason = f"worker {rank()}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    text = torch.tensor(list(f"{reason}\n".encode()), dtype=torch.uint8, device=device)
-    reasons = bytes(concatenate_over_ranks(text).tolist()).decode().split("\n")
+    reasons = gather_objects(reason)
     if failure is not None:
         raise failure
     if first := next(filter(None, reasons), ""):

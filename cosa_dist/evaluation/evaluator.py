@@ -101,7 +101,7 @@ class Evaluator:
         reports, done = [], 0
         with evaluation_mode(networks.values()), torch.inference_mode():
             for samples in parts:
-                with together(device):
+                with together():
                     coming = iter(samples)
                     while batch := list(islice(coming, self.config.batch_size)):
                         with_mask = [sample for sample in batch if sample.mask is not None]

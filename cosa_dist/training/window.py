@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosa_dist.collective import is_distributed, sum_over_ranks, world_size
+from cosa_dist.collective import gather_objects, sum_over_ranks, world_size
 from cosa_dist.data.reading.loader import Batch
 
 
@@ -78,7 +77,5 @@ def check_weights(network: nn.Module, step: int) -> None:
 
 def _samples_of_all_ranks(samples: list[str]) -> str:
     """`samples of rank R: ...` for every rank whose own terms are broken."""
-    gathered: list[list[str]] = [samples] * world_size()
-    if is_distributed():
-        dist.all_gather_object(gathered, samples)
-    return "; ".join(f"samples of rank {rank}: {', '.join(ids)}" for rank, ids in enumerate(gathered) if ids)
+    parts = enumerate(gather_objects(samples))
+    return "; ".join(f"samples of rank {rank}: {', '.join(ids)}" for rank, ids in parts if ids)
