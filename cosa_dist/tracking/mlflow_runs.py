@@ -41,10 +41,17 @@ def connect(uri: str) -> MlflowClient:
 def send(
     client: MlflowClient, run_id: str, kind: Literal["metrics", "params", "tags"], items: Sequence[Any]
 ) -> None:
-    """Send entities in batches of the size that MLflow takes."""
+    """Send entities in batches of MLflow's size; metrics and tags that it calls invalid are left out."""
+    from mlflow.exceptions import MlflowException
+
     for start in range(0, len(items), BATCH[kind]):
         batch: dict[str, Any] = {kind: items[start : start + BATCH[kind]]}
-        client.log_batch(run_id, **batch)
+        try:
+            client.log_batch(run_id, **batch)
+        except MlflowException as error:
+            if kind == "params" or error.get_http_status_code() != 400:
+                raise
+            log.warning("tracking: the store refuses %s: %s", kind, first_line(error))
 
 
 def send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

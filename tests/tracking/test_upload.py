@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from cosa_dist.tracking import mlflow_runs, upload
 from cosa_dist.tracking.tracker import Tracker
@@ -154,6 +155,22 @@ def test_logging_never_waits_for_a_store_that_hangs(store, tmp_path):
     tracker._patience = 20.0
     tracker.close()
     assert store.points == losses(0, 50)
+
+
+def test_what_the_store_calls_invalid_holds_up_nothing_else(store, tmp_path, caplog, monkeypatch):
+    def log_batch(run_id, metrics=(), tags=()):
+        if tags:
+            raise MlflowException("tag too long", error_code=INVALID_PARAMETER_VALUE)
+        store.points += [(m.key, m.step, m.value) for m in metrics]
+
+    monkeypatch.setattr(store, "log_batch", log_batch)
+    tracker = open_run(tmp_path)
+    log_steps(tracker, 0, 3)
+    tracker.set_tags({"split": "val"})
+    tracker.close()
+    assert (store.points, store.status) == (losses(0, 3), "FINISHED")
+    assert caplog.text.count("the store refuses tags: ") == 1
+    assert "tag too long" in caplog.text
 
 
 def test_a_failing_file_holds_up_neither_numbers_nor_tags_nor_status(store, tmp_path, caplog):
