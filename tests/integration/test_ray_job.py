@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +25,14 @@ from tests.support.programs import PROJECT, kill_family, wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 BIN = Path(sys.executable).parent
-STEPS = 400
+STEPS = 800
 Ray = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there: cheaper to ask than by Ray's command."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
@@ -61,7 +68,8 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
     with (home / "head.log").open("wb") as log:
         head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
-        wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray")
+        wait_until(lambda: answers(dashboard), "the start of Ray")
+        wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray's jobs")
         yield ray
     finally:
         kill_family(head)
@@ -119,10 +127,10 @@ def test_a_job_is_submitted_followed_stopped_and_resumed(ray_command, tmp_path):
 
     submit(ray, checkout, "first", "--config", str(tmp_path / "run.yaml"))
     wait_until(lambda: (folder / "checkpoints" / "step-00000005").is_dir(), "the fifth step")
-    followed = ray("job", "logs", "first")
-    assert f"step 3/{STEPS}" in followed.stdout
+    # At once: the job is short, and each call of the command takes seconds.
     stopped = ray("job", "stop", "first")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert f"step 3/{STEPS}" in ray("job", "logs", "first").stdout
     assert "Job 'first' was stopped" in ray("job", "status", "first").stdout
     assert status(folder) == "KILLED"
     reached = len(curve(folder, "train/total"))
