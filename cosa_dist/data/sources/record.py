@@ -163,11 +163,12 @@ def read_text(path: Path, what: str, cure: str) -> str:
 
 def _lies_inside(path: str, root: Path) -> bool:
     """Whether `path`, its links followed, is a plain file or absent below `root`."""
-    folder, name = os.path.split(path)
+    here = os.getcwd()
+    folder, name = os.path.split(os.path.join(here, path))
     real = os.path.realpath(path) if os.path.islink(path) else f"{_real(folder)}/{name}"
     if os.path.exists(real) and not stat.S_ISREG(os.stat(real).st_mode):
         raise RecordError("is not a plain file; put the picture's file in its place")
-    return real.startswith(f"{_real(str(root)).rstrip('/')}/")
+    return real.startswith(f"{_real(os.path.join(here, root)).rstrip('/')}/")
 
 
 @lru_cache(maxsize=4096)
