@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cosa_dist.data.errors import DataError, Rejection
-from cosa_dist.data.sources.cells import Tags
 from cosa_dist.data.sources.classes import class_names_of, read_class_names
-from cosa_dist.data.sources.options import SourceOptions
+from cosa_dist.data.sources.options import SourceOptions, Tags
 from cosa_dist.data.sources.record import Entry, File, SourceRecord
 from cosa_dist.data.sources.table import Columns, read_table, table_source
 from cosa_dist.data.sources.tags import column_tags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
 import json
@@ -17,8 +16,7 @@ import yaml
 
 from cosa_dist.data.catalog import is_background, may_be_background, may_mean_none
 from cosa_dist.data.errors import DataError, nearest_name, printable, quoted
-from cosa_dist.data.sources.cells import Tags
-from cosa_dist.data.sources.options import Notify, ignore_notes, letters, plain
+from cosa_dist.data.sources.options import Notify, Tags, ignore_notes, letters, plain
 from cosa_dist.data.sources.record import read_text
 
 Indices = Callable[[Tags], tuple[int, ...] | str]
@@ -33,18 +31,12 @@ _NOT_CLASSES = {0, -1, 255}
 _NAME_HEADERS = ("name", "names", "class", "classes", "label", "labels", "classname", "labelname", "category")
 _ID_HEADERS = ("id", "index", "idx", "value", "classid", "labelid", "classindex", "labelindex", "pixel")
 _KEYS = ("names", "class_names", "classes", "categories", "labels", "id2label", "label2id", "class_to_idx")
-_LABELMAP = re.compile(r"([^:]+):(?:\d+, *\d+, *\d+(?::[^:]*){0,2}|:[^:]*:[^:]*)")
-_NUMBER_NAME = re.compile(r"(\d{1,9})[.)]?(?: -)?\s+(\S.*)")
-_NAME_NUMBER = re.compile(r"(\S.*?)\s+(\d{1,9})")
-_FORMS = (
-    (re.compile(r"\d+\s+\d+\s+\d+\s+(\D.*)"), 1, 0),
-    (re.compile(r"(\D.*?)\s+\d+\s+\d+\s+\d+"), 1, 0),
-    (re.compile(r"(-?\d{1,9})\s*[:=]\s*(\S.*)"), 2, 1),
-    (re.compile(r"(\S.*?)\s*[:=]\s*(-?\d{1,9})"), 1, 2),
-    (_NUMBER_NAME, 2, 1),
-    (_NAME_NUMBER, 1, 2),
+_LABELMAP = re.compile(r"([^:]+):[\d, ]*:[^:]*:[^:]*")
+_NUMBERS = r"-?\d{1,9}(?:[\s,;]+\d{1,3})*"
+_ROW = re.compile(
+    rf"(?:({_NUMBERS})(\s*[:=,;\t]\s*|(?:[.)]|\s-)?\s+))?(\S.*?)(?:(\s*[:=,;\t]\s*|\s+)({_NUMBERS}))?"
 )
-"""Lines of a name with an id or a colour, the group of the name, and that of the id (0: none)."""
+"""A line of numbers (an id, a colour, or both), a name, and numbers, with what stands between them."""
 
 
 def read_class_names(path: Path, notify: Notify = ignore_notes) -> tuple[str, ...]:
@@ -56,8 +48,6 @@ def read_class_names(path: Path, notify: Notify = ignore_notes) -> tuple[str, ..
     ids that are not 0 for background and 1..C.
     """
     text = read_text(path, "file of class names", "; it holds one name a line")
-    if text.lstrip().startswith(("<?xml", "item {", "item{")):
-        raise DataError(f"{path} is XML or a TensorFlow label map, which is not read; write one name a line")
     listed = [(number, plain(name)) for number, name in _listed(path, text)]
     has_ids = any(number is not None for number, _ in listed)
     names = _by_id(path, listed) if has_ids else _in_order(path, [name for _, name in listed if name])
@@ -117,18 +107,15 @@ def tag_indices(class_names: Sequence[str]) -> Indices:
 
 def _in_order(path: Path, listed: list[str]) -> list[str]:
     """Return the classes of a list without ids: background, if it is there, comes first."""
-    names = listed[1:] if listed[:1] == [_IGNORE] else listed
-    if is_background("".join(names[:1])):
-        names = names[1:]
-    elif names is not listed:
-        raise DataError(f"{path}: after {_IGNORE} comes _background_, which is id 0; put it there")
-    if late := next((name for name in names if is_background(name) or name == _IGNORE), None):
-        place = len(listed) - len(names) + names.index(late) + 1
-        raise DataError(
-            f"{path}: '{late}' is name {place} of the list, so the ids are unclear: background is id 0 and "
-            f"comes first, only {_IGNORE} before it; move it there, or take it out"
-        )
-    return names
+    start = 1 if listed[:1] == [_IGNORE] and is_background("".join(listed[1:2])) else 0
+    start += is_background("".join(listed[start : start + 1]))
+    for place, name in enumerate(listed[start:], start + 1):
+        if is_background(name) or name == _IGNORE:
+            raise DataError(
+                f"{path}: '{name}' is name {place} of the list, so the ids are unclear: background is id 0 "
+                f"and comes first, only {_IGNORE} before it; move it there, or take it out"
+            )
+    return listed[start:]
 
 
 def _by_id(path: Path, listed: _Listed) -> list[str]:
@@ -151,33 +138,31 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
 
 
 def _listed(path: Path, text: str) -> _Listed:
-    ending = path.suffix.lower()
-    structured, table = ending in (".json", ".yaml", ".yml"), ending in (".csv", ".tsv")
-    if structured or text.lstrip().startswith(("[", "{", "(")):
+    structured = path.suffix.lower() in (".json", ".yaml", ".yml")
+    if structured or text.lstrip().startswith(("[", "{", "- ")):
         try:
             return _of_content(_content(text))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             if structured:
                 said = "holds neither a list of names nor names with ids"
                 raise DataError(f"{path} {said}; write one name a line") from error
-    rows = _rows(text)
-    if table and rows and not re.search("[,;\t]", rows[0]) and letters(rows[0]) in _NAME_HEADERS:
-        rows = rows[1:]
-    for form_of in (_of_labelmap, _of_columns, _of_words):
-        if rows and (found := form_of(rows)) is not None:
-            return found
-    if table and any(re.search(r"[,;\t]\s*\S", row) for row in rows):
+    rows = [row for line in text.splitlines() if (row := plain(line))]
+    if not all(row.startswith("#") for row in rows):
+        rows = [re.sub(r"\s+#\s.*", "", row) for row in rows if not row.startswith("#")]
+    table = path.suffix.lower() in (".csv", ".tsv")
+    if listed := _of_labelmap(rows) or _of_table(rows, table):
+        return listed
+    listed = [(number, _unquoted(name)) for number, name in _of_rows(rows)]
+    if table and any(re.search(r"[,;\t]", name) for _, name in listed if name in rows):
         raise DataError(f"{path}: no column is surely that of the names; give it the header 'name'")
-    return [(None, _unquoted(row)) for row in rows]
+    return listed
 
 
 def _content(text: str) -> Any:
     """Return JSON or YAML with all numbers as text; raises `ValueError`, `YAMLError` or `RecursionError`."""
     try:
-        if text.lstrip().startswith("("):
-            return list(ast.literal_eval(text.strip()))
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    except (json.JSONDecodeError, SyntaxError, TypeError):
+    except json.JSONDecodeError:
         return yaml.load(text, Loader=yaml.BaseLoader)  # all scalars stay text
 
 
@@ -192,9 +177,9 @@ def _of_content(content: Any) -> _Listed:
                 return [(None, name) for _, name in in_order] if key == "names" else found
         if all(map(_is_number, content)) and all(isinstance(name, str) for name in content.values()):
             content = {name: number for number, name in content.items()}
-        if not all(isinstance(name, str) and _is_number(number) for name, number in content.items()):
+        if not all(map(_is_number, content.values())):
             raise ValueError("no ids")
-        return [(int(number), name) for name, number in content.items()]
+        content = [{"name": name, "id": number} for name, number in content.items()]
     if not isinstance(content, list):
         raise ValueError("no list")
     listed: _Listed = []
@@ -203,19 +188,9 @@ def _of_content(content: Any) -> _Listed:
         name = next((entry[key] for key in _NAME_HEADERS if isinstance(entry.get(key), str)), None)
         if name is None:
             raise ValueError("no name")
-        listed.append(
-            (next((int(entry[key]) for key in _ID_HEADERS if _is_number(entry.get(key))), None), name)
-        )
+        number = next((int(entry[key]) for key in _ID_HEADERS if _is_number(entry.get(key))), None)
+        listed.append((number, name))
     return listed
-
-
-def _rows(text: str) -> list[str]:
-    """Return the lines of a text without empty ones, comments and signs of a list."""
-    rows = [row for line in text.splitlines() if (row := plain(line))]
-    if not all(row.startswith("#") for row in rows):
-        rows = [re.sub(r"\s+#\s.*", "", row) for row in rows if not row.startswith("#")]
-    signs = [re.fullmatch(r"[-*•]\s+(.*)", row) for row in rows]
-    return [sign[1] for sign in signs if sign] if all(signs) else rows
 
 
 def _of_labelmap(rows: Sequence[str]) -> _Listed | None:
@@ -223,58 +198,48 @@ def _of_labelmap(rows: Sequence[str]) -> _Listed | None:
     names = [match[1] for row in rows if (match := _LABELMAP.fullmatch(row))]
     if len(names) < len(rows):
         return None
-    return [(None, name) for name in (names[:-1] if names[-1] == "ignored" else names)]
+    return [(None, name) for name in (names[:-1] if names[-1:] == ["ignored"] else names)]
 
 
-def _cells(rows: Sequence[str]) -> list[list[str]]:
-    """Return the cells of rows by whichever of `,`, `;` and tab parts all of them alike, into most cells."""
-    found: list[list[list[str]]] = [[]]
-    for separator in (sign for sign in ",;\t" if any(sign in row for row in rows)):
-        ended = (row.rstrip(f"{separator} ") for row in rows)
-        with contextlib.suppress(csv.Error):
-            cells = [[_unquoted(cell) for cell in row] for row in csv.reader(ended, delimiter=separator)]
-            if len(set(map(len, cells))) == 1:
-                found.append(cells)
-    return max(found, key=lambda cells: len(cells[0]) if cells else 0)
-
-
-def _of_columns(rows: Sequence[str]) -> _Listed | None:
-    """Return names and ids of rows of cells, if one column is surely that of the names."""
-    if not (cells := _cells(rows)):
+def _of_table(rows: Sequence[str], table: bool) -> _Listed | None:
+    """Return names and ids of a table whose first row names the column of the names."""
+    cells: list[list[str]] = []
+    separator = max(",;\t", key="".join(rows[:1]).count)
+    with contextlib.suppress(csv.Error):
+        cells = [[_unquoted(cell) for cell in row] for row in csv.reader(rows, delimiter=separator)]
+    if len(cells) == 1 and len(cells[0]) > 1 and not any(map(_is_number, cells[0])):
+        return [(None, name) for name in cells[0] if name]
+    header = [letters(cell) for cell in cells[0]] if cells else []
+    if len(cells) < 2 or not (table or len(header) > 1) or {*map(len, cells)} != {len(header)}:
         return None
-    header = [letters(cell) for cell in cells[0]]
-    headed = len(cells) > 1 < len(header) and any(word in _NAME_HEADERS for word in header)
-    columns = list(zip(*(cells[1:] if headed else cells), strict=True))
-    numeric = [place for place, column in enumerate(columns) if all(map(_is_number, column))]
-    words = [place for place in range(len(columns)) if place not in numeric]
-    if headed:
-        named = [place for place in words if header[place] in _NAME_HEADERS]
-        words = sorted(named, key=lambda place: _NAME_HEADERS.index(header[place]))[:1]
-        numeric = [place for place in numeric if header[place] in (*_ID_HEADERS, *_NAME_HEADERS)]
-    elif len(cells) == 1 and not numeric:
-        return [(None, name) for name in cells[0]]
-    elif len(numeric) == 3:
-        numeric = []  # a colour
-    elif len(numeric) == 4 and words == [1]:
-        numeric = numeric[:1]  # id, name, colour
-    if len(words) != 1 or len(numeric) > 1:
+    columns = dict(zip(reversed(header), reversed([*zip(*cells[1:], strict=True)]), strict=True))
+    numeric = {head for head, column in columns.items() if all(map(_is_number, column))}
+    name = next((head for head in _NAME_HEADERS if head in columns and head not in numeric), None)
+    if name is None:
         return None
-    ids = map(int, columns[numeric[0]]) if numeric else [None] * len(columns[0])
-    return list(zip(ids, columns[words[0]], strict=True))
+    number = next((head for head in (*_ID_HEADERS, *_NAME_HEADERS) if head in numeric), None)
+    ids = map(int, columns[number]) if number else [None] * len(columns[name])
+    return list(zip(ids, columns[name], strict=True))
 
 
-def _of_words(rows: Sequence[str]) -> _Listed | None:
-    """Return names and ids of rows such as `1 cat`, `1: cat`, `cat: 1`, `64 0 128 cat` or `cat 64 0 128`."""
-    for form, name, number in _FORMS:
-        found = [match for row in rows if (match := form.fullmatch(row))]
-        if len(found) < len(rows):
-            continue
-        listed = [(int(match[number]) if number else None, _unquoted(match[name])) for match in found]
-        ids, names = zip(*listed, strict=True)
-        # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
-        if form not in (_NUMBER_NAME, _NAME_NUMBER) or _counts(ids, names, strict=form is _NAME_NUMBER):
-            return listed
-    return None
+def _of_rows(rows: Sequence[str]) -> _Listed:
+    """Return names and ids of rows such as `1 cat`, `cat: 1` or `64 0 128 cat`, else the rows as names."""
+    matches = [match for row in rows if (match := _ROW.fullmatch(row))]
+    numbers = [[re.findall(r"-?\d+", match[group] or "") for group in (1, 5)] for match in matches]
+    shapes = {(len(before), len(after)) for before, after in numbers}
+    as_names: _Listed = [(None, row) for row in rows]
+    if len(shapes) != 1:
+        return as_names
+    ((before, after),) = shapes
+    names = [match[3] for match in matches]
+    if before + after == 3:  # a colour
+        return [(None, name) for name in names]
+    if before + after != 1 and (before, after) not in ((1, 3), (4, 0)):
+        return as_names
+    ids = [int((first or last)[0]) for first, last in numbers]
+    marked = all(re.search("[:=,;\t]", (match[2] or "") + (match[4] or "")) for match in matches)
+    # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
+    return list(zip(ids, names, strict=True)) if marked or _counts(ids, names, bool(after)) else as_names
 
 
 def _counts(ids: Sequence[int], names: Sequence[str], strict: bool) -> bool:
@@ -289,7 +254,8 @@ def _is_number(cell: Any) -> bool:
 
 
 def _is_code(name: str) -> bool:
-    return any(name.count(opening) != name.count(closing) for opening, closing in ("()", "[]", "{}"))
+    unbalanced = any(name.count(opening) != name.count(closing) for opening, closing in ("()", "[]", "{}"))
+    return unbalanced or name.startswith("<?xml")
 
 
 def _unquoted(name: str) -> str:

@@ -18,17 +18,17 @@ from datasets import ClassLabel, LargeList, List, Value
 from cosa_dist.data.catalog import DatasetInfo, is_no_class
 from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.arrow import ArrowCell, ArrowTable, holds_pictures, open_tables
-from cosa_dist.data.sources.cells import Tags, shown, text_of
 from cosa_dist.data.sources.classes import class_names_of, tag_indices
 from cosa_dist.data.sources.options import (
     TRAIN,
     SourceOptions,
+    Tags,
     find_column,
     seeded_validation,
     train_and_val,
 )
 from cosa_dist.data.sources.record import Entry, SourceRecord, unsafe_id
-from cosa_dist.data.sources.tags import columns_tags, flags_found, settled, united
+from cosa_dist.data.sources.tags import columns_tags, flags_found, settled, shown, text_of, united
 
 _LABEL_COLUMNS = ("labels", "label", "tags")
 _MASK_COLUMNS = ("masks", "segmentation_mask", "segmentation", "annotation", "annotations", "gt", "label_map")

@@ -12,6 +12,9 @@ from functools import cached_property, lru_cache
 from cosa_dist.data.errors import DataError, nearest_name, printable
 from cosa_dist.data.sources.record import Entry, SourceRecord
 
+Tags = tuple[str, ...] | str
+"""The tags of a row; a text says why they cannot be read."""
+
 Notify = Callable[[str], None]
 """Takes a line for the user on how a source was read: what was counted, left out or taken for what."""
 

@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 
 from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, Rejection, quoted
-from cosa_dist.data.sources.cells import MISSING, Tags, text_of
 from cosa_dist.data.sources.classes import Indices, class_names_of, tag_indices
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
 from cosa_dist.data.sources.options import (
@@ -35,6 +34,7 @@ from cosa_dist.data.sources.options import (
     VAL,
     Notify,
     SourceOptions,
+    Tags,
     find_column,
     plain,
     seeded_validation,
@@ -50,7 +50,16 @@ from cosa_dist.data.sources.record import (
     unsafe_id,
     unsafe_name,
 )
-from cosa_dist.data.sources.tags import TAG_COLUMNS, columns_tags, flags_found, is_numbering, settled, united
+from cosa_dist.data.sources.tags import (
+    MISSING,
+    TAG_COLUMNS,
+    columns_tags,
+    flags_found,
+    is_numbering,
+    settled,
+    text_of,
+    united,
+)
 
 _IMAGE_COLUMNS = (
     *("image", "filename", "file", "path", "filepath", "imagefile", "imagename", "imagepath", "imageid"),
