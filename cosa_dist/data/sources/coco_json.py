@@ -19,42 +19,42 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from cosa_dist.data.catalog import COCO, COCO_CLASSES, DatasetInfo, is_background, renamed
 from cosa_dist.data.errors import DataError, Rejection
-from cosa_dist.data.sources.coco_outline import (
-    Annotation,
-    CocoMask,
-    Code,
-    Id,
-    Outline,
-    as_annotation,
-    as_id,
-    as_length,
-)
+from cosa_dist.data.sources.coco_outline import CocoMask, Code, Id, Outline, as_id, as_length, as_outline
 from cosa_dist.data.sources.devkits import check_coco_split, existing_folder
 from cosa_dist.data.sources.options import SourceOptions
 from cosa_dist.data.sources.record import Entry, File, SourceRecord, read_text, unsafe_id, unsafe_name
 
 _YEARS = ("2014", "2017")
-_IMAGE_KEYS = ("id", "file_name", "width", "height", "coco_url")
-_OTHER_FILES = {
-    "caption": "COCO's captions (captions_*.json)",
-    "segments_info": "COCO's panoptic annotations (panoptic_*.json)",
-    "keypoints": "COCO's keypoints (person_keypoints_*.json)",
-    "shapes": "a labelme file of one picture",
-    "_via_img_metadata": "a project of the VGG annotator (VIA)",
-    "regions": "annotations of the VGG annotator (VIA)",
-}
+_PARTS = ("images", "annotations", "categories")
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
+_FLAGS = {"0": False, "0.0": False, "false": False, "": False, "1": True, "1.0": True, "true": True}
 _LEFT_OUT = "left out"
-_PICTURE_OUT = "left out with their pictures"
 _CROWD = (
     "their pixels are ignored (255) where no object lies (some tools write 1 for objects with holes or of "
     "several parts: then set iscrowd to 0 there)"
 )
+
+
+class Annotation(NamedTuple):
+    """One annotation as it waits in the index; `outline` is why there is none where it cannot be used."""
+
+    image: Id | None
+    id: Id | None
+    category: Id | None
+    crowd: bool
+    outline: Outline | str
+
+    def named(self, file: str = "") -> str:
+        """Return the annotation and its image in words."""
+        own = "annotation without id" if self.id is None else f"annotation {self.id!r:.60}"
+        image = "" if self.image is None else f" of image {self.image!r:.60}"
+        return f"{own}{image}{f', {file!r:.200}' if file else ''}"
 
 
 def annotated_source(
@@ -106,7 +106,7 @@ def _is_one_file(annotations: Path) -> bool:
 def _records(path: Path, images: Path, options: SourceOptions) -> Iterator[Entry]:
     content = _load(path)
     totals = {kind: len(content[kind]) for kind in ("annotations", "images")}
-    reader = _Reader(path, images, _class_ids(path, content), totals)
+    reader = _Reader(path, images, _class_ids(path, content["categories"]), totals)
     yield from reader.records(content)
     for line in reader.lines():
         options.note(line)
@@ -135,7 +135,7 @@ class _Reader:
             f"{self.firsts[key]}; {key[2]}"
             for key, count in self.counts.items()
         ]
-        lost = sum(count for key, count in self.counts.items() if key[2] in (_LEFT_OUT, _PICTURE_OUT))
+        lost = sum(count for (*_, effect), count in self.counts.items() if effect == _LEFT_OUT)
         total = self.totals["annotations"]
         summary = f"{self.path.name}: {total - lost} of {total} annotations are used"
         return [*lines, summary] if lost else lines
@@ -147,109 +147,72 @@ class _Reader:
     def _count_image(self, key: Id, name: str, reason: str, effect: str) -> None:
         self._count("images", reason, effect, f"image {key!r:.60}, {name!r:.200}")
 
-    def _leave_out(self, items: Iterable[Annotation], reason: str, name: str) -> None:
-        for item in items:
-            self._count("annotations", reason, _PICTURE_OUT, item.named(name))
-
     def records(self, content: dict[str, Any]) -> Iterator[Entry]:
         """Yield the records of all images, in the order of their ids."""
-        listed: dict[Id, dict[str, dict[str, Any]]] = {}
+        listed: dict[Id, list[dict[str, Any]]] = {}
         for number, image in enumerate(content.pop("images"), start=1):
             key = as_id(image.get("id")) if isinstance(image, dict) else None
             if key is None:
                 reason = "image has no id, so that no annotation can name it; mend the JSON"
                 yield Rejection(f"image entry {number}", reason, self.path.name)
-            elif (
-                listed.setdefault(key, {}).setdefault(name := _text(image.get("file_name")), image)
-                is not image
-            ):
-                self._count_image(key, name, "listed twice", "the first entry counts")
+            elif image not in (same := listed.setdefault(key, [])):
+                same.append(image)
         by_image = self._by_image(content.pop("annotations"), listed)
         for key in sorted(listed, key=_place):
             annotations = sorted(by_image.pop(key, ()), key=lambda annotation: _place(annotation.id))
-            yield from self._entries(key, listed[key], annotations)
+            for image in listed[key]:
+                reason = f"image id {key!r:.60} is that of {len(listed[key])} pictures; mend the JSON"
+                entry = self._record(key, image, annotations) if len(listed[key]) == 1 else None
+                yield entry or Rejection(_record_id(_name(image), key), reason, self._where(key))
+            if len(listed[key]) > 1:
+                self._leave_out(annotations, "")
 
-    def _by_image(
-        self, annotations: list[Any], listed: dict[Id, dict[str, dict[str, Any]]]
-    ) -> dict[Id, list[Annotation]]:
-        other_ids = self._other_ids(listed)
+    def _by_image(self, annotations: list[Any], listed: dict[Id, Any]) -> dict[Id, list[Annotation]]:
         by_image: dict[Id, list[Annotation]] = {}
         for number, item in enumerate(annotations, start=1):
-            made = as_annotation(item) if isinstance(item, dict) else item
-            reason, first = "an image that is not in the list", f"entry {number}"
-            if not isinstance(made, Annotation):
-                reason = "no object of keys and values"
-            elif made.image is None:
-                reason, first = "no image_id", f"{made.named()} ({first})"
-            elif (image := other_ids.get(made.image, made.image)) in listed:
-                by_image.setdefault(image, []).append(made)
-                continue
+            made = _annotation(item) if isinstance(item, dict) else item
+            if isinstance(made, Annotation) and made.image is not None and made.image in listed:
+                by_image.setdefault(made.image, []).append(made)
             else:
-                first = made.named()
-            self._count("annotations", reason, _LEFT_OUT, first)
+                first = made.named() if isinstance(made, Annotation) else "no object"
+                self._count("annotations", "of no image in the list", _LEFT_OUT, f"{first} (entry {number})")
         if annotations and not by_image:
-            said = f"none of the annotations is of an image in its list ({'; '.join(self.lines()[:-1])})"
+            said = f"none of the annotations is of an image in its list ({self.lines()[0]})"
             raise DataError(f"{self.path}: {said}; mend the JSON")
         return by_image
 
-    def _other_ids(self, listed: dict[Id, dict[str, dict[str, Any]]]) -> dict[Id, Id]:
-        """Take pictures listed under a second id off `listed`; return the first ids by the second ones."""
-        kept: dict[str, Id] = {}
-        others: dict[Id, Id] = {}
-        for key, (name, *more) in listed.items():
-            if name and not more and (first := kept.setdefault(name, key)) != key:
-                others[key] = first
-                effect = "the annotations of both are united"
-                self._count_image(key, name, "a picture under a second id", effect)
-        for key in others:
-            del listed[key]
-        return others
+    def _leave_out(self, annotations: Iterable[Annotation], name: str) -> None:
+        for item in annotations:
+            self._count("annotations", "of an image that is left out", _LEFT_OUT, item.named(name))
 
-    def _entries(
-        self, key: Id, listed: dict[str, dict[str, Any]], annotations: list[Annotation]
-    ) -> Iterator[Entry]:
-        """Yield the record of an image id; if several pictures have it, all of them are left out."""
-        if len(listed) == 1:
-            ((written, image),) = listed.items()
-            yield self._record(key, written, image, annotations)
-            return
-        self._leave_out(annotations, "an image id of several pictures", "")
-        for name in listed:
-            reason = f"image id {key!r:.60} is that of {len(listed)} pictures; mend the JSON"
-            yield Rejection(_record_id(name, key), reason, self._where(key))
-
-    def _record(self, key: Id, written: str, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
+    def _record(self, key: Id, image: dict[str, Any], annotations: list[Annotation]) -> Entry:
+        written = _name(image)
         name = self._found(written)
-        unknown = [item for item in annotations if item.category not in self.class_ids]
+        unknown = next((item for item in annotations if item.category not in self.class_ids), None)
         reason = unsafe_name(name) or unsafe_id(_record_id(name, 0))
         if not name:
-            only = ", only an address (coco_url)" if image.get("coco_url") else ""
-            reason = f"image has no file_name{only}; write the picture's name into the JSON"
+            reason = "image has no file_name; write the picture's name into the JSON"
         elif unknown:
-            reason = "an annotation names a category that is not in the JSON's list; mend the JSON"
+            reason = f"{unknown.named()} names a category that is not in the JSON's list; mend the JSON"
         if reason:
-            self._leave_out(unknown, "no category of the list", name)
-            known = (item for item in annotations if item.category in self.class_ids)
-            self._leave_out(known, "an image that is left out", name)
+            self._leave_out(annotations, name)
             return Rejection(_record_id(name, key), reason, self._where(key))
         if name != written.replace("\\", "/"):
             effect = f"the picture of that name in {self.images.name} is taken"
             self._count_image(key, written, "a file_name with other folders", effect)
         picture = File(self.images, name)
-        tags, mask = self._tags_and_mask(key, name, annotations, self._size(key, image, picture))
-        return SourceRecord(_record_id(name, key), picture, mask, tags)
+        tags = {class_id - 1 for item in annotations if (class_id := self.class_ids[item.category])}
+        mask = self._mask(key, name, annotations, self._size(key, image, picture))
+        return SourceRecord(_record_id(name, key), picture, mask, tuple(sorted(tags)))
 
-    def _tags_and_mask(
+    def _mask(
         self, key: Id, name: str, annotations: list[Annotation], size: tuple[int, int] | None
-    ) -> tuple[tuple[int, ...], CocoMask | None]:
-        """Return an image's tags, and its mask if its size (width, height) and all outlines are known."""
-        tags = set()
+    ) -> CocoMask | None:
+        """Return an image's mask if its size (width, height) and all outlines are known."""
         drawn: list[tuple[int, bool, Outline]] = []
-        whole = True
+        whole = size is not None
         for item in annotations:
             class_id, outline, reasons = self.class_ids[item.category], item.outline, dict[str, str]()
-            if class_id:
-                tags.add(class_id - 1)
             if size and any(isinstance(part, Code) and part.size != size[::-1] for part in outline):
                 outline = "a run-length code for another size than the image's"
             if not class_id:
@@ -265,8 +228,7 @@ class _Reader:
                     reasons["crowds (iscrowd 1)"] = _CROWD
             for reason, effect in reasons.items():
                 self._count("annotations", reason, effect, item.named(name))
-        mask = CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
-        return tuple(sorted(tags)), mask
+        return CocoMask(self._where(key), *size, tuple(drawn)) if whole and size else None
 
     def _size(self, key: Id, image: dict[str, Any], picture: File) -> tuple[int, int] | None:
         width, height = as_length(image.get("width")), as_length(image.get("height"))
@@ -297,44 +259,33 @@ def _load(path: Path) -> dict[str, Any]:
     text = read_text(path, "annotations", cure)
     try:
         content = json.loads(text, object_hook=_made_small)
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply for a JSON of COCO; get the file again") from error
-    except ValueError as error:
-        reason = error if isinstance(error, json.JSONDecodeError) else "a number of too many digits"
-        lines = "it holds several values, as JSON lines do, and COCO's is one object"
-        cure = lines if "Extra data" in str(reason) else "get the file again"
-        raise DataError(f"{path} is not JSON ({reason}); {cure}") from error
-    said = f"{path} is not an instances file of COCO"
-    if not isinstance(content, dict):
-        kind = ", but a list, as of detections" if isinstance(content, list) else ""
-        parts = "no object with images, annotations and categories"
-        raise DataError(f"{said}: {parts}{kind}; get instances_*.json")
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content.get(part), list):
-            kind = _other_file(content) or f"it has {', '.join(map(ascii, content)) or 'nothing'}"
-            raise DataError(f"{said}: it has no list '{part}' ({kind:.200}); get instances_*.json")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); get the file again") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
+        has = f" (it has {', '.join(map(ascii, content)):.200})" if isinstance(content, dict) else ""
+        said = f"it has no lists {', '.join(_PARTS)}{has}"
+        raise DataError(f"{path} is not an instances file of COCO: {said}; get instances_*.json")
     if not content["images"]:
         raise DataError(f"{path} lists no images; get the file again")
     return content
 
 
-def _other_file(content: dict[str, Any]) -> str:
-    firsts = [next(iter(part), None) for part in content.values() if isinstance(part, list)]
-    firsts += [content, next(iter(content.values()), None)]
-    keys = {key for first in firsts if isinstance(first, dict) for key in first}
-    return next((f"this is {what}" for key, what in _OTHER_FILES.items() if key in keys), "")
-
-
 def _made_small(item: dict[str, Any]) -> Any:
     """Return what is kept of an object of the JSON; annotations with outlines are most of the file."""
     if len({"image_id", "category_id", "segmentation"} & item.keys()) > 1:
-        return as_annotation(item)
-    if "file_name" in item and "segments_info" not in item:
-        return {key: item[key] for key in _IMAGE_KEYS if key in item}
-    return item
+        return _annotation(item)
+    return {key: item[key] for key in _IMAGE_KEYS if key in item} if "file_name" in item else item
 
 
-def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
+def _annotation(item: dict[str, Any]) -> Annotation:
+    flag = item.get("iscrowd")
+    crowd = _FLAGS.get("" if flag is None else str(flag).strip().casefold())
+    outline = "iscrowd that is neither 0 nor 1" if crowd is None else as_outline(item.get("segmentation"))
+    image, own, category = (as_id(item.get(key)) for key in ("image_id", "id", "category_id"))
+    return Annotation(image, own, category, bool(crowd), outline)
+
+
+def _class_ids(path: Path, categories: list[Any]) -> dict[Id | None, int]:
     """Return class ids by category id, by their names; raises `DataError` if they are not COCO's 80.
 
     A category 0 beside them, or one called background, is background: exporters add one as the root.
@@ -342,34 +293,30 @@ def _class_ids(path: Path, content: dict[str, Any]) -> dict[Id | None, int]:
     numbers = {name.casefold(): number for number, name in enumerate(COCO_CLASSES, start=1)}
     found: dict[Id | None, int] = {}
     foreign = []
-    for category in content["categories"]:
+    for category in categories:
         category = category if isinstance(category, dict) else {}
-        key, name = as_id(category.get("id")), _text(category.get("name"))
-        if key is None or not name:
-            raise DataError(f"{path}: a category has no id or no name; get the file again")
+        key, name = as_id(category.get("id")), _name(category, "name")
         number = numbers.get(name.casefold(), 0)
+        if key is None or not name or found.setdefault(key, number) != number:
+            raise DataError(f"{path}: a category has no id, no name or two names; get the file again")
         if not number and key != 0 and not is_background(name):
             foreign.append(name)
-        if found.setdefault(key, number) != number:
-            raise DataError(f"{path}: category id {key!r:.60} has two names; get the file again")
     missing = sorted(set(numbers.values()) - set(found.values()))
-    kind = _other_file(content)
-    if found and not kind and all(isinstance(key, int) and key > 91 for key in found):
-        kind = "this is COCO's stuff annotations (stuff_*.json)"
-    other = "for another data set, write masks and use the source 'table' or 'folder'"
-    if foreign or (missing and kind):
-        said = f"{len(found)} categories that are not COCO's 80 ({kind or f'{foreign[0]!r:.60} is none'})"
-        raise DataError(f"{path} has {said}; {'get instances_*.json' if kind else other}")
+    cure = "get instances_*.json; for another data set, write masks and use the source 'table' or 'folder'"
+    if foreign:
+        said = f"{len(found)} categories that are not COCO's 80 ({foreign[0]!r:.60} is none)"
+        raise DataError(f"{path} has {said}; {cure}")
     if missing:
         lacking = f"{len(numbers) - len(missing)} of COCO's 80 categories"
         first = f"({COCO_CLASSES[missing[0] - 1]!r} is missing)"
-        cure = "add the others to its list 'categories', with any ids"
-        raise DataError(f"{path} lists {lacking} {first}; {cure}, or, {other}")
+        more = "of a subset, add the others to its list 'categories', with any ids"
+        raise DataError(f"{path} lists {lacking} {first}; {more}; else {cure}")
     return found
 
 
-def _text(value: Any) -> str:
-    """Return text without outer spaces, or nothing for what is no text."""
+def _name(item: dict[str, Any], key: str = "file_name") -> str:
+    """Return the text of a key without outer spaces, or nothing where there is no text."""
+    value = item.get(key)
     return value.strip() if isinstance(value, str) else ""
 
 

@@ -1,4 +1,4 @@
-"""Values of COCO's JSON as exporters write them, brought to one form, and the mask that is drawn of outlines.
+"""Outlines of COCO's JSON as exporters write them, and the mask that is drawn of them.
 
 Exporters write numbers as text or as 1.0, polygons as points or as one flat list, and run-length codes as
 lists, as text or as `str(bytes)`.
@@ -6,7 +6,6 @@ lists, as text or as `str(bytes)`.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ Id = int | str
 """Identifier of an image, an annotation or a category."""
 
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
-_FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
 _FARTHEST = 100_000.0
 """Largest coordinate, in pixels; drawing takes time and memory in proportion to it."""
 
@@ -37,30 +35,6 @@ class Code(NamedTuple):
 
 Outline = tuple[bytes | Code, ...]
 """Parts of an object: codes, or polygons as bytes of doubles x, y, x, y, ... (none under three points)."""
-
-
-class Annotation(NamedTuple):
-    """One annotation as it waits in the index; `outline` is why there is none where it cannot be used."""
-
-    image: Id | None
-    id: Id | None
-    category: Id | None
-    crowd: bool
-    outline: Outline | str
-
-    def named(self, file: str = "") -> str:
-        """Return the annotation and its image in words."""
-        own = "annotation without id" if self.id is None else f"annotation {self.id!r:.60}"
-        image = "" if self.image is None else f" of image {self.image!r:.60}"
-        return f"{own}{image}{f', {file!r:.200}' if file else ''}"
-
-
-def as_annotation(item: dict[str, Any]) -> Annotation:
-    """Return what is kept of an annotation."""
-    crowd = as_flag(item.get("iscrowd"))
-    outline = "iscrowd that is neither 0 nor 1" if crowd is None else as_outline(item.get("segmentation"))
-    image, own, category = (as_id(item.get(key)) for key in ("image_id", "id", "category_id"))
-    return Annotation(image, own, category, bool(crowd), outline)
 
 
 def as_id(value: Any) -> Id | None:
@@ -79,28 +53,15 @@ def as_length(value: Any) -> int | None:
     return number if isinstance(number, int) and 0 < number < 2**31 else None
 
 
-def as_flag(value: Any) -> bool | None:
-    """Return a yes or no (null is no), or None if it is neither."""
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    blank = isinstance(value, str) and not value.strip()
-    return _FLAGS.get("" if blank else str(as_id(value)).lower())
-
-
 def as_outline(value: Any) -> Outline | str:
     """Return a `segmentation` in one form, or why it cannot be used."""
+    if not value:
+        return "no outline"
     try:
-        if isinstance(value, str) and value.strip():
-            value = json.loads(value)
-        if not value:
-            return "no outline"
-        single = (
-            isinstance(value, dict) or not isinstance(value[0], list | dict) or all(map(_is_point, value))
-        )
-        parts = tuple(
-            _code(p) if isinstance(p, dict) else _polygon(p) for p in ([value] if single else value)
-        )
-    except (TypeError, ValueError, OverflowError, LookupError, RecursionError):
+        flat = isinstance(value, dict) or not isinstance(value[0], list | dict)
+        listed = [value] if flat or all(map(_is_point, value)) else value
+        parts = tuple(_code(part) if isinstance(part, dict) else _polygon(part) for part in listed)
+    except (TypeError, ValueError, OverflowError, LookupError):
         return "an outline that cannot be read as polygons or as a run-length code"
     if not any(parts):
         return "an outline of fewer than three points"
@@ -110,17 +71,12 @@ def as_outline(value: Any) -> Outline | str:
 
 
 def _is_point(value: Any) -> bool:
-    """Whether a value is `[x, y]` or `{"x": x, "y": y}`."""
-    if isinstance(value, dict):
-        return "x" in value and "y" in value
     return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list | dict)
 
 
 def _polygon(points: Any) -> bytes:
     if not isinstance(points, list):
         raise TypeError("a polygon is a list")
-    if points and isinstance(points[0], dict):
-        points = [[point["x"], point["y"]] for point in points]
     values = np.array(points, dtype=np.float64)
     if values.ndim > 1 and not (values.shape[-1] == 2 and values.size == 2 * values.shape[-2]):
         raise ValueError("neither a flat list nor a list of points")
@@ -130,8 +86,8 @@ def _polygon(points: Any) -> bytes:
 
 
 def _code(written: dict[str, Any]) -> Code:
-    size, counts = written["size"], written["counts"]
-    height, width = map(as_length, re.findall(r"[0-9]+", size) if isinstance(size, str) else size)
+    counts = written["counts"]
+    height, width = map(as_length, written["size"])
     if height is None or width is None or height * width > MAX_PIXELS:
         raise ValueError("not a size")
     runs = np.array(_run_lengths(counts) if isinstance(counts, str) else counts, dtype=np.float64)
@@ -141,8 +97,8 @@ def _code(written: dict[str, Any]) -> Code:
     return Code((height, width), rle_masks.frPyObjects(listed, height, width)["counts"])
 
 
-def _run_lengths(text: str) -> list[Any]:
-    """Return the run lengths of COCO's compressed text, or of numbers written as text.
+def _run_lengths(text: str) -> list[int]:
+    """Return the run lengths of COCO's compressed text.
 
     Each character holds five bits of a number, the lowest first, a sixth says that more follow; from the
     fourth number on, the difference to the one two places before is stored. Not left to pycocotools, which
@@ -150,8 +106,6 @@ def _run_lengths(text: str) -> list[Any]:
     """
     if text[:2] in ("b'", 'b"'):
         text = text[2:-1].replace("\\\\", "\\")
-    if re.search(r"[,\s]", text):
-        return re.findall(r"[^,\s\[\]]+", text)
     runs: list[int] = []
     value = shift = 0
     for code in (ord(character) - 48 for character in text):
