@@ -228,7 +228,7 @@ def test_splits_whose_class_labels_differ_go_by_name(tmp_path: Path) -> None:
         (ClassLabel(names=["owl", "dog", "cat"]), "number the classes differently in column 'label'"),
         (ClassLabel(names=[*NAMES, "bee"]), "number the classes differently in column 'label'"),
         (Value("int64"), "hold other things in column 'label'"),
-        (None, "only one has label"),
+        (None, "hold other things in column 'label'"),
     ],
 )
 def test_files_of_one_split_that_differ_are_refused_as_that(

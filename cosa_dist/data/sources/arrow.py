@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,10 +33,7 @@ from cosa_dist.data.sources.record import File, unsafe_name
 
 @dataclass(frozen=True)
 class ArrowTable:
-    """Memory-mapped Arrow files in their order, the folder that paths in them belong to, and their origin.
-
-    `origin` is a text that changes when the files that the user has do.
-    """
+    """Memory-mapped Arrow files, the folder of paths in them, and a text that changes with the files."""
 
     files: tuple[str, ...]
     root: Path
@@ -117,6 +114,8 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     root = path if path.is_dir() else path.parent
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     groups = _saved(path) if saved else _by_name(path)
+    if not groups:
+        raise DataError(f"no Hugging Face dataset in {path}: no rows of save_to_disk, Parquet or Arrow")
     return {split: _table(files, root, cache) for split, files in groups.items()}
 
 
@@ -132,8 +131,6 @@ def _saved(path: Path) -> dict[str, list[Path]]:
             raise DataError(f"{path}: split '{split}' is a second split '{name}'; rename one of them")
         if len(dataset):
             groups[name] = _cached_files(dataset)
-    if not groups:
-        raise DataError(f"{path} has no rows")
     return groups
 
 
@@ -144,9 +141,6 @@ def _by_name(path: Path) -> dict[str, list[Path]]:
         if file.suffix in (".parquet", ".arrow") and file.is_file():
             of_folder = usual_split(file.parent.name) if path.is_dir() else None
             groups.setdefault(split_in_file_name(file.stem) or of_folder or "", []).append(file)
-    if not groups:
-        kinds = "neither save_to_disk's files nor Parquet or Arrow"
-        raise DataError(f"no Hugging Face dataset in {path}: {kinds}")
     if "" in groups and len(groups) > 1:
         cure = "begin its name with train, val or test"
         raise DataError(f"{groups[''][0]} belongs to no split, others do; {cure}")
@@ -154,55 +148,46 @@ def _by_name(path: Path) -> dict[str, list[Path]]:
 
 
 def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
-    """Return the table of some files of one kind; Parquet is turned into Arrow in `cache`."""
+    """Return the table of the files of a split; Parquet is turned into Arrow in `cache`."""
     states = ((file.resolve(), file.stat()) for file in files)
     origin = " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
-    kinds = {file.suffix for file in files}
-    if len(kinds) > 1:
-        raise DataError(f"{files[0].parent} mixes Arrow and Parquet files of one split; keep one kind")
-    _refuse_other_columns(files, ".parquet" in kinds)
-    arrow = files
-    if ".parquet" in kinds:
+    first: dict[str, str] = {}
+    for file in files:
+        kinds = _kinds(file)
+        first = first or kinds
+        for name in sorted({*first, *kinds}):
+            pair = {first.get(name, ""), kinds.get(name, "")}
+            if len(pair) > 1 and "Value('null')" not in pair:
+                numbered = all("ClassLabel" in kind for kind in pair)
+                what = "number the classes differently in" if numbered else "hold other things in"
+                said = f"{files[0].name} and {file.name} of {file.parent} {what} column '{name}'"
+                raise DataError(f"{said}; write all files of a split alike")
+    if any(file.suffix == ".parquet" for file in files):
         disable_progress_bars()
         try:
             names = list(map(str, files))
-            arrow = _cached_files(
-                load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache))
-            )
+            made = load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache))
         except Exception as error:  # damaged files give many kinds
             reason = _first_line(error.__cause__ or error)
             raise DataError(f"Parquet of {files[0].parent} cannot be read ({reason})") from error
-    return ArrowTable(tuple(map(str, arrow)), root, origin)
+        files = _cached_files(made)
+    return ArrowTable(tuple(map(str, files)), root, origin)
 
 
-def _refuse_other_columns(files: Sequence[Path], parquet: bool) -> None:
-    """Raise `DataError` if a file of a split is damaged, or has other columns or numbers of classes."""
-    first: Features | None = None
-    for file in files:
-        try:
-            schema = pq.read_schema(file) if parquet else Dataset.from_file(str(file)).data.schema
-            features = Features.from_arrow_schema(schema)
-        except Exception as error:  # damaged files give many kinds
-            what = "Parquet file" if parquet else "Arrow file"
-            raise DataError(f"{what} {file} is damaged ({_first_line(error)}); get it again") from error
-        first = first or features
-        pair = f"{files[0].name} and {file.name} of {file.parent}"
-        if set(first) != set(features):
-            said = f"are one split, but only one has {', '.join(sorted(set(first) ^ set(features)))}"
-            raise DataError(f"{pair} {said}; give all files the same columns")
-        for name in first:
-            kinds = {_kind(one[name]) for one in (first, features)}
-            if len(kinds) > 1 and "null" not in kinds:
-                numbered = all("ClassLabel" in kind for kind in kinds)
-                what = "number the classes differently in" if numbered else "hold other things in"
-                raise DataError(f"{pair} {what} column '{name}'; write all files of a split alike")
-
-
-def _kind(feature: Any) -> str:
-    """Return what a column holds as a text, numbers and texts of all widths alike."""
-    if holds_pictures(feature):
-        return "pictures"
-    return re.sub(r"large_|Large|u?(int|float)\d+", r"\1", str(feature))
+def _kinds(file: Path) -> dict[str, str]:
+    """Return what the columns of a file hold as texts, numbers and texts of all widths alike."""
+    try:
+        parquet = file.suffix == ".parquet"
+        schema = pq.read_schema(file) if parquet else Dataset.from_file(str(file)).data.schema
+        features = Features.from_arrow_schema(schema)
+    except Exception as error:  # damaged files give many kinds
+        raise DataError(f"{file} is damaged ({_first_line(error)}); get it again") from error
+    return {
+        name: "pictures"
+        if holds_pictures(feature)
+        else re.sub(r"large_|Large|u?(int|float)\d+", r"\1", str(feature))
+        for name, feature in features.items()
+    }
 
 
 @lru_cache(maxsize=8)

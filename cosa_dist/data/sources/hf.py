@@ -129,27 +129,29 @@ class _Dataset:
 
         Only masks may be in other splits alone, if there are labels.
         """
-        image, mask, labels = self.image, self.columns.mask, self.columns.labels
+        mask, labels = self.columns.mask, self.columns.labels
         for split, table in self.tables.items():
-            for name in filter(None, (image, mask, self.columns.id, *labels)):
-                feature, said = table.open().features.get(name), ""
-                paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
+            for name in filter(None, (self.image, mask, self.columns.id, *labels)):
+                feature = table.open().features.get(name)
                 if feature is None and name == mask and labels:
                     self.options.note(f"split '{split}' has no column '{name}': its pictures have no mask")
-                    continue
-                if feature is None:
+                elif feature is None:
                     cure = "add it, or leave the split out"
                     raise DataError(f"split '{split}' of {self.path} has no column '{name}'; {cure}")
-                if name in labels and not _holds_tags(feature):
-                    masks = "pictures, not tags: --mask-column names masks"
-                    said = masks if holds_pictures(feature) else "no tags"
-                    said += "; name that of tags with --labels-column"
-                elif name == self.columns.id and not isinstance(feature, Value):
-                    said = "no ids; name another with --id-column"
-                elif name in (image, mask) and not (paths or holds_pictures(feature)):
-                    said = "neither pictures nor their paths; name another"
-                if said:
+                elif said := self._other_kind(name, feature):
                     raise DataError(f"column '{name}' of {self.path} holds {said}")
+
+    def _other_kind(self, name: str, feature: Any) -> str:
+        """Return what a column holds and what to do, if it is not what it is taken for."""
+        if name in self.columns.labels and not _holds_tags(feature):
+            masks = "pictures, not tags: --mask-column names masks" if holds_pictures(feature) else "no tags"
+            return f"{masks}; name that of tags with --labels-column"
+        if name == self.columns.id and not isinstance(feature, Value):
+            return "no ids; name another with --id-column"
+        paths = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null")
+        if name in (self.image, self.columns.mask) and not (paths or holds_pictures(feature)):
+            return "neither pictures nor their paths; name another"
+        return ""
 
     def class_label_names(self) -> dict[str, tuple[str, ...]]:
         """Return the classes of each label column of class labels, those of all splits in their order.
