@@ -69,14 +69,16 @@ def annotated_source(
     """
     if options.classes is not None:
         raise DataError("--classes is not for --annotations, whose JSON names the categories")
-    if _is_one_file(annotations) and len(splits) > 1:
+    one_file = _is_one_file(annotations)
+    if one_file and len(splits) > 1:
         said = f"--annotations names one file, {annotations}, for the splits {', '.join(splits)}"
         raise DataError(f"{said}; name its split with --splits, or the folder that it lies in")
     year, entries = _release(root, annotations), dict[str, Iterable[Entry]]()
     for split in splits:
         check_coco_split(split)
         images = existing_folder(root / f"{split}{year}", f"pictures; the annotations are COCO {year}'s")
-        entries[split] = _records(_json_of(annotations, split, year), images, options)
+        path = annotations if one_file else annotations / f"instances_{split}{year}.json"
+        entries[split] = _records(path, images, options)
     if year == _YEARS[0]:
         return COCO, entries
     said = f"this is COCO {year}, whose splits are not those of published results"
@@ -85,17 +87,12 @@ def annotated_source(
 
 
 def _release(root: Path, annotations: Path) -> str:
-    splits = COCO.split_sizes
-    annotated = [y for y in _YEARS if any(_json_of(annotations, s, y).is_file() for s in splits)]
-    both = [y for y in annotated if any((root / f"{s}{y}").is_dir() for s in splits)]
-    return (both + annotated + [_YEARS[0]])[0]
-
-
-def _json_of(annotations: Path, split: str, year: str) -> Path:
-    """Return the file of a split and year, `annotations` itself where it is one, unless of another year."""
-    other = any(y in annotations.name for y in _YEARS) and year not in annotations.name
-    usual = annotations / f"instances_{split}{year}.json"
-    return annotations if _is_one_file(annotations) and not other else usual
+    """Return the year of the annotations, of several that of the pictures."""
+    names = [annotations] if _is_one_file(annotations) else annotations.glob("instances_*.json")
+    written = " ".join(path.name for path in names)
+    years = [year for year in _YEARS if year in written] or _YEARS
+    there = (year for year in years if any((root / f"{split}{year}").is_dir() for split in COCO.split_sizes))
+    return next(there, years[0])
 
 
 def _is_one_file(annotations: Path) -> bool:

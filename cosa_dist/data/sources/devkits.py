@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -150,16 +151,6 @@ def voc_records(root: Path, split: str, sbd: Path | None = None) -> Iterator[Ent
     return listed_records(names, home / "JPEGImages", masks)
 
 
-def augmented_ids(root: Path, sbd: Path) -> list[str]:
-    """Return the ids of `train_aug`, by the lists of VOC in `root` and of SBD in `sbd`."""
-    wanted = {
-        *read_id_list(root / "train.txt"),
-        *read_id_list(sbd / "train.txt"),
-        *read_id_list(sbd / "val.txt"),
-    }
-    return sorted(wanted.difference(read_id_list(root / "val.txt")))
-
-
 def _home(root: Path) -> Path:
     for home in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (home / "JPEGImages").is_dir():
@@ -174,7 +165,9 @@ def _sbd_records(home: Path, sbd: Path) -> Iterator[Entry]:
     if release is None:
         raise DataError(f"no SBD release in {sbd}: it or its dataset folder must hold cls/*.mat")
     own = existing_folder(home / "SegmentationClass", "VOC's own masks")
-    ids = augmented_ids(home / "ImageSets" / "Segmentation", release)
+    lists = home / "ImageSets" / "Segmentation"
+    wanted = (lists / "train.txt", release / "train.txt", release / "val.txt")
+    ids = sorted({*chain(*map(read_id_list, wanted))}.difference(read_id_list(lists / "val.txt")))
     annotated = {path.stem for path in own.glob("*.png")}
     return (
         replace(entry, mask=SbdMask(release / "cls", f"{entry.id}.mat"))
