@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,8 @@ from datasets import (
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.sources.options import split_in_file_name, split_name, usual_split
 from cosa_dist.data.sources.record import File, unsafe_name
+
+_NULL = str(Value("null"))
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def open_tables(path: Path, cache: Path) -> dict[str, ArrowTable]:
     groups = _saved(path) if saved else _by_name(path)
     if not groups:
         raise DataError(f"no Hugging Face dataset in {path}: no rows of save_to_disk, Parquet or Arrow")
+    _refuse_other_kinds(groups.values())
     return {split: _table(files, root, cache) for split, files in groups.items()}
 
 
@@ -147,21 +150,26 @@ def _by_name(path: Path) -> dict[str, list[Path]]:
     return groups
 
 
+def _refuse_other_kinds(splits: Iterable[Sequence[Path]]) -> None:
+    """Raise `DataError` if a file is damaged, or a column is not in all files of a split or alike in all."""
+    known: dict[str, tuple[str, Path]] = {}
+    for files in splits:
+        columns = dict.fromkeys(_kinds(files[0]), "")
+        for file in files:
+            for name, kind in (columns | _kinds(file)).items():
+                other_kind, other = known.setdefault(name, (kind, file))
+                if _NULL in (kind, other_kind):
+                    known[name] = (other_kind, other) if kind == _NULL else (kind, file)
+                elif kind != other_kind:
+                    numbered = "ClassLabel" in kind and "ClassLabel" in other_kind
+                    what = "number the classes differently in" if numbered else "hold other things in"
+                    raise DataError(f"{other} and {file} {what} column '{name}'; write all files alike")
+
+
 def _table(files: list[Path], root: Path, cache: Path) -> ArrowTable:
     """Return the table of the files of a split; Parquet is turned into Arrow in `cache`."""
     states = ((file.resolve(), file.stat()) for file in files)
     origin = " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
-    first: dict[str, str] = {}
-    for file in files:
-        kinds = _kinds(file)
-        first = first or kinds
-        for name in sorted({*first, *kinds}):
-            pair = {first.get(name, ""), kinds.get(name, "")}
-            if len(pair) > 1 and "Value('null')" not in pair:
-                numbered = all("ClassLabel" in kind for kind in pair)
-                what = "number the classes differently in" if numbered else "hold other things in"
-                said = f"{files[0].name} and {file.name} of {file.parent} {what} column '{name}'"
-                raise DataError(f"{said}; write all files of a split alike")
     if any(file.suffix == ".parquet" for file in files):
         disable_progress_bars()
         try:

@@ -53,8 +53,10 @@ def hf_source(
     missing, there are neither labels nor class names, or labels can be read in two ways.
     """
     tables = open_tables(path, cache)
-    image, found = _columns_of(path, tables, columns or HfColumns(), options)
-    read = _Dataset(path, tables, image, found, options)
+    listed = [pair for table in tables.values() for pair in table.open().features.items()]
+    features = dict(sorted(listed, key=lambda pair: pair[1] != Value("null")))  # what is not null counts
+    image, found = _columns_of(path, tables, features, columns or HfColumns(), options)
+    read = _Dataset(path, tables, features, image, found, options)
     read.check_kinds()
     known = read.class_label_names()
     tags, flags = read.tags(known)
@@ -82,12 +84,14 @@ def hf_source(
 
 
 def _columns_of(
-    path: Path, tables: Mapping[str, ArrowTable], asked: HfColumns, options: SourceOptions
+    path: Path,
+    tables: Mapping[str, ArrowTable],
+    features: Mapping[str, Any],
+    asked: HfColumns,
+    options: SourceOptions,
 ) -> tuple[str, HfColumns]:
     """Return the column of pictures, and all those that are read; raises `DataError` for one not there."""
-    opened = [table.open() for table in tables.values()]
-    there, where = opened[0].column_names, str(path)
-    features = {name: kind for table in opened for name, kind in table.features.items()}
+    there, where = list(features), str(path)
     pictures = [name for name, kind in features.items() if holds_pictures(kind)]
     others = [name for name in pictures if name not in (asked.mask, "mask", *_MASK_COLUMNS, *_LABEL_COLUMNS)]
     usual = ("image", "img", "picture", *(others if len(others) == 1 else ()))
@@ -105,9 +109,9 @@ def _columns_of(
     if not labels and mask is None:
         rest = [name for name in there if name != image and _holds_tags(features[name])]
         cells = {
-            name: chain(*(table.cells(name) for table in tables.values()))
+            name: _cells(tables.values(), name)
             for name in rest
-            if all(name in table.column_names for table in opened)
+            if all(name in table.open().column_names for table in tables.values())
         }
         labels = flags_found(cells, f"{has}; say which holds tags: --labels-column", options)
     own_id = find_column(asked.id, ("id", "image_id"), there, where, "--id-column")
@@ -116,10 +120,11 @@ def _columns_of(
 
 @dataclass(frozen=True)
 class _Dataset:
-    """The tables of all splits, and which columns of them are read."""
+    """The tables of all splits, what their columns hold, and which of them are read."""
 
     path: Path
     tables: Mapping[str, ArrowTable]
+    features: Mapping[str, Any]
     image: str
     columns: HfColumns
     options: SourceOptions
@@ -130,16 +135,15 @@ class _Dataset:
         Only masks may be in other splits alone, if there are labels.
         """
         mask, labels = self.columns.mask, self.columns.labels
-        for split, table in self.tables.items():
-            for name in filter(None, (self.image, mask, self.columns.id, *labels)):
-                feature = table.open().features.get(name)
-                if feature is None and name == mask and labels:
-                    self.options.note(f"split '{split}' has no column '{name}': its pictures have no mask")
-                elif feature is None:
+        for name in filter(None, (self.image, mask, self.columns.id, *labels)):
+            for split, table in self.tables.items():
+                if name not in table.open().column_names and not (name == mask and labels):
                     cure = "add it, or leave the split out"
                     raise DataError(f"split '{split}' of {self.path} has no column '{name}'; {cure}")
-                elif said := self._other_kind(name, feature):
-                    raise DataError(f"column '{name}' of {self.path} holds {said}")
+                if name not in table.open().column_names:
+                    self.options.note(f"split '{split}' has no column '{name}': its pictures have no mask")
+            if said := self._other_kind(name, self.features[name]):
+                raise DataError(f"column '{name}' of {self.path} holds {said}")
 
     def _other_kind(self, name: str, feature: Any) -> str:
         """Return what a column holds and what to do, if it is not what it is taken for."""
@@ -154,46 +158,31 @@ class _Dataset:
         return ""
 
     def class_label_names(self) -> dict[str, tuple[str, ...]]:
-        """Return the classes of each label column of class labels, those of all splits in their order.
+        """Return the classes of each label column of class labels.
 
-        Raises `DataError` for class labels in one split only; or if there are masks, and the ids that go with
-        the names are not the same in all splits, or background is not the first.
+        Raises `DataError` if there are masks, and background is not the first, so that the ids are open.
         """
         known: dict[str, tuple[str, ...]] = {}
         for label in self.columns.labels:
-            inner = {split: _inner(table.open().features[label]) for split, table in self.tables.items()}
-            named = {split: kind.names for split, kind in inner.items() if isinstance(kind, ClassLabel)}
-            if not named:
+            if not isinstance(kind := _inner(self.features[label]), ClassLabel):
                 continue
-            if others := sorted(inner.keys() - named.keys()):
-                said = f"holds class labels, but not in split '{others[0]}'; save all splits alike"
-                raise DataError(f"column '{label}' of {self.path} {said}")
-            longest = max(named.values(), key=len)
-            late = next((name for name in longest[1:] if is_no_class(name)), None)
-            said = f"class '{late}' of column '{label}' is not the first" if late else ""
-            if any(names != longest[: len(names)] for names in named.values()):
-                said = f"the splits of {self.path} number the classes of '{label}' differently"
-            if said and self.columns.mask and self.options.classes is None:
+            late = next((name for name in kind.names[1:] if is_no_class(name)), None)
+            if late and self.columns.mask and self.options.classes is None:
                 raise DataError(
-                    f"{said}, so the ids of the masks are open: give the classes in the order of the masks' "
-                    "ids with --classes FILE"
+                    f"class '{late}' of column '{label}' is not the first, so the ids of the masks are open: "
+                    "give the classes in the order of the masks' ids with --classes FILE"
                 )
-            names = dict.fromkeys(chain(*named.values()))
-            known[label] = tuple(name for name in names if not is_no_class(name))
+            known[label] = tuple(name for name in kind.names if not is_no_class(name))
         return known
 
     def tags(self, known: Mapping[str, Sequence[str]]) -> tuple[list[Tags], Tags]:
         """Return the tags of all rows of all splits, and the columns that are classes."""
-        labels, tables = self.columns.labels, self.tables.values()
-        if not labels:
-            return [()] * sum(len(table.open()) for table in tables), ()
-        flags: Tags = ()
-        named: list[list[Tags]] = []
-        for label in known:
-            kinds = [(_inner(table.open().features[label]), table.cells(label)) for table in tables]
-            named.append([_class_label_tags(kind, cell) for kind, cells in kinds for cell in cells])
-        if others := [label for label in labels if label not in known]:
-            cells = {label: list(chain(*(table.cells(label) for table in tables))) for label in others}
+        tables, flags = self.tables.values(), ()
+        if not self.columns.labels:
+            return [()] * sum(len(table.open()) for table in tables), flags
+        cells = {label: list(_cells(tables, label)) for label in self.columns.labels}
+        named = [[_class_label_tags(_inner(self.features[k]), cell) for cell in cells.pop(k)] for k in known]
+        if cells:
             read, flags = columns_tags(cells, self.options)
             named.append(read)
         rows = [said[0] if len(said) == 1 else united(said) for said in zip(*named, strict=True)]
@@ -237,6 +226,10 @@ class _Dataset:
                 groups.append((name if own_id else f"{split}_{row:08d}", [row]))
                 first.setdefault(name, groups[-1][1])
         return groups
+
+
+def _cells(tables: Iterable[ArrowTable], column: str) -> Iterator[Any]:
+    return chain.from_iterable(table.cells(column) for table in tables)
 
 
 def _inner(feature: Any) -> Any:
