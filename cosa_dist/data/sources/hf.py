@@ -177,7 +177,8 @@ class _Dataset:
 
     def tags(self, known: Mapping[str, Sequence[str]]) -> tuple[list[Tags], Tags]:
         """Return the tags of all rows of all splits, and the columns that are classes."""
-        tables, flags = self.tables.values(), ()
+        flags: Tags = ()
+        tables = self.tables.values()
         if not self.columns.labels:
             return [()] * sum(len(table.open()) for table in tables), flags
         cells = {label: list(_cells(tables, label)) for label in self.columns.labels}
