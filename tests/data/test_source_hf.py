@@ -242,7 +242,7 @@ def repeated(ids: list[Any], shades: list[int], masks: list[int | None]) -> Data
         (["x", "x", "y"], [0, 0, 40], [1, 1, 3], [("x", (0, 1), True), ("y", (2,), True)]),
         (["x", "x", "y"], [0, 0, 40], [None, 2, None], [("x", (0, 1), True), ("y", (2,), False)]),
         (["x", "x", "y"], [0, 0, 40], [1, 2, 3], ["several masks", ("y", (2,), True)]),
-        (["x", "x", "y"], [0, 80, 40], [1, 1, 3], [("x", (0,), True), ("x", (1,), True), ("y", (2,), True)]),
+        (["x", "x", "y"], [0, 80, 40], [1, 1, 3], ["several pictures", ("y", (2,), True)]),
         (["x", None, None], [0, 0, 0], [1, 1, 1], [("x", (0,), True), "no id", "no id"]),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -197,35 +197,30 @@ class _Dataset:
         indices, labels = tag_indices(class_names), self.columns.labels
         mask = self.columns.mask if self.columns.mask in table.open().column_names else None
         unmasked = table.rows_without(mask) if mask else frozenset[int]()
-        for record_id, rows in self._rows_by_picture(split, table):
+        for name, rows in self._rows_by_picture(table).items():
+            pictures = [ArrowCell(table, self.image, row) for row in rows]
             masks = [ArrowCell(table, mask, row) for row in rows if mask and row not in unmasked]
+            own_id = name if isinstance(name, str) else ""
+            record_id = own_id if self.columns.id else f"{split}_{rows[0]:08d}"
             reason = unsafe_id(record_id) if record_id else "row has no id; give every picture one"
-            if any(other.value() != masks[0].value() for other in masks[1:]):
-                reason = reason or "rows of this picture have several masks; keep one"
+            for what, cells in (("pictures", pictures), ("masks", masks)):
+                if any(other.value() != cells[0].value() for other in cells[1:]):
+                    reason = reason or f"rows of this picture have several {what}; keep one"
             found = indices(reason or united(tags[row] for row in rows))
             if isinstance(found, str):
                 yield Rejection(record_id or f"row {rows[0]}", found, f"{table.name}, row {rows[0]}")
-                continue
-            picture = ArrowCell(table, self.image, rows[0])
-            yield SourceRecord(record_id, picture, masks[0] if masks else None, found if labels else None)
-
-    def _rows_by_picture(self, split: str, table: ArrowTable) -> list[tuple[str, list[int]]]:
-        """Return the rows of each picture with its id: those of one id and picture, or of one path."""
-        feature, own_id = table.open().features[self.image], self.columns.id
-        paths = isinstance(feature, Value) and "string" in feature.dtype
-        key = own_id or (self.image if paths else None)
-        groups: list[tuple[str, list[int]]] = []
-        first: dict[str, list[int]] = {}
-        cells: Iterable[Any] = table.cells(key) if key else [None] * len(table.open())
-        for row, name in enumerate(map(text_of, cells)):
-            rows = first.get(name, []) if name else []
-            places = (rows[0], row) if rows and own_id else ()
-            pictures = [ArrowCell(table, self.image, place).value() for place in places]
-            if rows and pictures[:1] == pictures[1:]:
-                rows.append(row)
             else:
-                groups.append((name if own_id else f"{split}_{row:08d}", [row]))
-                first.setdefault(name, groups[-1][1])
+                mask_cell = masks[0] if masks else None
+                yield SourceRecord(record_id, pictures[0], mask_cell, found if labels else None)
+
+    def _rows_by_picture(self, table: ArrowTable) -> dict[str | int, list[int]]:
+        """Return the rows of each id, of each path where there are no ids, else each row."""
+        paths = isinstance(feature := table.open().features[self.image], Value) and "string" in feature.dtype
+        key = self.columns.id or (self.image if paths else None)
+        groups: dict[str | int, list[int]] = {}
+        names = table.cells(key) if key else repeat(None, len(table.open()))
+        for row, name in enumerate(map(text_of, names)):
+            groups.setdefault(name or row, []).append(row)
         return groups
 
 
