@@ -34,8 +34,7 @@ from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.devkits import coco_source, voc_source
 from cosa_dist.data.sources.folder import LAYOUTS, folder_source
 from cosa_dist.data.sources.hf import HfColumns, hf_source
-from cosa_dist.data.sources.options import Notify, SourceOptions, with_validation
-from cosa_dist.data.sources.record import Entry
+from cosa_dist.data.sources.record import Entry, Notify, SourceOptions, with_validation
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.data.sources.table import Columns, table_source
 

@@ -18,8 +18,7 @@ from cosa_dist.config.loading import load_config, read_yaml, stacked
 from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.shards.split import describe_split
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import SourceRecord
+from cosa_dist.data.sources.record import SourceOptions, SourceRecord
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.plan import check_space, read_space

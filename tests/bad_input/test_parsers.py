@@ -26,8 +26,7 @@ from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.shards.split import read_description
 from cosa_dist.data.sources.classes import read_class_names
 from cosa_dist.data.sources.coco_outline import CocoMask
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import SourceRecord, id_of, unsafe_id, unsafe_name
+from cosa_dist.data.sources.record import SourceOptions, SourceRecord, id_of, unsafe_id, unsafe_name
 from cosa_dist.data.sources.table import table_source
 from cosa_dist.model.weight_file import read_file
 from cosa_dist.tracking.mirror import parse_line

@@ -12,8 +12,7 @@ from cosa_dist.data.catalog import COCO_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.coco_outline import CocoMask
-from cosa_dist.data.sources.options import Notify, SourceOptions, ignore_notes
-from cosa_dist.data.sources.record import Entry, SourceRecord
+from cosa_dist.data.sources.record import Entry, Notify, SourceOptions, SourceRecord, ignore_notes
 
 # COCO's category ids run from 1 to 90; these ten are not used.
 UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

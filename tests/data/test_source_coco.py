@@ -14,8 +14,7 @@ from cosa_dist.data.ingest.ingest import IngestOptions, ingest
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.coco_json import annotated_source
 from cosa_dist.data.sources.devkits import coco_records, coco_source
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import File, SourceRecord
+from cosa_dist.data.sources.record import File, SourceOptions, SourceRecord
 from tests.data.coco_files import SQUARE, annotation, coco_annotated, drawn, entries, rectangle, write_coco
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools

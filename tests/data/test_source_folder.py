@@ -13,14 +13,16 @@ from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.folder import folder_source
-from cosa_dist.data.sources.options import (
+from cosa_dist.data.sources.record import (
+    Entry,
+    File,
     SourceOptions,
+    SourceRecord,
     seeded_validation,
     split_in_file_name,
     split_name,
     with_validation,
 )
-from cosa_dist.data.sources.record import Entry, File, SourceRecord
 
 
 def picture(path: Path, shade: int = 0) -> None:

@@ -15,8 +15,7 @@ from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.shards.split import open_split
 from cosa_dist.data.sources.arrow import ArrowCell, open_tables
 from cosa_dist.data.sources.hf import HfColumns, hf_source
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import Entry, SourceRecord
+from cosa_dist.data.sources.record import Entry, SourceOptions, SourceRecord
 
 NAMES = ["cat", "dog", "owl"]
 DEFAULT = SourceOptions()

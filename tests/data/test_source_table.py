@@ -16,8 +16,7 @@ from PIL import Image
 
 from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.classes import class_names_of, read_class_names
-from cosa_dist.data.sources.options import SourceOptions, Tags
-from cosa_dist.data.sources.record import Entry, File, SourceRecord
+from cosa_dist.data.sources.record import Entry, File, SourceOptions, SourceRecord, Tags
 from cosa_dist.data.sources.table import Columns, read_table, table_source
 from cosa_dist.data.sources.tags import column_tags
 

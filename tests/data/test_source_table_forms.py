@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import File, SourceRecord
+from cosa_dist.data.sources.record import File, SourceOptions, SourceRecord
 from cosa_dist.data.sources.table import Columns, table_source
 
 

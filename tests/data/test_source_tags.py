@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosa_dist.data.errors import DataError
-from cosa_dist.data.sources.options import SourceOptions, Tags
+from cosa_dist.data.sources.record import SourceOptions, Tags
 from cosa_dist.data.sources.tags import column_tags, flag_columns, listed_text, settled, shown, truth
 
 THREE = ("cat", "dog", "owl")

@@ -10,8 +10,7 @@ from cosa_dist.data.catalog import VOC, VOC_CLASSES
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.sources.devkits import SbdMask, voc_records, voc_source
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import File, SourceRecord
+from cosa_dist.data.sources.record import File, SourceOptions, SourceRecord
 
 
 def records(root: Path, split: str, sbd: Path | None = None) -> dict[str, SourceRecord]:

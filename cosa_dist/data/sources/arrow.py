@@ -27,8 +27,7 @@ from datasets import (
 )
 
 from cosa_dist.data.errors import DataError, RecordError
-from cosa_dist.data.sources.options import split_in_file_name, split_name, usual_split
-from cosa_dist.data.sources.record import File, unsafe_name
+from cosa_dist.data.sources.record import File, split_in_file_name, split_name, unsafe_name, usual_split
 
 _NULL = str(Value("null"))
 

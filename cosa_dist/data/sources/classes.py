@@ -16,8 +16,7 @@ import yaml
 
 from cosa_dist.data.catalog import is_background, may_be_background, may_mean_none
 from cosa_dist.data.errors import DataError, nearest_name, printable, quoted
-from cosa_dist.data.sources.options import Notify, Tags, ignore_notes, letters, plain
-from cosa_dist.data.sources.record import read_text
+from cosa_dist.data.sources.record import Notify, Tags, ignore_notes, letters, plain, read_text
 
 Indices = Callable[[Tags], tuple[int, ...] | str]
 """Turns tags into sorted 0-based indices of class names, or says why it cannot."""

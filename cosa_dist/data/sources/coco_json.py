@@ -27,8 +27,15 @@ from cosa_dist.data.catalog import COCO, COCO_CLASSES, DatasetInfo, is_backgroun
 from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.coco_outline import CocoMask, Code, Id, Outline, as_id, as_length, as_outline
 from cosa_dist.data.sources.devkits import check_coco_split, existing_folder
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import Entry, File, SourceRecord, read_text, unsafe_id, unsafe_name
+from cosa_dist.data.sources.record import (
+    Entry,
+    File,
+    SourceOptions,
+    SourceRecord,
+    read_text,
+    unsafe_id,
+    unsafe_name,
+)
 
 _YEARS = ("2014", "2017")
 _PARTS = ("images", "annotations", "categories")

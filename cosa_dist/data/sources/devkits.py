@@ -22,8 +22,7 @@ from cosa_dist.data.catalog import COCO, VOC, DatasetInfo
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.errors import DataError, RecordError, Rejection, nearest_name
 from cosa_dist.data.sources.classes import read_class_names
-from cosa_dist.data.sources.options import SourceOptions
-from cosa_dist.data.sources.record import Entry, File, SourceRecord, read_text, unsafe_id
+from cosa_dist.data.sources.record import Entry, File, SourceOptions, SourceRecord, read_text, unsafe_id
 
 AUGMENTED = "train_aug"
 CLASS_LISTS = ("labelmap.txt", "class_names.txt", "labels.txt", "classes.txt")

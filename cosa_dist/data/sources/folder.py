@@ -21,18 +21,23 @@ from typing import NamedTuple
 from cosa_dist.data.catalog import DatasetInfo, is_background
 from cosa_dist.data.errors import DataError, Rejection, quoted
 from cosa_dist.data.sources.classes import Indices, class_names_of, note_none_classes, tag_indices
-from cosa_dist.data.sources.options import (
+from cosa_dist.data.sources.record import (
     TEST,
     TRAIN,
     VAL,
+    Entry,
+    File,
     SourceOptions,
+    SourceRecord,
+    id_of,
     letters,
     plain,
     seeded_validation,
     split_in_file_name,
+    unsafe_id,
+    unsafe_name,
     usual_split,
 )
-from cosa_dist.data.sources.record import Entry, File, SourceRecord, id_of, unsafe_id, unsafe_name
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CLASS, SPLIT_CLASS, CLASS_SPLIT = "class", "split/class", "class/split"

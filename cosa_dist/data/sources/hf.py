@@ -19,15 +19,17 @@ from cosa_dist.data.catalog import DatasetInfo, is_no_class
 from cosa_dist.data.errors import DataError, Rejection
 from cosa_dist.data.sources.arrow import ArrowCell, ArrowTable, holds_pictures, open_tables
 from cosa_dist.data.sources.classes import class_names_of, tag_indices
-from cosa_dist.data.sources.options import (
+from cosa_dist.data.sources.record import (
     TRAIN,
+    Entry,
     SourceOptions,
+    SourceRecord,
     Tags,
     find_column,
     seeded_validation,
     train_and_val,
+    unsafe_id,
 )
-from cosa_dist.data.sources.record import Entry, SourceRecord, unsafe_id
 from cosa_dist.data.sources.tags import columns_tags, flags_found, settled, shown, text_of, united
 
 _LABEL_COLUMNS = ("labels", "label", "tags")

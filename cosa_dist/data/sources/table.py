@@ -29,26 +29,24 @@ from cosa_dist.data.catalog import DatasetInfo
 from cosa_dist.data.errors import DataError, Rejection, quoted
 from cosa_dist.data.sources.classes import Indices, class_names_of, tag_indices
 from cosa_dist.data.sources.folder import IMAGE_ENDINGS, optional_mask, refuse_without_masks
-from cosa_dist.data.sources.options import (
+from cosa_dist.data.sources.record import (
     TRAIN,
     VAL,
-    Notify,
-    SourceOptions,
-    Tags,
-    find_column,
-    plain,
-    seeded_validation,
-    split_name,
-    usual_split,
-)
-from cosa_dist.data.sources.record import (
     Entry,
     File,
+    Notify,
+    SourceOptions,
     SourceRecord,
+    Tags,
+    find_column,
     id_of,
+    plain,
     read_text,
+    seeded_validation,
+    split_name,
     unsafe_id,
     unsafe_name,
+    usual_split,
 )
 from cosa_dist.data.sources.tags import (
     MISSING,

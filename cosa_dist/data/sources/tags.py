@@ -19,7 +19,7 @@ from typing import Any
 from cosa_dist.data.catalog import UNLABELED, is_no_class
 from cosa_dist.data.errors import DataError, RecordError, quoted
 from cosa_dist.data.sources.classes import note_none_classes
-from cosa_dist.data.sources.options import SourceOptions, Tags, plain
+from cosa_dist.data.sources.record import SourceOptions, Tags, plain
 
 TAG_COLUMNS = ("tags", "labels", "tag", "label", "classes", "class")
 MISSING = frozenset(("", "-", "--", "?", "nan", "na", "n/a", "<na>", "#n/a", "#na", "nat", "none", "null"))
