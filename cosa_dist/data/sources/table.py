@@ -127,7 +127,7 @@ def table_source(
         raise DataError(f"no folder of pictures {images}")
     read = read_table(table)
     image, tag_columns, split, mask = _columns_of(read, columns or Columns(), options)
-    _refuse_unreadable_cells(read, image, filter(None, (image, split, mask, *tag_columns)))
+    _refuse_open_quotes(read, filter(None, (image, split, mask, *tag_columns)))
     tags, flags = columns_tags({name: read.columns[name] for name in tag_columns}, options)
     *tags, flags = settled([*tags, flags], options)
     lines = _with_endings(images, _lines(read, tags, image, mask, split), options.note)
@@ -156,8 +156,9 @@ def _columns_of(
     has = f"{where} has columns {', '.join(there):.300}"
     image = find_column(asked.image, _IMAGE_COLUMNS, there, where, "--image-column")
     if image is None:
-        headless = any(name.lower().endswith(IMAGE_ENDINGS) for name in there)
-        cure = "write the columns' names into its first line" if headless else "say with --image-column which"
+        cure = "say with --image-column which (pictures inside a table are read by `ingest.py hf`)"
+        if any(name.lower().endswith(IMAGE_ENDINGS) for name in there):
+            cure = "write the columns' names into its first line"
         raise DataError(f"{has}; {cure}")
     split = find_column(asked.split, ("split",), there, where, "--split-column")
     mask = find_column(asked.mask, ("mask",), there, where, "--mask-column")
@@ -205,11 +206,8 @@ def _look_at_others(table: Table, others: Sequence[str], notify: Notify) -> None
         notify(f"columns that are not read: {', '.join(unread):.300}")
 
 
-def _refuse_unreadable_cells(table: Table, image: str, read: Iterable[str]) -> None:
-    """Raise `DataError` for pictures in a table, and a cell over several lines: it may hold many rows."""
-    if any(isinstance(cell, bytes | dict | list) for cell in table.columns[image]):
-        cure = "pictures in a table are read by `ingest.py hf`"
-        raise DataError(f"table {table.path}: column '{image}' holds no file names; {cure}")
+def _refuse_open_quotes(table: Table, read: Iterable[str]) -> None:
+    """Raise `DataError` for a cell over several lines: it may hold many rows."""
     for name in read:
         for number, cell in zip(table.numbers, table.columns[name], strict=True):
             several = isinstance(cell, str) and "\n" in cell.strip()
@@ -349,12 +347,12 @@ def _loaded(text: str, where: str, cure: str) -> Any:
 
 
 def _parquet(path: Path) -> Table:
-    """Return the rows of a Parquet file; for cells of bytes or of named parts empty bytes stand in."""
+    """Return the rows of a Parquet file without the columns of bytes or of named parts."""
     try:
         with pq.ParquetFile(path) as opened:
             schema, count = opened.schema_arrow, opened.metadata.num_rows
             wanted = [column.name for column in schema if not any(kind(column.type) for kind in _HEAVY)]
-            columns = {name: [b""] * count for name in schema.names} | opened.read(wanted).to_pydict()
+            columns = opened.read(wanted).to_pydict()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"table {path} is not readable Parquet ({error}); write it again") from error
     return Table(path, list(range(1, count + 1)), columns)
