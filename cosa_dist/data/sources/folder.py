@@ -312,11 +312,6 @@ def _notes(read: _Layout, names: list[str], places: Mapping[str, _Place]) -> Ite
     lost = Counter(name.rpartition("/")[0] or "the folder itself" for name in names if name not in places)
     for folder, count in lost.most_common(5):
         yield f"left out: {count} pictures in {folder}, which belong to no class folder"
-    background = Counter(p.class_name for p in places.values() if is_background(p.class_name))
-    for folder, count in background.items():
-        yield f"folder '{folder}': {count} pictures without a tag"
-    if below := sorted({p.id_name.rsplit("/", 1)[0] for p in places.values() if p.id_name.count("/") > 1}):
-        yield f"folders below class folders belong to the class, such as {below[0]}"
 
 
 def _entry(root: Path, name: str, place: _Place, masks: Path | None, base: str, indices: Indices) -> Entry:
