@@ -31,11 +31,22 @@ _NAME_HEADERS = ("name", "names", "class", "classes", "label", "labels", "classn
 _ID_HEADERS = ("id", "index", "idx", "value", "classid", "labelid", "classindex", "labelindex", "pixel")
 _KEYS = ("names", "class_names", "classes", "categories", "labels", "id2label", "label2id", "class_to_idx")
 _LABELMAP = re.compile(r"([^:]+):[\d, ]*:[^:]*:[^:]*")
-_NUMBERS = r"-?\d{1,9}(?:[\s,;]+\d{1,3})*"
-_ROW = re.compile(
-    rf"(?:({_NUMBERS})(\s*[:=,;\t]\s*|(?:[.)]|\s-)?\s+))?(\S.*?)(?:(\s*[:=,;\t]\s*|\s+)({_NUMBERS}))?"
+_GAP = r"[\s,:;]+"
+_COLOUR = _GAP.join([r"\d{1,3}"] * 3)
+_ID, _NAME = r"(?P<id>-?\d{1,9})", r"(?P<name>\S.*?)"
+_ID_NAME, _NAME_ID = rf"{_ID}(?:[.)]|\s-)?\s+{_NAME}", rf"{_NAME}\s+{_ID}"
+_FORMS = (
+    rf"{_ID}{_GAP}{_NAME}{_GAP}{_COLOUR}",
+    rf"{_NAME}[,;\t]{_ID}[,;\t]{_COLOUR}",
+    rf"{_ID}{_GAP}{_COLOUR}{_GAP}(?P<name>\D.*)",
+    rf"{_COLOUR}{_GAP}(?P<name>\D.*)",
+    rf"{_NAME}{_GAP}{_COLOUR}",
+    rf"{_ID}\s*[:=,;\t]\s*{_NAME}",
+    rf"{_NAME}\s*[:=,;\t]\s*{_ID}",
+    _ID_NAME,
+    _NAME_ID,
 )
-"""A line of numbers (an id, a colour, or both), a name, and numbers, with what stands between them."""
+"""Lines of a name with an id or a colour or both."""
 
 
 def read_class_names(path: Path, notify: Notify = ignore_notes) -> tuple[str, ...]:
@@ -138,7 +149,7 @@ def _by_id(path: Path, listed: _Listed) -> list[str]:
 
 def _listed(path: Path, text: str) -> _Listed:
     structured = path.suffix.lower() in (".json", ".yaml", ".yml")
-    if structured or text.lstrip().startswith(("[", "{", "- ")):
+    if structured or text.lstrip().startswith(("[", "{")):
         try:
             return _of_content(_content(text))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -148,10 +159,12 @@ def _listed(path: Path, text: str) -> _Listed:
     rows = [row for line in text.splitlines() if (row := plain(line))]
     if not all(row.startswith("#") for row in rows):
         rows = [re.sub(r"\s+#\s.*", "", row) for row in rows if not row.startswith("#")]
+    signs = [re.fullmatch(r"[-*•]\s+(.*)", row) for row in rows]
+    rows = [sign[1] for sign in signs if sign] if all(signs) else rows
     table = path.suffix.lower() in (".csv", ".tsv")
     if listed := _of_labelmap(rows) or _of_table(rows, table):
         return listed
-    listed = [(number, _unquoted(name)) for number, name in _of_rows(rows)]
+    listed = _of_rows(rows)
     if table and any(re.search(r"[,;\t]", name) for _, name in listed if name in rows):
         raise DataError(f"{path}: no column is surely that of the names; give it the header 'name'")
     return listed
@@ -223,22 +236,18 @@ def _of_table(rows: Sequence[str], table: bool) -> _Listed | None:
 
 def _of_rows(rows: Sequence[str]) -> _Listed:
     """Return names and ids of rows such as `1 cat`, `cat: 1` or `64 0 128 cat`, else the rows as names."""
-    matches = [match for row in rows if (match := _ROW.fullmatch(row))]
-    numbers = [[re.findall(r"-?\d+", match[group] or "") for group in (1, 5)] for match in matches]
-    shapes = {(len(before), len(after)) for before, after in numbers}
-    as_names: _Listed = [(None, row) for row in rows]
-    if len(shapes) != 1:
-        return as_names
-    ((before, after),) = shapes
-    names = [match[3] for match in matches]
-    if before + after == 3:  # a colour
-        return [(None, name) for name in names]
-    if before + after != 1 and (before, after) not in ((1, 3), (4, 0)):
-        return as_names
-    ids = [int((first or last)[0]) for first, last in numbers]
-    marked = all(re.search("[:=,;\t]", (match[2] or "") + (match[4] or "")) for match in matches)
-    # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
-    return list(zip(ids, names, strict=True)) if marked or _counts(ids, names, bool(after)) else as_names
+    for form in _FORMS:
+        found = [match.groupdict() for row in rows if (match := re.fullmatch(form, row))]
+        if not found or len(found) < len(rows):
+            continue
+        names = [_unquoted(entry["name"]) for entry in found]
+        if "id" not in found[0]:
+            return [(None, name) for name in names]
+        ids = [int(entry["id"]) for entry in found]
+        # `2 door` and `4 door` are names, so are `part 1` and `part 2`.
+        if form not in (_ID_NAME, _NAME_ID) or _counts(ids, names, strict=form == _NAME_ID):
+            return list(zip(ids, names, strict=True))
+    return [(None, _unquoted(row)) for row in rows]
 
 
 def _counts(ids: Sequence[int], names: Sequence[str], strict: bool) -> bool:
