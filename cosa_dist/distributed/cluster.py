@@ -33,9 +33,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 PRIVATE = {
-    # Nobody preempts this machine, and the watcher's start prints an alarming line.
+    # There is no preemption on this machine, and the watcher's start prints an alarming line.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Nobody looks at a private cluster's dashboard; gathering what it shows takes time from training.
+    # What a dashboard would show takes time from training.
     "RAY_enable_metrics_collection": "false",
     "RAY_metrics_report_interval_ms": "60000",
     "RAY_task_events_report_interval_ms": "0",
@@ -52,7 +52,7 @@ LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_TaskEven
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
+    """A free port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -145,7 +145,7 @@ def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> Pl
 
 def _first_cause(error: BaseException) -> str:
     """The first cause of a failed run in one line."""
-    # What the controller met, such as a deadline, speaks for itself.
+    # An error of the controller, such as a deadline, is a cause by itself.
     error, source = getattr(error, "controller_failure", None) or error, ""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     if failures:

@@ -109,8 +109,8 @@ class PlannedTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         """Ray's callbacks, less those that would start a process for nothing.
 
-        A run has no data set of Ray Data. A cluster that ends with this process needs nobody who frees its
-        placement group; Ray's cleaner would ask the dashboard, which is not there.
+        A run has no data set of Ray Data. A cluster that ends with this process needs no cleaner of
+        placement groups; it would ask the dashboard, which is not there.
         """
         idle = (DatasetsCallback, PlacementGroupCleanerCallback) if self.alone else (DatasetsCallback,)
         found = cast(Any, super())._create_default_callbacks()
