@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.evaluation.evaluator import Evaluator, classification_control, with_crf
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.inference.trained import device_named, load_chosen
-    from cosa_dist.training.precision import autocast
+    from cosa_dist.training.state import autocast
 
     device = device_named(arguments.device)
     chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)

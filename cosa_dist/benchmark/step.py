@@ -26,7 +26,7 @@ from cosa_dist.stopwatch import Stopwatch, part, synchroniser
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import Tracker
-from cosa_dist.training.precision import resolve_precision
+from cosa_dist.training.state import resolve_precision
 from cosa_dist.training.step import training_step
 
 WARM_UP, CO_TRAINING = "loss warm-up", "co-training"

@@ -21,8 +21,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import KNOWN
 from cosa_dist.data.reading.loader import Batch, TrainingLoader, open_reading
 from cosa_dist.data.reading.order import micro_batch
-from cosa_dist.training.precision import make_accelerator
-from cosa_dist.training.state import TrainState, build_state
+from cosa_dist.training.state import TrainState, build_state, make_accelerator
 from cosa_dist.training.step import training_step
 
 

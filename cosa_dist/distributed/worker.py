@@ -33,8 +33,7 @@ from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore, restore_newest
 from cosa_dist.training.checkpoint_files import BrokenCheckpointError, checkpoint_name
 from cosa_dist.training.loop import OnStep, TrainingContext, TrainingStoppedError, run_training
-from cosa_dist.training.precision import make_accelerator
-from cosa_dist.training.state import TrainState, build_state
+from cosa_dist.training.state import TrainState, build_state, make_accelerator
 from cosa_dist.training.window import NonFiniteLossError
 
 NON_RETRYABLE_ERRORS = (

@@ -22,7 +22,7 @@ from cosa_dist.evaluation.protocols import (
     resize_map,
     square_image,
 )
-from cosa_dist.training.precision import autocast
+from cosa_dist.training.state import autocast
 
 BAND_VALUES = 2**26  # most values (classes x pixels) enlarged at a time: 256 MiB of float32
 

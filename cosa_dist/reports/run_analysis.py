@@ -32,7 +32,7 @@ from cosa_dist.evaluation.protocols import (
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import PREFIX, CheckpointError, checkpoints
-from cosa_dist.training.precision import autocast
+from cosa_dist.training.state import autocast
 
 HEAT_OPACITY = 0.6
 

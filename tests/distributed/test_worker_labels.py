@@ -14,8 +14,7 @@ from cosa_dist.distributed.worker import labeller, warn_on_failure
 from cosa_dist.evaluation.pictures import ImageLabels, label_image
 from cosa_dist.reports.run_analysis import heat_over, predict_per_checkpoint
 from cosa_dist.training.checkpoint import save_checkpoint
-from cosa_dist.training.precision import make_accelerator
-from cosa_dist.training.state import TrainState, build_state
+from cosa_dist.training.state import TrainState, build_state, make_accelerator
 from cosa_dist.training.step import assign
 from tests.integration.small_run import small_config
 

@@ -8,8 +8,7 @@ from accelerate.state import AcceleratorState
 
 from cosa_dist.config.loading import build_config
 from cosa_dist.data.reading.loader import Batch
-from cosa_dist.training.precision import make_accelerator
-from cosa_dist.training.state import build_state
+from cosa_dist.training.state import build_state, make_accelerator
 from cosa_dist.training.step import assign, training_step
 from tests.model.tiny_encoders import tiny_model_config
 

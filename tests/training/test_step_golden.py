@@ -10,8 +10,7 @@ from cosa_dist.config.loading import build_config
 from cosa_dist.data.reading.loader import Batch
 from cosa_dist.model.network import copy_network
 from cosa_dist.training.optimizer import build_optimizer
-from cosa_dist.training.precision import make_accelerator
-from cosa_dist.training.state import TrainState
+from cosa_dist.training.state import TrainState, make_accelerator
 from cosa_dist.training.step import assign, training_step
 from tests.model.test_network_golden import TINY, tiny_network
 

@@ -31,7 +31,7 @@ from cosa_dist.data.shards.writer import (
 from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
 from cosa_dist.evaluation.pseudo_mask import MaskCounts, PseudoMask, pseudo_mask
 from cosa_dist.training.checkpoint import load_networks
-from cosa_dist.training.precision import autocast
+from cosa_dist.training.state import autocast
 
 
 @dataclass(frozen=True)
