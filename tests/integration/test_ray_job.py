@@ -65,10 +65,17 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     # The agent starts the jobs; its usual port may belong to another Ray on this machine.
     command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={home}", "--disable-usage-stats"]
-    with (home / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def start() -> subprocess.Popen[bytes]:
+        with (home / "head.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    head = start()
     try:
-        wait_until(lambda: answers(dashboard), "the start of Ray")
+        wait_until(lambda: answers(dashboard) or head.poll() is not None, "the start of Ray")
+        if head.poll() is not None:  # on a busy machine a part of Ray may not hear of its node in time
+            head = start()
+            wait_until(lambda: answers(dashboard), "the second start of Ray")
         wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray's jobs")
         yield ray
     finally:

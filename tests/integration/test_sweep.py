@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cosa_dist.distributed.sweep.trial import Trial, read_trials
 from cosa_dist.distributed.worker import run_worker
 from tests.faults.cluster import FaultCluster
 from tests.integration.small_run import curve, make_shards, small_config, task_of
-from tests.support.programs import run_here
+from tests.support.programs import command
 
 pytestmark = pytest.mark.integration
 SPACE = "losses.cam_to_seg: {grid: [0.5, 0.0, 0.1, 1.0]}\n"
@@ -49,8 +50,9 @@ def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(ray_nodes, tmp_path)
     before = {t.name: t for t in read_trials(runs, "sweep") if t.over}
     assert 1 <= len(before) < 4
     resume = ("--resume", "sweep", "--output", str(tmp_path))
-    # On a private cluster of this process, through whose dashboard Ray frees a stopped trial's resources.
-    assert run_here("sweeps/run.py", *resume) == 0
+    # On a private cluster, through whose dashboard Ray frees a stopped trial's resources. In a process of its
+    # own: where one has had a Ray of its own, Ray loses the first actor of every later driver on a cluster.
+    assert subprocess.run(command("sweeps/run.py", *resume), cwd=tmp_path, check=False).returncode == 0
 
     trials = {t.name: t for t in read_trials(runs, "sweep")}
     assert len(trials) == 4
