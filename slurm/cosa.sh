@@ -36,7 +36,7 @@ set -euo pipefail
 # COSA_TMP        node-local folder for Ray's sockets and logs and for temporary files (default: /tmp)
 # COSA_WAIT       seconds that all nodes have for joining (default: 300)
 # COSA_GRACE      seconds after SLURM's warning in which the program has to save (default: 75, with a warning of 120)
-# COSA_RESTARTS   starts after which a job that lost its Ray cluster is given up (default: 10)
+# COSA_RESTARTS   starts after which a job that lost its Ray cluster, or never came to train, is given up (default: 10)
 export COSA_PROJECT=${COSA_PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}
 [ -f "$COSA_PROJECT/slurm/job.sh" ] || {
     echo "cosa.sh: no slurm/job.sh in $COSA_PROJECT: submit from the project's folder, or set COSA_PROJECT" >&2
