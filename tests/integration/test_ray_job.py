@@ -22,7 +22,7 @@ from cosa_dist.tracking.mlflow_runs import connect
 from tests.integration.small_run import SETTINGS, curve, make_shards
 from tests.support.programs import PROJECT, kill_family, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.nightly, pytest.mark.integration]
 
 BIN = Path(sys.executable).parent
 STEPS = 800

@@ -51,7 +51,7 @@ def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(ray_nodes, tmp_path)
     assert 1 <= len(before) < 4
     resume = ("--resume", "sweep", "--output", str(tmp_path))
     # On a private cluster, through whose dashboard Ray frees a stopped trial's resources. In a process of its
-    # own: where one has had a Ray of its own, Ray loses the first actor of every later driver on a cluster.
+    # own: where one had a Ray of its own, later drivers on a cluster were seen to lose their first actors.
     assert subprocess.run(command("sweeps/run.py", *resume), cwd=tmp_path, check=False).returncode == 0
 
     trials = {t.name: t for t in read_trials(runs, "sweep")}
