@@ -149,6 +149,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     check_start()
     address = os.environ.get("RAY_ADDRESS", "")
     private = address in ("", "local")
+    added = PRIVATE.keys() - os.environ.keys() if private else set()
     try:
         if private:
             _start_private(local_options)
@@ -164,7 +165,9 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
         ray.shutdown()
         _alone.clear()
         if private:
-            os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+            # What suits a private cluster is not for one that this process starts or joins later.
+            for name in ("RAY_API_SERVER_ADDRESS", *added):
+                os.environ.pop(name, None)
 
 
 def _start_private(options: dict[str, Any]) -> None:

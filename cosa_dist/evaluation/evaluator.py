@@ -48,7 +48,6 @@ from cosa_dist.lattice.dense_crf import CRF_SETTINGS, CrfName, DenseCrf
 
 CAM_MEASUREMENTS = ("cam_true_labels", "aux_cam_true_labels")
 CRF_MEASUREMENTS = tuple(f"{protocol}_crf" for protocol in CRF_PROTOCOLS)
-MEASUREMENTS = (*PROTOCOLS, *CAM_MEASUREMENTS)
 BACKGROUND_GRID = tuple(step / 20 for step in range(1, 20))
 """thresholds of which the control takes the best"""
 

@@ -17,10 +17,13 @@ CALLER = "import ray, sys; ray.init(address=sys.argv[1]); print(ray.get(ray.remo
 
 @pytest.fixture(scope="module")
 def cluster():
-    from cosa_dist.distributed.cluster import ray_cluster
+    from cosa_dist.distributed.cluster import PRIVATE, ray_cluster
 
+    before = {name: os.environ.get(name) for name in PRIVATE}
     with ray_cluster(num_cpus=2) as resources:
         yield resources
+    # Its settings are not those of a Ray that this process starts or joins later.
+    assert {name: os.environ.get(name) for name in PRIVATE} == before
 
 
 def test_two_workers_do_what_one_does_and_mlflow_knows_it(cluster, tmp_path):
