@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosa_dist.evaluation.evaluator import CRF_MEASUREMENTS, MEASUREMENTS
+from cosa_dist.evaluation.evaluator import CAM_MEASUREMENTS, CRF_MEASUREMENTS
+from cosa_dist.evaluation.protocols import PROTOCOLS
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text, better_report, read_reports
 
 
 def make_report(network: str = "online", context: float | None = None) -> EvalReport:
     scores = {
         name: SegmentationScore(70.0 + i, 90.0, 80.0, (95.5, 45.25 + i, None), context)
-        for i, name in enumerate(MEASUREMENTS)
+        for i, name in enumerate((*PROTOCOLS, *CAM_MEASUREMENTS))
     }
     return EvalReport(
         network=network,

@@ -19,7 +19,8 @@ from cosa_dist.data.sources.synthetic import synthetic_info
 from cosa_dist.distributed.labelling import run as labelling_run
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.distributed.worker import run_worker
-from cosa_dist.evaluation.evaluator import MEASUREMENTS, Evaluator
+from cosa_dist.evaluation.evaluator import CAM_MEASUREMENTS, Evaluator
+from cosa_dist.evaluation.protocols import PROTOCOLS
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.inference.trained import choose, load_trained
 from cosa_dist.training.checkpoint import save_checkpoint
@@ -46,7 +47,7 @@ def reports_of(images: int, mious: Part, networks: Sequence[str] = ("online", "a
     found = {}
     for network, miou in zip(networks, mious, strict=True):
         iou = (miou,) * (len(NAMES) + 1)
-        scores = {key: SegmentationScore(miou, miou, miou, iou) for key in MEASUREMENTS}
+        scores = {key: SegmentationScore(miou, miou, miou, iou) for key in (*PROTOCOLS, *CAM_MEASUREMENTS)}
         found[network] = EvalReport(network, NAMES, images, 0, scores, None, None, None)
     return found
 
