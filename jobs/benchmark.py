@@ -27,9 +27,12 @@ MACHINE_FIELDS = {
     "nodes": int,
     "gpus_per_node": int,
     "fp32_tflops": float,
+    "tf32_tflops": float,
     "bf16_tflops": float,
     "mfu": float,
     "warmup_mfu": float,
+    "host_ms": float,
+    "warmup_host_ms": float,
     "memory_gb": float,
     "bandwidth_gbs": float,
     "node_bandwidth_gbs": float,
@@ -61,7 +64,9 @@ def make_benchmark_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=2, help="scaling, plan --machine this: most workers (2)"
     )
     parser.add_argument("--profile", type=lasting_place, metavar="FOLDER", help="step: write profiler traces")
-    parser.add_argument("--machine", default="a100", help="plan: rtx3090, a100, h100, this, or a YAML file")
+    parser.add_argument(
+        "--machine", default="a100", help="plan: rtx3090, a100, h100, h200, this, or a YAML file"
+    )
     for name, kind in MACHINE_FIELDS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="plan: of the machine")
     return parser

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import Tensor
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import synchroniser
@@ -139,15 +143,44 @@ def median_seconds(work: Callable[[], object], rounds: int, device: torch.device
 
 
 def matrix_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, side: int = 0, rounds: int = 8
+    device: torch.device, dtype: torch.dtype = torch.float32, side: int = 0, seconds: float | None = None
 ) -> float:
     """Operations per second of PyTorch's product of two large square matrices: what an MFU is a fraction of.
 
-    The best round counts, as the peak is a property of the machine and not of its load.
+    The best round counts, as the peak is a property of the machine and not of its load; with `seconds` (1 by
+    default on a GPU) the mean over so long, as a cool chip is faster for ten products than in training.
     """
     side = side or (SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU)
     left = torch.rand(side, side, device=device).to(dtype)
     right = torch.rand(side, side, device=device).to(dtype)
     result = torch.empty_like(left)
-    ways: dict[str, Callable[[], object]] = {"product": lambda: torch.mm(left, right, out=result)}
-    return 2 * side**3 / min(in_turn(ways, rounds, synchroniser(device), warm_up=2)["product"])
+
+    def product(times: int = 1) -> Tensor:
+        for _ in range(times):
+            torch.mm(left, right, out=result)
+        return result
+
+    each = min(in_turn({"product": product}, 8, synchroniser(device), warm_up=2)["product"])
+    wanted = (1.0 if device.type == "cuda" else 0.0) if seconds is None else seconds
+    if wanted:
+        count = 1 + int(wanted / each)
+        each = in_turn({"product": lambda: product(count)}, 1, synchroniser(device))["product"][0] / count
+    return 2 * side**3 / each
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from here; where the system does not allow it on the CPU, it counts on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux: 5 is the process's own high-water mark
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest memory in GB since `reset_peak_memory`: of the GPU's tensors, or of this process on the CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,8 +1,9 @@
 """From operations to hours: what a run would take on a described machine, with every assumption.
 
-A step takes its operations divided by the rate that the networks reach, plus the exchange of gradients on a
-ring: each of n workers sends 2 (n - 1) / n of the gradients' bytes over the slowest link, in buckets of 25 MB
-with 2 (n - 1) messages each. Loading, evaluation and checkpoints are not counted.
+A step takes its operations divided by the rate that the networks reach, or the time in which the host
+launches its kernels if that is longer, plus the exchange of gradients on a ring: each of n workers sends
+2 (n - 1) / n of the gradients' bytes over the slowest link, in buckets of 25 MB with 2 (n - 1) messages each.
+Loading, evaluation and checkpoints are not counted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ import torch
 from pydantic import Field, ValidationError
 
 from cosa_dist.benchmark.flops import BYTES, Footprint, footprint
-from cosa_dist.benchmark.measure import Report, Row, Table, matrix_rate, median_seconds
-from cosa_dist.benchmark.step import CO_TRAINING, WARM_UP, compute_format, phase_steps
-from cosa_dist.benchmark.workload import class_count, prepare
+from cosa_dist.benchmark.measure import Report, Row, Table, matrix_rate
+from cosa_dist.benchmark.workload import (
+    CO_TRAINING,
+    WARM_UP,
+    class_count,
+    compute_format,
+    phase_steps,
+    prepare,
+    timed_steps,
+)
 from cosa_dist.config.errors import ConfigError, describe, nearest
 from cosa_dist.config.loading import read_yaml
 from cosa_dist.config.method import Fraction, NonNegative, Positive, Section
@@ -31,10 +39,26 @@ RESIDENT_COPIES = 5
 """float32 copies of the parameters: online, gradients, two moments of AdamW, assignment network"""
 FULL_MAPS = 6
 """planes of the crop's size that are alive at once for each class: logits, probabilities, their gradients"""
+CONTEXTS_GB = 3.0
+"""memory of a GPU that tensors do not get: CUDA's context, workspaces of cuBLAS and cuDNN, buffers of NCCL"""
+_HOPPER = {"fp32_tflops": 67.0, "tf32_tflops": 494.5, "bf16_tflops": 989.0, "bandwidth_gbs": 400}
 KNOWN_MACHINES: dict[str, dict[str, Any]] = {
-    "rtx3090": {"fp32_tflops": 35.6, "bf16_tflops": 71.0, "memory_gb": 24, "bandwidth_gbs": 10},
-    "a100": {"fp32_tflops": 19.5, "bf16_tflops": 312.0, "memory_gb": 80, "bandwidth_gbs": 250},
-    "h100": {"fp32_tflops": 67.0, "bf16_tflops": 989.0, "memory_gb": 80, "bandwidth_gbs": 400},
+    "rtx3090": {
+        "fp32_tflops": 35.6,
+        "tf32_tflops": 35.6,
+        "bf16_tflops": 71.0,
+        "memory_gb": 24,
+        "bandwidth_gbs": 10,
+    },
+    "a100": {
+        "fp32_tflops": 19.5,
+        "tf32_tflops": 156.0,
+        "bf16_tflops": 312.0,
+        "memory_gb": 80,
+        "bandwidth_gbs": 250,
+    },
+    "h100": {**_HOPPER, "memory_gb": 80},
+    "h200": {**_HOPPER, "memory_gb": 141},
 }
 """data sheets' dense peaks and memory; bandwidths are round numbers of PCIe 4 and of NVLink"""
 THIS = "this"
@@ -50,13 +74,19 @@ class Machine(Section):
     gpus_per_node: Count = 1
     """GPUs of a node (on a machine without any: worker processes)"""
     fp32_tflops: Positive = 20.0
-    """peak of one GPU's float32 matrix products at the precision in use, 10^12 operations per second"""
+    """peak of one GPU's float32 matrix products, 10^12 operations per second (data sheet or measured)"""
+    tf32_tflops: NonNegative = 0.0
+    """the same where training.matmul_precision is high (0: the GPU has no TF32)"""
     bf16_tflops: NonNegative = 0.0
     """peak in bf16 (0: the GPU has none)"""
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
     """share of the peak that the networks reach"""
     warmup_mfu: Annotated[float, Field(ge=0, le=1)] = 0.0
     """the same in the loss warm-up (0: as in co-training)"""
+    host_ms: NonNegative = 45.0
+    """milliseconds in which the host launches a micro-batch's kernels in co-training; no step is faster"""
+    warmup_host_ms: NonNegative = 20.0
+    """the same in the loss warm-up"""
     memory_gb: NonNegative = 0.0
     """memory of one GPU in GB (0: not checked)"""
     bandwidth_gbs: Positive = 20.0
@@ -78,7 +108,15 @@ class Machine(Section):
             raise ConfigError(f"training.precision bf16: {self.name} has bf16_tflops 0; give it, or use fp32")
         if wanted == "bf16" or (wanted == "auto" and self.bf16_tflops):
             return "bf16", 1e12 * self.bf16_tflops
+        if config.training.matmul_precision != "highest" and self.tf32_tflops:
+            return "tf32", 1e12 * self.tf32_tflops
         return "fp32", 1e12 * self.fp32_tflops
+
+
+def machine_of_device(name: str) -> Machine | None:
+    """The known machine that a device's full name speaks of, such as "NVIDIA H200"; None of another."""
+    known = (each for each in KNOWN_MACHINES if each in name.lower().replace(" ", ""))
+    return next((Machine(name=each, **KNOWN_MACHINES[each]) for each in known), None)
 
 
 def read_machine(name_or_file: str, changes: dict[str, Any]) -> Machine:
@@ -104,37 +142,44 @@ def read_machine(name_or_file: str, changes: dict[str, Any]) -> Machine:
 
 
 def this_machine(config: RunConfig, device: torch.device, workers: int, rounds: int) -> Machine:
-    """Describe this machine by measuring the rate of a matrix product and the MFU of each phase of the run.
+    """Describe this machine by measuring the rate of a matrix product, and MFU and host time of each phase.
 
     `workers` is the most that the plan is for; on the CPU each has this process's threads, and is assumed to
     be as fast as one that works alone.
     """
     dtype = compute_format(config, device)
     rate = matrix_rate(device, dtype)
-    shares = measured_mfu(config, device, rate, rounds)
+    shares, host = measured_phases(config, device, rate, rounds)
     # Other work may have slowed the product down more than the networks: the peak is no less than they reach.
     excess = max(1.0, *shares.values())
     return Machine(
         name=THIS,
         gpus_per_node=workers,
         fp32_tflops=rate * excess / 1e12,
+        tf32_tflops=rate * excess / 1e12,
         bf16_tflops=rate * excess / 1e12 if dtype == torch.bfloat16 else 0.0,
         mfu=shares.get(CO_TRAINING, shares.get(WARM_UP, 0.0)) / excess,
         warmup_mfu=shares.get(WARM_UP, 0.0) / excess,
+        host_ms=host.get(CO_TRAINING, 0.0),
+        warmup_host_ms=host.get(WARM_UP, 0.0),
     )
 
 
-def measured_mfu(config: RunConfig, device: torch.device, rate: float, rounds: int) -> dict[str, float]:
-    """Fraction of the matrix rate that one worker reaches in each phase, its batch as configured."""
+def measured_phases(
+    config: RunConfig, device: torch.device, rate: float, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Fraction of the matrix rate that one worker reaches in each phase, and milliseconds of the host.
+
+    The batch is that of the run, the host's time that of one micro-batch (0 on the CPU, which is the device).
+    """
     work, cost = prepare(config, device, loader=False), footprint(config, class_count(config))
     operations = {WARM_UP: cost.warmup, CO_TRAINING: cost.co_training}
-    return {
-        phase: config.training.global_batch_size
-        * operations[phase]
-        / median_seconds(lambda step=step: work.take(step, device), rounds, device)  # type: ignore[misc]
-        / rate
-        for phase, step in phase_steps(config).items()
-    }
+    shares, host = {}, {}
+    for phase, step in phase_steps(config).items():
+        times = timed_steps(work, device, step, rounds)
+        shares[phase] = config.training.global_batch_size * operations[phase] / times.seconds / rate
+        host[phase] = times.host_ms / work.parts
+    return shares, host
 
 
 def exchange_seconds(machine: Machine, size: float, workers: int) -> float:
@@ -163,14 +208,21 @@ def predict(config: RunConfig, cost: Footprint, machine: Machine, workers: int) 
     batch, steps = config.training.global_batch_size, config.training.steps
     micro = micro_batch(batch, workers, config.training.micro_batch_size)
     images, (_, peak) = batch // workers, machine.peak(config)
+    parts = images // micro
     exchange = exchange_seconds(machine, cost.trained_parameters * BYTES, workers)
-    warmup = images * cost.warmup / (peak * (machine.warmup_mfu or machine.mfu)) + exchange
-    step = images * cost.co_training / (peak * machine.mfu) + exchange
+    warmup_compute = images * cost.warmup / (peak * (machine.warmup_mfu or machine.mfu))
+    compute = images * cost.co_training / (peak * machine.mfu)
+    warmup = max(warmup_compute, parts * machine.warmup_host_ms / 1000) + exchange
+    step = max(compute, parts * machine.host_ms / 1000) + exchange
     control = config.kind == "control"
     first = steps if control else config.losses.warmup_steps
     hours = (first * warmup + (steps - first) * step) / 3600
     memory = memory_gb(config, cost, micro)
-    full = machine.memory_gb and memory > machine.memory_gb
+    remarks = []
+    if machine.memory_gb and memory > machine.memory_gb - CONTEXTS_GB:
+        remarks.append(f"more than {machine.memory_gb:g} GB less {CONTEXTS_GB:g} of contexts")
+    if (warmup - exchange > warmup_compute) if control else (step - exchange > compute):
+        remarks.append("bound by the host")
     return {
         "nodes": -(-workers // machine.gpus_per_node),
         "workers": workers,
@@ -182,7 +234,7 @@ def predict(config: RunConfig, cost: Footprint, machine: Machine, workers: int) 
         "wall hours": hours,
         "GPU hours": hours * workers,
         "GB/worker": memory,
-        "remark": f"more than {machine.memory_gb:g} GB" if full else "",
+        "remark": ", ".join(remarks),
     }
 
 
@@ -223,6 +275,8 @@ def assumptions(config: RunConfig, cost: Footprint, machine: Machine) -> list[st
         f"{cost.warmup / 1e9:,.0f} in the loss warm-up; {cost.classes} classes",
         f"{name} peak of a worker {peak / 1e12:.4g} TFLOP/s, of which the networks reach "
         f"{100 * machine.mfu:.1f} % in co-training and {100 * warmup:.1f} % in the warm-up",
+        f"the host launches a micro-batch in {machine.host_ms:.3g} ms ({machine.warmup_host_ms:.3g} ms in "
+        "the warm-up): no step is shorter",
         f"gradients: {cost.trained_parameters * BYTES / 1e6:,.0f} MB of float32 on a ring, "
         f"{machine.bandwidth_gbs:.3g} GB/s inside a node, {machine.node_bandwidth_gbs:.3g} GB/s between "
         f"nodes, {machine.latency_us:g} us a message, {100 * machine.overlap:.0f} % of it hidden",

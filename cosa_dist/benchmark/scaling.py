@@ -19,8 +19,7 @@ from unittest.mock import patch
 import torch
 
 from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, machine_facts
-from cosa_dist.benchmark.step import CO_TRAINING, WARM_UP, phase_steps
-from cosa_dist.benchmark.workload import Workload, prepare
+from cosa_dist.benchmark.workload import CO_TRAINING, WARM_UP, Workload, phase_steps, prepare
 from cosa_dist.collective import barrier, rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig

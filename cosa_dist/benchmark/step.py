@@ -7,11 +7,10 @@ output of the network.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +18,33 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cosa_dist.benchmark.flops import footprint
-from cosa_dist.benchmark.measure import Report, Row, Table, matrix_rate, median_seconds, run_facts
-from cosa_dist.benchmark.workload import Workload, class_count
-from cosa_dist.config.schema import RunConfig
+from cosa_dist.benchmark.measure import (
+    Report,
+    Row,
+    Table,
+    matrix_rate,
+    peak_memory,
+    reset_peak_memory,
+    run_facts,
+)
+from cosa_dist.benchmark.plan import machine_of_device
+from cosa_dist.benchmark.workload import (
+    CO_TRAINING,
+    Workload,
+    class_count,
+    compute_format,
+    phase_steps,
+    timed_steps,
+)
 from cosa_dist.stopwatch import Stopwatch, part, synchroniser
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import Tracker
-from cosa_dist.training.state import resolve_precision
 from cosa_dist.training.step import training_step
 
-WARM_UP, CO_TRAINING = "loss warm-up", "co-training"
 LOSS_BACKWARD, NETWORK_BACKWARD = "backward", "backward: network"
 NETWORK_PARTS = {"assignment pass", "online forward", NETWORK_BACKWARD}
 """the networks' own work; everything else should be small"""
-
-
-def phase_steps(config: RunConfig) -> dict[str, int]:
-    """The number of a step in each phase of the run; a phase that the run does not have is left out."""
-    first, control = config.losses.warmup_steps, config.kind == "control"
-    return ({WARM_UP: 0} if first or control else {}) | ({} if control else {CO_TRAINING: first})
-
-
-def peak_memory(device: torch.device) -> float:
-    """Highest memory in GB: of the device's tensors, or on the CPU of this process since its start."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def compute_format(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Number format of the run's matrix products."""
-    chosen = resolve_precision(config.training.precision, device.type)
-    return torch.bfloat16 if chosen == "bf16" else torch.float32
 
 
 def measure_step(work: Workload, device: torch.device, rounds: int) -> Report:
@@ -60,34 +52,54 @@ def measure_step(work: Workload, device: torch.device, rounds: int) -> Report:
     config, dtype = work.config, compute_format(work.config, device)
     batch = config.training.global_batch_size
     cost, rate = footprint(config, class_count(config)), matrix_rate(device, dtype)
+    known = machine_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    sheet = known.peak(config)[1] if known else None
     line = line_seconds(config.tracking.enabled) / config.training.log_every
     wholes: list[Row] = []
     parts: dict[str, dict[str, float]] = {}
     notes = ["parts exclude the parts inside them; 'beside the networks' is all but the networks' passes"]
     for phase, step in phase_steps(config).items():
-        seconds = median_seconds(lambda step=step: work.take(step, device), rounds, device)  # type: ignore[misc]
+        reset_peak_memory(device)
+        times = timed_steps(work, device, step, rounds)
         operations = batch * (cost.co_training if phase == CO_TRAINING else cost.warmup)
+        reached = operations / times.seconds
         wholes.append(
             {
                 "phase": phase,
-                "seconds": seconds,
-                "images/s": batch / seconds,
+                "seconds": times.seconds,
+                "host ms": times.host_ms or None,
+                "images/s": batch / times.seconds,
                 "model GFLOP": operations / 1e9,
-                "GFLOP/s": operations / seconds / 1e9,
-                "MFU %": 100 * operations / seconds / rate,
-                "peak GB so far": peak_memory(device),
+                "GFLOP/s": reached / 1e9,
+                "MFU %": 100 * reached / rate,
+                "of the data sheet %": 100 * reached / sheet if sheet else None,
+                "peak GB": peak_memory(device),
             }
         )
         parts[phase] = step_parts(work, device, rounds, step)
-        notes.append(f"{phase}: lines of log take {line:.2g} s per step, {100 * line / seconds:.2g} % of it")
+        share = 100 * line / times.seconds
+        notes.append(f"{phase}: lines of log take {line:.2g} s per step, {share:.2g} % of it")
     facts = {
         **run_facts(config, device),
         "precision": str(dtype).removeprefix("torch."),
         "matrix_gflops": round(rate / 1e9, 1),
         "batches": work.source,
     }
+    notes.append(plan_options(wholes, dtype, rate, work.parts))
     tables = [Table("whole step", wholes), Table("parts of the step", part_rows(parts))]
     return Report("step", facts, tables, notes)
+
+
+def plan_options(wholes: Sequence[Row], dtype: torch.dtype, rate: float, parts: int) -> str:
+    """What was measured, as options of `plan`: an MFU means nothing without the rate it is a part of."""
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    peak = "bf16" if dtype == torch.bfloat16 else "tf32" if tf32 else "fp32"
+    words = [f"--{peak}-tflops {rate / 1e12:.4g}"]
+    for row in wholes:
+        prefix = "" if row["phase"] == CO_TRAINING else "warmup-"
+        words.append(f"--{prefix}mfu {float(row['MFU %'] or 0) / 100:.3f}")
+        words.append(f"--{prefix}host-ms {float(row['host ms'] or 0) / parts:.3g}")
+    return f"for `plan`: {' '.join(words)}"
 
 
 def step_parts(work: Workload, device: torch.device, rounds: int, step: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from cosa_dist.losses.separation import COUNT_EPSILON, count_anchors, separation
 from cosa_dist.stopwatch import part
 
 if TYPE_CHECKING:
-    from cosa_dist.data.reading.loader import Batch
+    from cosa_dist.data.reading.samples import Batch
     from cosa_dist.model.network import NetworkOutput
 
 LossTerms = dict[str, Tensor]

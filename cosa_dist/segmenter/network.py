@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +30,9 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, channels: int, norm: str) -> None:
         """Build for `classes` foreground classes on a backbone of four stages; norm `batch` or `group`."""
+        # Here, as a first stage does without the package.
+        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
         super().__init__()
         if 0 in backbone.pyramid_channels:
             raise ValueError("model.backbone: a segmenter needs a backbone of four stages or more")

@@ -19,7 +19,7 @@ from torch import nn
 
 from cosa_dist.collective import rank, sum_over_ranks
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.data.reading.loader import Batch
+from cosa_dist.data.reading.samples import Batch
 from cosa_dist.evaluation.report import EvalReport, better_report
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.checkpoint import CheckpointWriter

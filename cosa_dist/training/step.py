@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cosa_dist.assignment.inference import multi_scale
 from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
 from cosa_dist.collective import rank, sum_over_ranks, world_size
-from cosa_dist.data.reading.loader import Batch
+from cosa_dist.data.reading.samples import Batch
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.losses.objective import (
     LossNormalizers,

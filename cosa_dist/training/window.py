@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cosa_dist.collective import gather_objects, sum_over_ranks, world_size
-from cosa_dist.data.reading.loader import Batch
+from cosa_dist.data.reading.samples import Batch
 
 
 class NonFiniteLossError(RuntimeError):

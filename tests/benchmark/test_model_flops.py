@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 
 from cosa_dist.benchmark.flops import counted, footprint
-from cosa_dist.benchmark.measure import matrix_rate
+from cosa_dist.benchmark.measure import matrix_rate, peak_memory, reset_peak_memory
 from cosa_dist.benchmark.workload import generated_batch, prepare
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
@@ -79,10 +79,24 @@ def test_parameters_and_activations():
 def test_the_rate_of_a_product_is_operations_over_seconds(monkeypatch):
     given = {}
 
-    def two_seconds(ways, rounds, synchronise, *, warm_up):
+    def two_seconds(ways, rounds, synchronise, *, warm_up=1):
         given.update(ways)
-        return {"product": [4.0, 2.0, 3.0]}
+        return {"product": [4.0, 2.0, 3.0] if rounds > 1 else [30.0]}
 
     monkeypatch.setattr("cosa_dist.benchmark.measure.in_turn", two_seconds)
     assert matrix_rate(CPU, side=16) == 2 * 16**3 / 2
     assert given["product"]().shape == (16, 16)
+    # Over ten seconds there is room for six products of two seconds; they took thirty.
+    assert matrix_rate(CPU, side=16, seconds=10.0) == 2 * 16**3 * 6 / 30
+
+
+def test_peak_memory_is_that_of_a_phase():
+    def peak(megabytes):
+        reset_peak_memory(CPU)
+        torch.ones(megabytes * 250_000)
+        return peak_memory(CPU)
+
+    large = peak(600)
+    if peak(1) == large:
+        pytest.skip("the system does not let a process reset its high-water mark")
+    assert large - peak(1) == pytest.approx(0.6, rel=0.2)

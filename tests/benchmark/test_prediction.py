@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cosa_dist.benchmark import plan as planning
 from cosa_dist.benchmark.flops import Footprint
-from cosa_dist.benchmark.plan import Machine, exchange_seconds, plan, predict, read_machine, worker_counts
+from cosa_dist.benchmark.plan import (
+    Machine,
+    exchange_seconds,
+    machine_of_device,
+    plan,
+    predict,
+    read_machine,
+    worker_counts,
+)
 from cosa_dist.config.errors import ConfigError
 from tests.benchmark.tiny_run import tiny_config
 
@@ -30,6 +40,8 @@ MACHINE = Machine(
     bandwidth_gbs=10,
     node_bandwidth_gbs=1,
     latency_us=100,
+    host_ms=0,
+    warmup_host_ms=0,
 )
 
 
@@ -67,6 +79,30 @@ def test_more_workers_share_the_batch_and_pay_for_the_slowest_link():
     assert hidden["co-training step s"] == pytest.approx(9 / 50)
 
 
+def test_no_step_is_shorter_than_the_host_needs_for_its_launches():
+    # A micro-batch of 2 computes for 0.36 s, that of the warm-up for 0.16 s.
+    host = MACHINE.model_copy(update={"host_ms": 500, "warmup_host_ms": 10})
+    one, four = (predict(tiny_config(training={"micro_batch_size": m}), IMAGE, host, 1) for m in (0, 1))
+    assert one["co-training step s"] == pytest.approx(4 * 9 / 50)
+    assert four["co-training step s"] == pytest.approx(4 * 0.5)
+    assert four["warm-up step s"] == pytest.approx(4 * 2 / 25)
+    assert (one["remark"], four["remark"]) == ("", "bound by the host")
+    two = predict(tiny_config(), IMAGE, host, 2)
+    assert two["co-training step s"] == pytest.approx(0.5 + two["exchange s"])
+    assert two["images/s"] == pytest.approx(4 / two["co-training step s"])
+    control = predict(tiny_config(kind="control"), IMAGE, host.model_copy(update={"warmup_host_ms": 900}), 1)
+    assert (control["images/s"], control["remark"]) == (pytest.approx(4 / 0.9), "bound by the host")
+
+
+def test_small_batches_on_a_fast_machine_are_bound_by_the_host():
+    # One image on each of 8 GPUs: 1.8 TFLOP at 35 % of 989 TFLOP/s would take 5 ms.
+    config = tiny_config(training={"precision": "bf16", "global_batch_size": 8})
+    cost = replace(IMAGE, assignment_pass=1310 * 10**9, training_pass=480 * 10**9)
+    found = predict(config, cost, read_machine("h200", {"gpus_per_node": 8}), 8)
+    assert found["remark"] == "bound by the host"
+    assert found["images/s"] < 8 / 0.045
+
+
 def test_a_control_run_is_all_warm_up():
     found = predict(tiny_config(kind="control"), IMAGE, MACHINE, 1)
     assert found["wall hours"] == pytest.approx(10 * 0.32 / 3600)
@@ -80,6 +116,10 @@ def test_precision_chooses_the_peak():
     assert predict(automatic, IMAGE, MACHINE, 1)["co-training step s"] == pytest.approx(0.72)
     with pytest.raises(ConfigError, match="has bf16_tflops 0"):
         predict(tiny_config(training={"precision": "bf16"}), IMAGE, MACHINE, 1)
+    both = MACHINE.model_copy(update={"tf32_tflops": 0.2})
+    for matmul, seconds in {"highest": 0.72, "high": 0.36}.items():
+        config = tiny_config(training={"matmul_precision": matmul})
+        assert predict(config, IMAGE, both, 1)["co-training step s"] == pytest.approx(seconds)
 
 
 def test_numbers_of_workers():
@@ -93,12 +133,27 @@ def test_a_plan_says_what_does_not_work_and_what_it_assumes():
     rows = {row["workers"]: row for row in report.tables[0].rows}
     assert "cannot be shared evenly by 8 workers" in rows[8]["remark"]
     assert rows[8]["images/s"] is None
-    assert rows[4]["remark"] == "more than 1e-06 GB"
+    assert rows[4]["remark"] == "more than 1e-06 GB less 3 of contexts"
     compute = [rows[n]["co-training step s"] - rows[n]["exchange s"] for n in (1, 2, 4)]
     assert compute[1] == pytest.approx(compute[0] / 2)
     assert compute[2] == pytest.approx(compute[0] / 4)
     notes = "\n".join(report.notes)
+    assert "launches a micro-batch in 0 ms (0 ms in the warm-up)" in notes
     assert "50.0 % in co-training and 25.0 % in the warm-up" in notes
+
+
+def test_contexts_and_workspaces_take_their_part_of_the_memory():
+    need = predict(tiny_config(), IMAGE, MACHINE, 1)["GB/worker"]
+    for memory, fits in ((need + 2.9, False), (need + 3.1, True)):
+        found = predict(tiny_config(), IMAGE, MACHINE.model_copy(update={"memory_gb": memory}), 1)
+        assert (found["remark"] == "") is fits
+
+
+def test_a_device_is_known_by_its_full_name():
+    names = {"NVIDIA H200": 141, "NVIDIA H100 80GB HBM3": 80, "NVIDIA GeForce RTX 3090": 24}
+    for name, memory in names.items():
+        assert machine_of_device(name).memory_gb == memory
+    assert machine_of_device("NVIDIA T4") is None
 
 
 def test_machines_by_name_by_file_and_with_changes(tmp_path):
@@ -127,7 +182,8 @@ def test_a_wrong_machine_is_named(name, changes, words):
 def test_this_machine_is_at_least_as_fast_as_its_networks(monkeypatch, shares, rate, mfu):
     found = dict(zip(("loss warm-up", "co-training"), shares, strict=True))
     monkeypatch.setattr(planning, "matrix_rate", lambda device, dtype: 1e12)
-    monkeypatch.setattr(planning, "measured_mfu", lambda *_: found)
+    monkeypatch.setattr(planning, "measured_phases", lambda *_: (found, {"co-training": 7.0}))
     machine = planning.this_machine(tiny_config(), torch.device("cpu"), 1, 1)
     assert (machine.fp32_tflops, machine.mfu) == (rate, mfu)
+    assert (machine.host_ms, machine.warmup_host_ms) == (7.0, 0.0)
     assert machine.warmup_mfu * machine.fp32_tflops == pytest.approx(shares[0])

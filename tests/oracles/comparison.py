@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, run_facts
-from cosa_dist.benchmark.step import phase_steps
-from cosa_dist.benchmark.workload import prepare
+from cosa_dist.benchmark.workload import phase_steps, prepare
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.losses.energy import dense_energy_loss

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -18,7 +18,9 @@ from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
 from cosa_dist.data.reading.views import draw_view, mask_view, strong_view, to_tensor, weak_view
-from cosa_dist.data.shards.split import Record
+
+if TYPE_CHECKING:  # the shards' reader needs Hugging Face datasets, what works on batches does not
+    from cosa_dist.data.shards.split import Record
 
 
 @dataclass(frozen=True)
