@@ -22,6 +22,7 @@ from cosa_dist.config.errors import ConfigError, Start, starting
 from cosa_dist.config.loading import load_config, parse_overrides, to_yaml
 from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.cluster import prepare_environment
 
 if TYPE_CHECKING:
     from cosa_dist.distributed.launch import Outcome
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Prepare or resume the run that the command line asks for, execute it, and print its outcome."""
+    prepare_environment()  # before PyTorch is imported
     with starting() as start:
         outcome: Outcome | None
         overrides = parse_overrides(rest)
@@ -72,8 +74,8 @@ def start_or_restart(
 
 
 def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: Start) -> Outcome:
-    """Execute a new run, or resume the one of this name; Ray is up before anything is made."""
-    from cosa_dist.distributed.cluster import ray_cluster
+    """Execute a new run, or resume the one of this name; Ray, if needed, is up before anything is made."""
+    from cosa_dist.distributed import cluster, launch
     from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
     from cosa_dist.distributed.prepare import prepare_run, reopen
     from cosa_dist.distributed.run_folder import RunFolder
@@ -82,10 +84,13 @@ def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: 
         resources: dict[str, float] = {}
 
         def start_ray(checked: RunConfig) -> None:
+            if launch.runs_here(checked, machine := cluster.machine_resources()):
+                resources.update(machine)
+                return
             with ThreadPoolExecutor(1) as meanwhile:  # Ray's start is waiting, MLflow's import is not
                 if checked.tracking.enabled:
                     meanwhile.submit(import_module, "mlflow.store.tracking.sqlalchemy_store")
-                resources.update(until_the_end.enter_context(ray_cluster()))
+                resources.update(until_the_end.enter_context(cluster.ray_cluster()))
             plan = plan_workers(checked, resources, node_resources())
             await_resources(plan, checked.distributed.placement_deadline)
 
@@ -95,8 +100,6 @@ def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: 
             prepared = reopen(RunFolder.of(config), resume_with, start_ray)
         start.made = True
         logging.info("run folder %s", prepared.folder.path)
-        from cosa_dist.distributed import launch
-
         return launch.execute(prepared, resources)
 
 

@@ -51,6 +51,19 @@ LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_TaskEven
 """below Ray's folder of temporary files"""
 
 
+def prepare_environment() -> None:
+    """Set what workers find in their environment, and PyTorch at its import; what is set already stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def machine_resources() -> dict[str, float]:
+    """CPUs and GPUs of this machine, as Ray would count them."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
 def free_port() -> int:
     """A free port of the loopback."""
     with socket.socket() as probe:
@@ -139,8 +152,7 @@ def ray_cluster(**local_options: Any) -> Iterator[dict[str, float]]:
     only if asked to (a sweep needs one: Ray frees a stopped trial's resources through it). Raises what
     `check_start` raises, and `ConnectionError` if Ray could not start for another reason.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     import ray
 
     if ray.is_initialized():

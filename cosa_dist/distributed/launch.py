@@ -1,8 +1,7 @@
-"""From a prepared run to a finished one: a Ray Train `TorchTrainer` around the workers, or stage after stage.
+"""From a prepared run to a finished one: workers of Ray Train, one in this process, or stage after stage.
 
-The run's own folder owns the checkpoints; Ray gets metrics only. Each launch has a Ray name of its own, as
-Ray would otherwise take a finished run of the same name for the result. Whatever happens to a run, its
-tracking run gets its status here; a driver that is killed leaves that to `--resume`.
+A single worker on this machine needs no cluster: where Ray was not started it runs in this process. Whatever
+happens to a run, its tracking run gets its status here; a driver that is killed leaves that to `--resume`.
 
 A multi-stage run `NAME` owns three others beside it, `NAME-stage-one` (CoSA on image tags),
 `NAME-pseudo-masks` and `NAME-stage-two` (a segmenter), which are ordinary runs that anything else may read.
@@ -13,19 +12,22 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray.exceptions
-import ray.train
-from ray.train.torch import TorchConfig
+from typing import Any, Protocol
 
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.distributed import cluster
-from cosa_dist.distributed.plan import WorkerPlan, await_resources, node_resources, plan_workers
+from cosa_dist.distributed.plan import (
+    Resources,
+    await_resources,
+    elastic_numbers,
+    node_resources,
+    plan_workers,
+    workers_that_fit,
+)
 from cosa_dist.distributed.prepare import (
     MASKS,
     ONE,
@@ -37,20 +39,13 @@ from cosa_dist.distributed.prepare import (
     stage_one_config,
     stage_two_config,
 )
-from cosa_dist.distributed.ray_worker import ray_worker
-from cosa_dist.distributed.run_folder import RunFolder, RunNote, RunStoppedError, WorkerTask
-from cosa_dist.distributed.scaling import PlannedTrainer
+from cosa_dist.distributed.ray_worker import in_one_line, run_and_record
+from cosa_dist.distributed.run_folder import RunFailedError, RunFolder, RunNote, RunStoppedError, WorkerTask
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import Status, ending, finish_run
 from cosa_dist.tracking.tracker import Tracker
 
-RESIZE_SECONDS = 20.0
-"""an elastic run looks so often whether it could have more workers"""
 log = logging.getLogger(__name__)
-
-
-class RunFailedError(RuntimeError):
-    """A run that did not come to its end; the message is the first cause."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +64,22 @@ class Outcome:
 
 
 def launch(run: PreparedRun, resources: Mapping[str, float], callbacks: Sequence[Any] = ()) -> Outcome:
-    """Run a prepared run on the initialised Ray cluster; `callbacks` are Ray Train's user callbacks.
+    """Run a prepared run on the initialised Ray cluster, or in this process if there is none.
 
-    Raises `ConfigError` if the cluster cannot hold the run or another driver has it, `RunFailedError` if it
-    failed, and KeyboardInterrupt after Ctrl-C, SIGTERM, or a stop that was requested (`RunStoppedError`).
+    `resources` are the cluster's or this machine's; `callbacks` are Ray Train's user callbacks. Raises
+    `ConfigError` if there is no room for the run or another driver has it, `RunFailedError` if it failed, and
+    KeyboardInterrupt after Ctrl-C, SIGTERM, or a stop that was requested (`RunStoppedError`).
     """
     folder = run.folder
     status: Status = "FAILED"
-    trainer: PlannedTrainer | None = None
+    training: Training | None = None
     with folder.lock(), folder.handle_signals():
         try:
-            plan = plan_workers(run.config, resources, node_resources())
-            await_resources(plan, run.config.distributed.placement_deadline)
-            trainer = _trainer(run, plan, callbacks)
-            trainer.fit()
+            training = _training(run, resources, callbacks)
+            training.fit()
             raise_recorded_failure(folder)
             folder.mark_finished()
             status = "FINISHED"
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise RunFailedError(folder.failure or _first_cause(error)) from None
         except KeyboardInterrupt:
             status = "KILLED"
             raise
@@ -96,8 +88,8 @@ def launch(run: PreparedRun, resources: Mapping[str, float], callbacks: Sequence
                 status = "KILLED"  # what its dying processes met is no failure
             if run.note.run_id:
                 finish_run(run.note.tracking_uri, run.note.run_id, status)
-            if status == "KILLED" and trainer is not None:
-                trainer.abort()
+            if status == "KILLED" and training is not None:
+                training.abort()
     return Outcome.read(folder, run.note)
 
 
@@ -109,8 +101,20 @@ def raise_recorded_failure(folder: RunFolder) -> None:
         raise RunStoppedError(folder.stopped_by_user)
 
 
-def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> PlannedTrainer:
+class Training(Protocol):
+    """The workers of a run."""
+
+    def fit(self) -> object:
+        """Train to the end; `RunFailedError` if no restart of the workers helps."""
+
+    def abort(self) -> None:
+        """End what still runs."""
+
+
+def _training(run: PreparedRun, resources: Mapping[str, float], callbacks: Sequence[Any]) -> Training:
     settings = run.config.distributed
+    on_ray = has_ray()
+    plan = plan_workers(run.config, resources, node_resources() if on_ray else ())
     task = WorkerTask(
         config=run.config.model_dump(mode="json"),
         folder=str(run.folder.path),
@@ -120,42 +124,56 @@ def _trainer(run: PreparedRun, plan: WorkerPlan, callbacks: Sequence[Any]) -> Pl
         micro_batch_size=plan.micro_batch_size,
         cpus=int(plan.cpus_per_worker),
     )
-    return PlannedTrainer(
-        ray_worker,
-        plan=plan,
-        deadline=settings.placement_deadline,
-        alone=cluster.is_alone(),
-        train_loop_config=asdict(task),
-        torch_config=TorchConfig(timeout_s=int(settings.timeout)),
-        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # as below
-            num_workers=(plan.fewest, plan.workers) if plan.numbers else plan.workers,  # type: ignore[arg-type]
-            use_gpu=plan.use_gpu,
-            resources_per_worker=plan.resources_per_worker,
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-        ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the old Ray Train
-            name=f"{run.config.name}-{time.time_ns():x}",
-            storage_path=str(run.folder.path / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    if not on_ray:
+        return WorkerHere(task, run.folder, settings.max_failures)
+    # Only here: a run in this process does without Ray, whose import takes seconds.
+    from cosa_dist.distributed.scaling import PlannedTrainer
+
+    await_resources(plan, settings.placement_deadline)
+    return PlannedTrainer(task, plan, run.config, callbacks)
 
 
-def _first_cause(error: BaseException) -> str:
-    """The first cause of a failed run in one line."""
-    # An error of the controller, such as a deadline, is a cause by itself.
-    error, source = getattr(error, "controller_failure", None) or error, ""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    if failures:
-        rank = min(failures)
-        error, source = getattr(failures[rank], "_base_exc", failures[rank]), f"worker {rank}: "
-    return f"{source}{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+def runs_here(config: RunConfig, machine: Resources) -> bool:
+    """Whether a run needs no cluster: a single worker, of one stage, on a machine with these resources.
+
+    With RAY_ADDRESS=local Ray is started all the same. Raises what `plan_workers` does.
+    """
+    if os.environ.get("RAY_ADDRESS") or has_ray() or is_staged(config) or elastic_numbers(config):
+        return False
+    plan = plan_workers(config, machine)
+    return plan.workers == 1 and workers_that_fit(plan.resources_per_worker, [machine]) > 0
+
+
+def has_ray() -> bool:
+    """Whether this process has joined or started a Ray cluster; does not import Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+@dataclass(frozen=True)
+class WorkerHere:
+    """A single worker in this process, started again after a failure as Ray would start it again."""
+
+    task: WorkerTask
+    folder: RunFolder
+    max_failures: int
+
+    def fit(self) -> None:
+        """Train to the end; `RunFailedError` after more than `max_failures` failures."""
+        for left in reversed(range(self.max_failures + 1)):
+            try:
+                run_and_record(self.task, self.folder)
+                break
+            except Exception as error:
+                if not left:
+                    raise RunFailedError(in_one_line(error)) from None
+                log.warning("%s; starting again from the newest checkpoint", in_one_line(error))
+
+    def abort(self) -> None:
+        """Nothing is left: what interrupted this process has ended the worker."""
 
 
 def execute(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:
-    """Run a prepared run of one stage or several on the initialised Ray cluster; raises what `launch` does.
+    """Run a prepared run of one stage or several (which need Ray); raises what `launch` does.
 
     Returns the (last) training's outcome.
     """

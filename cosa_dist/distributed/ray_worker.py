@@ -1,4 +1,4 @@
-"""The thin shell around a worker that Ray Train calls.
+"""The thin shell around a worker that Ray Train, or the driver itself, calls.
 
 Ray's controller and Tune's trials unpickle the function, too, though they never call it: what only a worker
 needs (networks, accelerator) is imported inside, which saves every one of those processes some seconds.
@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
+
+Report = Callable[[dict[str, float]], None]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Kind and message of an error in one line, at most 600 characters of the message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 def ray_worker(payload: dict[str, Any]) -> None:
@@ -33,12 +41,13 @@ def ray_worker(payload: dict[str, Any]) -> None:
             "system that all nodes share"
         )
     if folder.failure is None and folder.stopped_by_user is None:
-        run_and_record(task, folder)
+        import ray.train
+
+        run_and_record(task, folder, ray.train.report)
 
 
-def run_and_record(task: WorkerTask, folder: RunFolder) -> None:
+def run_and_record(task: WorkerTask, folder: RunFolder, report: Report = lambda metrics: None) -> None:
     """Run the worker; record why it ended early, for the launcher and for the workers after a restart."""
-    import ray.train
     import torch
 
     from cosa_dist.collective import world_size
@@ -46,15 +55,15 @@ def run_and_record(task: WorkerTask, folder: RunFolder) -> None:
     from cosa_dist.training.loop import TrainingStoppedError
 
     try:
-        run_worker(task, report=ray.train.report)
+        run_worker(task, report=report)
     except TrainingStoppedError as error:
         folder.stopped_file.write_text(f"{error}\n", encoding="utf-8")
     except NON_RETRYABLE_ERRORS as error:
-        reason = " ".join(str(error).split())
+        line = in_one_line(error)
         if isinstance(error, torch.OutOfMemoryError):
-            reason = f"the GPU's memory is too small: lower training.micro_batch_size ({reason})"
+            line = f"the GPU's memory is too small: lower training.micro_batch_size ({line})"
         with contextlib.suppress(OSError):
-            folder.failure_file.write_text(f"{type(error).__name__}: {reason}\n", encoding="utf-8")
+            folder.failure_file.write_text(f"{line}\n", encoding="utf-8")
         # Alone, it returns as if restarted: Ray would print its own traceback and start it again.
         if world_size() > 1 or not folder.failure:
             raise

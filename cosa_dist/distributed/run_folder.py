@@ -29,6 +29,10 @@ from cosa_dist.config.schema import RunConfig
 log = logging.getLogger(__name__)
 
 
+class RunFailedError(RuntimeError):
+    """A run that did not come to its end; the message is the first cause."""
+
+
 class RunStoppedError(KeyboardInterrupt):
     """The run has stopped as asked and left a checkpoint; `--resume` goes on from it."""
 

@@ -1,4 +1,4 @@
-"""How many workers Ray Train starts, and how long it may look for a place for them.
+"""Ray Train for a planned run: how many workers it starts, and how long it may look for a place for them.
 
 Ray Train would try for ever to place workers that find no room, and an elastic run would take any number of
 workers, of which some do not divide the global batch. Its scaling policy decides both; it is internal to Ray
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 import ray.exceptions
-from ray.train.torch import TorchTrainer
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -25,7 +29,14 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.config import ScalingConfig
 
+from cosa_dist.config.schema import RunConfig
+from cosa_dist.distributed.cluster import is_alone
 from cosa_dist.distributed.plan import WorkerPlan, node_resources, placement_message
+from cosa_dist.distributed.ray_worker import in_one_line, ray_worker
+from cosa_dist.distributed.run_folder import RunFailedError, RunFolder, WorkerTask
+
+RESIZE_SECONDS = 20.0
+"""an elastic run looks so often whether it could have more workers"""
 
 
 class PlacementError(RuntimeError):
@@ -98,13 +109,44 @@ class ElasticWorkers(_WithDeadline, ElasticScalingPolicy):
 
 
 class PlannedTrainer(TorchTrainer):
-    """A `TorchTrainer` with one of these policies, which leaves Ctrl-C to the launcher."""
+    """A `TorchTrainer` for a planned run with one of these policies, which leaves Ctrl-C to the launcher.
 
-    def __init__(self, *arguments: Any, plan: WorkerPlan, deadline: float, alone: bool, **named: Any) -> None:
-        self.alone = alone
-        super().__init__(*arguments, **named)
-        self.clock = PlacementClock(plan, deadline)
+    The run's own folder owns the checkpoints; Ray gets metrics only. Each trainer has a Ray name of its own,
+    as Ray would otherwise take a finished run of the same name for the result.
+    """
+
+    def __init__(
+        self, task: WorkerTask, plan: WorkerPlan, config: RunConfig, callbacks: Sequence[Any]
+    ) -> None:
+        self.alone = is_alone()
+        self.clock = PlacementClock(plan, config.distributed.placement_deadline)
+        self.folder = RunFolder(Path(task.folder))
         self._controller: Any = None
+        super().__init__(
+            ray_worker,
+            train_loop_config=asdict(task),
+            torch_config=TorchConfig(timeout_s=int(config.distributed.timeout)),
+            scaling_config=ScalingConfig(
+                num_workers=(plan.fewest, plan.workers) if plan.numbers else plan.workers,
+                use_gpu=plan.use_gpu,
+                resources_per_worker=plan.resources_per_worker,
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            ),
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the old Ray Train
+                name=f"{config.name}-{time.time_ns():x}",
+                storage_path=str(self.folder.path / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=config.distributed.max_failures),
+                callbacks=list(callbacks),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def fit(self) -> Any:
+        """Train to the end; `RunFailedError` with the first cause if the workers or the controller failed."""
+        try:
+            return super().fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise RunFailedError(self.folder.failure or _first_cause(error)) from None
 
     def _create_default_callbacks(self) -> list[Any]:
         """Ray's callbacks, less those that would start a process for nothing.
@@ -132,3 +174,14 @@ class PlannedTrainer(TorchTrainer):
         if self._controller is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self._controller.abort.remote(), timeout=10)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first cause of a failed run in one line."""
+    # An error of the controller, such as a deadline, is a cause by itself.
+    error, source = getattr(error, "controller_failure", None) or error, ""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    if failures:
+        rank = min(failures)
+        error, source = getattr(failures[rank], "_base_exc", failures[rank]), f"worker {rank}: "
+    return f"{source}{in_one_line(error)}"

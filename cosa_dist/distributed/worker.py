@@ -265,7 +265,7 @@ def run_worker(
             with warn_on_failure("pictures"):
                 draw_pictures(state, reports, val, folder, tracker, accelerator.device)
     except BaseException as error:
-        killed = isinstance(error, TrainingStoppedError) or folder.pruned
+        killed = isinstance(error, TrainingStoppedError | KeyboardInterrupt) or folder.pruned
         tracker.close("KILLED" if killed else "FAILED")
         raise
     with warn_on_failure("status in the run folder"):

@@ -92,7 +92,7 @@ def test_where_no_cluster_answers_nothing_is_made_and_the_name_stays_free(
 def test_where_ray_cannot_work_a_process_ends_with_one_line(tmp_path):
     """In a process of its own, since a process asks for its folder of temporary files once."""
     done = subprocess.run(
-        command("jobs/train.py", *small(tmp_path)),
+        command("jobs/train.py", *small(tmp_path), "--distributed.workers", "2"),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -31,8 +31,9 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
     "data": (("errors",), ("catalog", "decode", "synthetic"), ("shards", "sources"), ("ingest", "reading")),
     "distributed": (
         ("cluster", "plan", "run_folder"),
-        ("prepare", "scaling", "worker"),
+        ("prepare", "worker"),
         ("labelling", "ray_worker"),
+        ("scaling",),
         ("launch",),
         ("sweep",),
     ),
