@@ -41,6 +41,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """Rank 0's `tensor` on every rank (any shape; the input may be written to)."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def gather_objects(value: T) -> list[T]:
     """The values of all ranks, in rank order."""
     values = [value] * world_size()

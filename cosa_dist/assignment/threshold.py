@@ -24,6 +24,7 @@ from cosa_dist.assignment.mixture import (
     extreme_start,
     fit_mixture,
 )
+from cosa_dist.collective import from_first_rank
 from cosa_dist.config.method import ThresholdConfig
 from cosa_dist.data.catalog import IGNORE
 
@@ -95,6 +96,9 @@ class ThresholdSource:
 
     def update(self, histograms: Tensor) -> None:
         """Take in `[2, BINS]` activations of both CAMs, summed over the global batch and all ranks."""
+
+    def align(self) -> None:
+        """Give every rank the search of rank 0, should their processors round it differently."""
 
     def notices(self) -> list[str]:
         """Say what has changed in the search since the last call, one line each; waits for the device."""
@@ -181,6 +185,16 @@ class LearnedThresholds(ThresholdSource):
         end, begin, usable = component_borders(counts, self._centres, self._mixture)
         borders = torch.stack([end] if self._single else [end, begin], dim=-1)
         return borders.nan_to_num(0.0, 0.0, 0.0), usable
+
+    def align(self) -> None:
+        """Give every rank the thresholds and components of rank 0; the queue's counts are equal anyway."""
+        kept = [self._values, self._usable, *self._mixture]
+        packed = torch.cat([tensor.double().flatten() for tensor in kept])
+        parts = from_first_rank(packed).split([tensor.numel() for tensor in kept])
+        values, usable, *mixture = (
+            part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, kept, strict=True)
+        )
+        self._values, self._usable, self._mixture = values, usable, Mixture(*mixture)
 
     def notices(self) -> list[str]:
         """Say for which CAM the search has stopped or continues since the last call; waits for the device.

@@ -73,6 +73,9 @@ class TrainingConfig(Section):
     """steps between two lines of log and two points of the curves"""
     checkpoint_every: Count = 500
     """steps between two checkpoints (one is written at the end in any case)"""
+    checkpoint_minutes: NonNegative = 0.0
+    """a checkpoint is also written at the first line of log so many minutes after the last one (0: by steps
+    only)"""
     keep_checkpoints: Count = 2
     """newest checkpoints that are kept, beside the best"""
 

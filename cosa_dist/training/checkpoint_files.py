@@ -65,23 +65,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def store_checkpoint(
     folder: Path,
-    step: int,
     content: Mapping[str, Any],
     write: Callable[[Path], None],
     *,
     keep: int,
     best: Score | None,
+    whole: bool = False,
 ) -> Path:
     """Let `write` fill a checkpoint below `folder`; one that is there whole stays as it is. Return its path.
 
+    `content` is its JSON part; `whole`: it is known to be there, and need not be verified.
     Keeps the newest `keep` checkpoints and the best; with `best`, the score that makes it so, this one is
     also noted as the best. An OSError leaves no half-written checkpoint, and none is deleted.
     """
-    target = folder / checkpoint_name(step)
-    try:
-        read_checkpoint(target)
-    except CheckpointError:
-        with new_checkpoint(folder, step, {**content, "best": asdict(best) if best else False}) as working:
+    target = folder / checkpoint_name(content["step"])
+    if not (whole and target.is_dir()) and not _is_whole(target):
+        noted = {**content, "best": asdict(best) if best else False}
+        with new_checkpoint(folder, content["step"], noted) as working:
             write(working)
     if best:
         _note_best(folder, target.name, best)
@@ -152,6 +152,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if _digest(file) != facts["sha256"]:
             raise BrokenCheckpointError(f"{path}: {name} has changed since it was written")
     return content
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _note_best(folder: Path, name: str, score: Score | None) -> None:

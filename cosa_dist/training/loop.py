@@ -50,7 +50,7 @@ class TrainingContext:
     report: Callable[[dict[str, float]], None] = lambda metrics: None
     """called by every rank with the metrics of an evaluation"""
     stop_requested: Callable[[], bool] = lambda: False
-    """asked on rank 0 at every line of log: whether to save and stop there"""
+    """asked on every rank at every line of log: whether to save and stop there; all do what one says"""
     on_step: OnStep = lambda state, batches: None
     """called by every rank after each optimiser step, before anything of it is logged or saved"""
 
@@ -82,40 +82,47 @@ def run_training(
     gives this rank's micro-batches per optimiser step, from `state.step` on. Raises TrainingStoppedError as
     `context.stop_requested`, NonFiniteLossError, and OSError if no checkpoint could be written for long.
     """
-    writer = CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints)
     reports: Reports = {}
     network.train()
     window = LossWindow()
-    for batches in steps:
-        on_device = [batch.to(context.accelerator.device) for batch in batches]
-        window.add(training_step(state, network, on_device, context.accelerator), batches)
-        context.on_step(state, batches)
-        due = due_after(state.step, state.config)
-        if not due.log:
-            continue
-        means, seconds = window.means(state.step), time.perf_counter() - window.started
-        state.seconds += seconds
-        if rank() == 0:
-            _log_window(state, means, seconds / window.steps, context.tracker)
-        stop = _stop_requested(context) and not due.last
-        window = LossWindow()
-        if due.last:
-            # The last evaluation may take longer than what is left of a time limit.
-            writer.save(state, required=False)
-        if due.evaluate:
-            reports = _evaluate(state, context, writer, due.last)
+    with CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints) as writer:
+        for batches in steps:
+            on_device = [batch.to(context.accelerator.device) for batch in batches]
+            window.add(training_step(state, network, on_device, context.accelerator), batches)
+            context.on_step(state, batches)
+            due = due_after(state.step, state.config)
+            if not due.log:
+                continue
+            means, seconds = window.means(state.step), time.perf_counter() - window.started
+            state.seconds += seconds
+            if rank() == 0:
+                _log_window(state, means, seconds / window.steps, context.tracker)
+            stop, save = _asked(state, context, writer)
+            stop = stop and not due.last
             window = LossWindow()
-        elif due.save or stop:
-            writer.save(state, required=stop)
-        if stop:
-            raise TrainingStoppedError(f"stopped as asked after step {state.step}, which is saved")
-    return reports or _evaluate(state, context, writer, last=True)
+            if due.last:
+                # The last evaluation may take longer than what is left of a time limit.
+                writer.save(state, required=False)
+            if due.evaluate:
+                reports = _evaluate(state, context, writer, due.last, required=due.last or stop)
+                window = LossWindow()
+            elif due.save or save or stop:
+                writer.save(state, required=stop)
+            if stop:
+                raise TrainingStoppedError(f"stopped as asked after step {state.step}, which is saved")
+        return reports or _evaluate(state, context, writer, last=True, required=True)
 
 
-def _stop_requested(context: TrainingContext) -> bool:
-    """Whether rank 0 was asked to stop, the same answer on every rank."""
-    requested = float(rank() == 0 and context.stop_requested())
-    return bool(sum_over_ranks(torch.tensor(requested, device=context.accelerator.device)) > 0)
+def _asked(state: TrainState, context: TrainingContext, writer: CheckpointWriter) -> tuple[bool, bool]:
+    """Whether to stop, as any rank was asked to, and whether rank 0 finds a checkpoint due by the clock.
+
+    No rank decides alone: the answers are the same on all.
+    """
+    minutes = state.config.training.checkpoint_minutes
+    due = rank() == 0 and 0 < 60 * minutes <= time.monotonic() - writer.saved_at
+    own = torch.tensor([float(context.stop_requested()), float(due)], device=context.accelerator.device)
+    stop, save = (sum_over_ranks(own) > 0).tolist()
+    return stop, save
 
 
 def _log_window(
@@ -141,7 +148,9 @@ def _log_window(
     )
 
 
-def _evaluate(state: TrainState, context: TrainingContext, writer: CheckpointWriter, last: bool) -> Reports:
+def _evaluate(
+    state: TrainState, context: TrainingContext, writer: CheckpointWriter, last: bool, *, required: bool
+) -> Reports:
     """Evaluate both networks, save with the better one's score, and tell tracker and launcher."""
     started = time.perf_counter()
     reports, compared = context.evaluate(state, last)
@@ -170,7 +179,7 @@ def _evaluate(state: TrainState, context: TrainingContext, writer: CheckpointWri
             if compared is not reports:
                 where = f" on {score.images} images, {metrics['final/miou_unfiltered']:.2f} on all"
             log.info("step %d  unfiltered mIoU %.2f%s (best %.2f)", state.step, score.miou, where, best)
-    writer.save(state, required=last, score=score)
+    writer.save(state, required=required, score=score)
     headline = metrics.get(f"{prefix}/miou_unfiltered", 0.0)
     context.report({"step": float(state.step), "miou_unfiltered": headline, **metrics})
     return reports

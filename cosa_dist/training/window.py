@@ -66,10 +66,14 @@ def check_weights(network: nn.Module, step: int) -> None:
     Raises:
         NonFiniteLossError: naming the step and the first such parameter.
     """
-    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()])
-    if not bool(finite.all()):
-        names = [name for name, _ in network.named_parameters()]
-        name = names[finite.tolist().index(False)]
+    named = dict(network.named_parameters())
+    # A norm reads each weight once; it also overflows for huge weights, which are then looked at one by one.
+    norms = torch._foreach_norm([parameter.detach() for parameter in named.values()])
+    if bool(torch.stack(norms).isfinite().all()):
+        return
+    for name, parameter in named.items():
+        if bool(parameter.isfinite().all()):
+            continue
         raise NonFiniteLossError(
             f"step {step}: weights of {name} not finite after this step; the last checkpoint is kept"
         )

@@ -114,6 +114,15 @@ def test_a_run_asked_to_stop_saves_at_its_next_line_of_log(shards, tmp_path):
     assert history(stopped) == history(straight)
 
 
+def test_a_checkpoint_may_be_due_by_the_clock(shards, tmp_path):
+    training = {**ALL_PARTS["training"], "checkpoint_every": 100, "keep_checkpoints": 9}
+    settings = {**ALL_PARTS, "training": {**training, "checkpoint_minutes": 1e-9}}
+    run_worker(task(small_config(shards, tmp_path, "clock", **settings), tmp_path / "clock"))
+    found = [int(path.name.removeprefix("step-")) for path in checkpoints(tmp_path / "clock" / "checkpoints")]
+    # Lines of log come at 2, 4, ...; the evaluations at 5, 10 and 11 save in any case.
+    assert found == [2, 4, 5, 6, 8, 10, 11]
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(shards, tmp_path, caplog):
     straight, damaged = tmp_path / "straight", tmp_path / "damaged"
     run_worker(task(small_config(shards, tmp_path, "straight", **ALL_PARTS), straight))

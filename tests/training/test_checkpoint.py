@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,11 @@ def trained(state: TrainState, steps: int = 1) -> TrainState:
 def equal(one: TrainState, other: TrainState) -> bool:
     pairs = zip(one.online.state_dict().values(), other.online.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def contents(path: Path) -> dict[str, str]:
+    """Digests of a checkpoint's files."""
+    return {name: facts["sha256"] for name, facts in read_checkpoint(path)["files"].items()}
 
 
 def test_a_restored_state_goes_on_bit_for_bit(tmp_path):
