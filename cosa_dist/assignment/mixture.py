@@ -164,6 +164,17 @@ def component_borders(counts: Tensor, centres: Tensor, mixture: Mixture) -> tupl
     return end, begin, torch.isfinite(end) & torch.isfinite(begin)
 
 
+def _parts_of_cuts(counts: Tensor, centres: Tensor) -> Tensor:
+    """Moments `[..., N - 1, 2, 3]` of both parts of each cut."""
+    below = (_fractions(counts).unsqueeze(-2) * _powers(centres)).cumsum(dim=-1).movedim(-1, -2)
+    return torch.stack([below, below[..., -1:, :] - below], dim=-2)[..., :-1, :, :]
+
+
+def _parts_of_cut(moments: Tensor, cut: Tensor) -> Mixture:
+    index = cut[..., None, None, None].expand(*cut.shape, 1, 2, 3)
+    return _from_moments(moments.gather(-3, index).squeeze(-3), regularisation=1e-6)
+
+
 def split_likelihoods(
     counts: Tensor, centres: Tensor, smallest: float = SMALLEST_PART, regularisation: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
@@ -173,8 +184,7 @@ def split_likelihoods(
     with the parts' weights and standard deviations (Kittler and Illingworth's minimum error criterion with
     the sign turned); -inf where a part's fraction is not above `smallest`.
     """
-    below = (_fractions(counts).unsqueeze(-2) * _powers(centres)).cumsum(dim=-1).movedim(-1, -2)
-    moments = torch.stack([below, below[..., -1:, :] - below], dim=-2)[..., :-1, :, :]
+    moments = _parts_of_cuts(counts, centres)
     fraction = moments[..., 0]
     parts = _from_moments(moments, regularisation)
     likelihood = (fraction * (parts.weight.log() - 0.5 * parts.variance.log() - 0.5)).sum(dim=-1)
@@ -186,6 +196,15 @@ def best_split(counts: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Mixture
     """Most likely cut: last bin of the lower part `[...]`, whether one is allowed `[...]`, and both parts."""
     likelihood, moments = split_likelihoods(counts, centres)
     value, cut = likelihood.max(dim=-1)
-    index = cut[..., None, None, None].expand(*cut.shape, 1, 2, 3)
-    parts = _from_moments(moments.gather(-3, index).squeeze(-3), regularisation=1e-6)
-    return cut, torch.isfinite(value), parts
+    return cut, torch.isfinite(value), _parts_of_cut(moments, cut)
+
+
+def two_means_start(counts: Tensor, centres: Tensor) -> Mixture:
+    """The two clusters of 2-means, with which scikit-learn starts EM unless told otherwise.
+
+    In one dimension they are the parts of a cut; the squares within both are least where those between them
+    are largest (Otsu's criterion).
+    """
+    moments = _parts_of_cuts(counts, centres)
+    between = (moments[..., 1].square() / moments[..., 0].clamp(min=TINY)).sum(dim=-1)
+    return _parts_of_cut(moments, between.argmax(dim=-1))

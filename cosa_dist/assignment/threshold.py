@@ -23,6 +23,7 @@ from cosa_dist.assignment.mixture import (
     component_borders,
     extreme_start,
     fit_mixture,
+    two_means_start,
 )
 from cosa_dist.collective import from_first_rank
 from cosa_dist.config.method import ThresholdConfig
@@ -32,6 +33,8 @@ FEWEST_VALUES = 100
 """A queue with fewer activations shows no modes."""
 ITERATIONS = 20
 """EM continues from the last step's components, so few iterations a step keep it converged."""
+EARLY, TOLERANCE = 1e-3, 1e-8
+"""Change of the mean log-likelihood below which EM stops: scikit-learn's default, and ours."""
 START_VARIANCE = 1 / 36
 """of the three components at a start: a sixth of the range of values, squared"""
 
@@ -166,13 +169,20 @@ class LearnedThresholds(ThresholdSource):
         """Borders `[2, 1 or 2]` of the mixture's components, and whether they can be used `[2]`.
 
         EM continues from its last components; it restarts at the first search, whenever the queue has been
-        replaced as a whole, and where the last components were of no use.
+        replaced as a whole, and where the last components were of no use. The variants `released` and `early`
+        restart at each search, and stop as early as scikit-learn does.
         """
-        if self._single:
+        variant = self._config.variant
+        anew = variant in ("released", "early")
+        if variant == "released":
+            start = extreme_start(counts, self._centres, 2)
+        elif variant == "early":
+            start = two_means_start(counts, self._centres)
+        elif self._single:
             start = best_split(counts, self._centres)[2]
         else:
             start = extreme_start(counts, self._centres, 3, START_VARIANCE)
-        if not restart:
+        if not (restart or anew):
             kept = self._usable[:, None]
             start = Mixture(*(torch.where(kept, a, b) for a, b in zip(self._mixture, start, strict=True)))
         self._mixture = fit_mixture(
@@ -180,6 +190,7 @@ class LearnedThresholds(ThresholdSource):
             self._centres,
             start,
             max_iterations=ITERATIONS,
+            tolerance=EARLY if anew else TOLERANCE,
             regularisation=self._config.regularisation,
         )
         end, begin, usable = component_borders(counts, self._centres, self._mixture)

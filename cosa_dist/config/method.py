@@ -71,8 +71,10 @@ class ThresholdConfig(Section):
     """main CAM, one threshold: foreground from it on; where its search starts"""
     aux_single: Fraction = 0.45
     """auxiliary CAM, one threshold"""
-    variant: Literal["mixture", "split_likelihood"] = "mixture"
-    """how `two_components` searches: a Gaussian mixture, or the most likely hard split"""
+    variant: Literal["released", "early", "converged", "split_likelihood"] = "converged"
+    """how `two_components` searches. Gaussian mixtures: `released` (EM anew from both ends, which stops after
+    some iterations), `early` (the same from two means; nearest to the published thresholds), `converged` (EM
+    goes on from step to step); or the most likely hard split"""
     queue: Annotated[int, Field(ge=1, le=10000)] = 100
     """global batches whose activations a search sees"""
     momentum: Fraction = 0.99
@@ -100,10 +102,10 @@ class AssignmentConfig(Section):
     threshold: ThresholdConfig = ThresholdConfig()
     reliability: bool = False
     """weigh pixels of the CAM pseudo-labels by the inverse of their perplexity (paper's RAW)"""
-    perplexity_scale: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    perplexity_scale: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """a of the perplexity (-log(a distance))^b, distance from the threshold in 0..1"""
-    perplexity_power: Positive = 1.0
-    """b of the perplexity"""
+    perplexity_power: Positive = 1.5
+    """b of the perplexity; both fitted to the accuracy curves of the authors' figure"""
 
 
 class EnergyConfig(Section):

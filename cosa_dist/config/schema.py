@@ -212,7 +212,9 @@ class RunConfig(Section):
                 threshold.aux_low > threshold.aux_high
             ),
             f"assignment.threshold.variant {threshold.variant} needs kind two_components, "
-            f"not {threshold.kind}": (threshold.variant != "mixture" and threshold.kind != "two_components"),
+            f"not {threshold.kind}": (
+                threshold.variant != "converged" and threshold.kind != "two_components"
+            ),
             f"data.reading mapped cannot read {data.shards} where it is: set data.reading to streaming, "
             "or data.cache to a folder for local copies": (
                 url and data.reading == "mapped" and not data.cache
