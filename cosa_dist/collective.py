@@ -56,6 +56,11 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def any_rank(answer: bool) -> bool:
+    """Whether any rank answers yes, the same on every rank: no rank may decide alone to leave the others."""
+    return any(gather_objects(answer))
+
+
 def concatenate_over_ranks(tensor: Tensor) -> Tensor:
     """Concatenate `[N_r, ...]` tensors of all ranks along the first axis, in rank order; `N_r` may differ."""
     if not is_distributed():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -59,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     from cosa_dist.reports.leaderboard import leaderboard
     from cosa_dist.reports.leaderboard_views import print_tables
     from cosa_dist.reports.tracked_runs import read_runs
+    from cosa_dist.tracking.provenance import usable_cpus
 
     output = arguments.output.resolve()
     generate(output / "demo" / "shards")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     place = {"output": str(output), "data.shards": str(output / "demo" / "shards")}
     outcome = None
     # The two workers share whatever cores there are.
-    with ray_cluster(num_cpus=max(2, os.cpu_count() or 1)) as resources:
+    with ray_cluster(num_cpus=max(2, usable_cpus())) as resources:
         for seed in arguments.seeds:
             for extra in (CONTROL, {}) if arguments.control else ({},):
                 config = load_config("demo", None, {**place, "seed": seed, **extra})

@@ -54,9 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
+    from cosa_dist.distributed.plan import loader_processes
     from cosa_dist.evaluation.evaluator import Evaluator, classification_control, with_crf
     from cosa_dist.evaluation.report import as_text
     from cosa_dist.inference.trained import device_named, load_chosen
+    from cosa_dist.tracking.provenance import usable_cpus
     from cosa_dist.training.state import autocast
 
     device = device_named(arguments.device)
@@ -74,8 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
         crf = config.evaluation.crf if arguments.crf == "configured" else arguments.crf
         evaluator = replace(evaluator, config=with_crf(config.evaluation, crf))
 
+    loaders = loader_processes(config.data, usable_cpus(), device.type == "cuda")
+
     def samples(part: Split) -> EvaluationLoader:
-        return EvaluationLoader(part, 0, 1, arguments.limit or None, config.data.loader_workers)
+        return EvaluationLoader(part, 0, 1, arguments.limit or None, loaders)
 
     loader = samples(split)
     with Progress() as progress:

@@ -117,16 +117,19 @@ def judge_images(asked: argparse.Namespace) -> ErrorAnalysis:
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader
+    from cosa_dist.distributed.plan import loader_processes
     from cosa_dist.inference.segmentation import Segmenting
     from cosa_dist.inference.trained import device_named, load_trained
     from cosa_dist.reports.run_analysis import analyse_errors
+    from cosa_dist.tracking.provenance import usable_cpus
 
     device = device_named(asked.device)
     model = load_trained(asked.run, asked.checkpoint, asked.network, device)
     print(model.source)
     config = model.config
     split = validation(config, asked, model.class_names)
-    samples = EvaluationLoader(split, 0, 1, asked.images, config.data.loader_workers)
+    loaders = loader_processes(config.data, usable_cpus(), device.type == "cuda")
+    samples = EvaluationLoader(split, 0, 1, asked.images, loaders)
     precision = config.training.precision
     segmenting = Segmenting(model.network, config.evaluation, device, precision=precision)
     with Progress(console=Console(stderr=True)) as bar:

@@ -3,7 +3,7 @@
 The same command runs on a laptop, as `ray job submit --working-dir . -- python jobs/train.py ...` on a Ray
 cluster, and inside `slurm/cosa.sh`. `--resume NAME` continues an interrupted run, and `--restarted` the one
 that an earlier start of the same command has begun, if any; `--print-config` shows the resolved configuration
-and stops.
+and stops, and `--plan 4x8x96` how a machine of so many nodes, GPUs and CPUs of each would share the run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
         outcome: Outcome | None
         overrides = parse_overrides(rest)
         if arguments.resume:
-            refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config"))
+            refuse_beside_resume(arguments, ("recipe", "config", "restarted", "print_config", "plan"))
             output = absolute(str(overrides.get("output", "outputs")), "output", True)
             outcome = execute(RunConfig(name=arguments.resume, output=output), overrides, start)
         else:
             config = load_config(arguments.recipe, arguments.config, rest)
             if arguments.print_config:
                 print(to_yaml(config), end="")
+            if arguments.plan:
+                print_plan(config, arguments.plan)
+            if arguments.print_config or arguments.plan:
                 return
             outcome = start_or_restart(config, overrides, arguments.restarted, start)
     if outcome is None:
@@ -52,6 +55,19 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"run folder  {outcome.folder}")
     print(f"pictures    {outcome.folder / 'pictures'}")
     print(f"MLflow      {outcome.tracking_uri or 'off'}  run {outcome.run_id or '-'}")
+
+
+def print_plan(config: RunConfig, machine: str) -> None:
+    """Print, as comments of YAML, how a described machine would share each stage.
+
+    Raises `ConfigError` if it cannot.
+    """
+    from cosa_dist.distributed.plan import described_nodes, total
+    from cosa_dist.distributed.prepare import plan_stages
+
+    nodes = described_nodes(machine)
+    for stage, plan in plan_stages(config, total(nodes), nodes).items():
+        print(f"# {stage}{': ' if stage else ''}{plan.describe()}")
 
 
 def start_or_restart(
@@ -76,8 +92,8 @@ def start_or_restart(
 def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: Start) -> Outcome:
     """Execute a new run, or resume the one of this name; Ray, if needed, is up before anything is made."""
     from cosa_dist.distributed import cluster, launch
-    from cosa_dist.distributed.plan import await_resources, node_resources, plan_workers
-    from cosa_dist.distributed.prepare import prepare_run, reopen
+    from cosa_dist.distributed.plan import await_resources, node_resources
+    from cosa_dist.distributed.prepare import plan_stages, prepare_run, reopen
     from cosa_dist.distributed.run_folder import RunFolder
 
     with ExitStack() as until_the_end:
@@ -91,8 +107,8 @@ def execute(config: RunConfig, resume_with: Mapping[str, object] | None, start: 
                 if checked.tracking.enabled:
                     meanwhile.submit(import_module, "mlflow.store.tracking.sqlalchemy_store")
                 resources.update(until_the_end.enter_context(cluster.ray_cluster()))
-            plan = plan_workers(checked, resources, node_resources())
-            await_resources(plan, checked.distributed.placement_deadline)
+            for plan in plan_stages(checked, resources, node_resources()).values():
+                await_resources(plan, checked.distributed.placement_deadline)
 
         if resume_with is None:
             prepared = prepare_run(config, ready=start_ray)
@@ -114,6 +130,12 @@ def main() -> int:
     )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--plan",
+        type=given,
+        metavar="NODESxGPUSxCPUS",
+        help="show how a machine would share the run, and stop; GPUs and CPUs are those of a node",
     )
     return run_job(parser, run)
 

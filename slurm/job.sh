@@ -30,6 +30,15 @@ given() {
     return 1
 }
 
+# A GPU whose loader has too few CPUs stands still: better no job than one that takes five times as long.
+check_cpus() {
+    if [ "$gpus_a_node" -eq 0 ] || given --distributed.cpus_per_worker "${options[@]}"; then return; fi
+    if [ "$((cpus_a_node / gpus_a_node))" -lt 6 ]; then
+        say "$cpus_a_node CPU(s) for $gpus_a_node GPU(s) on a node: training needs 6 for each, better 12: sbatch --cpus-per-task=$((12 * gpus_a_node)), or, to go on with these, --distributed.cpus_per_worker after the script's name" >&2
+        exit 2
+    fi
+}
+
 # Checks the options, which should not cost the start of a cluster, and adds to `options` the run's name and, in an array,
 # its seed. The name is kept for the restarts of this job, which are to go on with the same run.
 choose_name() {
@@ -38,8 +47,9 @@ choose_name() {
     if [ "$restarts" -gt 0 ] && [ -s "$kept" ]; then
         options+=(--name "$(<"$kept")" --restarted)
     else
-        shown=$("$COSA_PYTHON" "$program" "${options[@]}" --print-config) || code=$?
+        shown=$("$COSA_PYTHON" "$program" "${options[@]}" ${plans:+--plan "${SLURM_JOB_NUM_NODES}x${gpus_a_node}x$cpus_a_node"} --print-config) || code=$?
         [ "$code" -eq 0 ] || { say "$program ended with $code"; exit "$code"; }
+        sed -n 's/^# //p' <<<"$shown"
         name=$(sed -n "s/^name: *//p" <<<"$shown" | tail -n 1 | tr -d "'\"")
         name=${name:-slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
         name=$name${SLURM_ARRAY_TASK_ID:+-s$SLURM_ARRAY_TASK_ID}
@@ -90,9 +100,10 @@ run_job() {
     program=$1 options=("${@:2}") warned="" pressed="" running="" every_second=watch_warning
     prepare_job
     trap heed_warning USR1
+    check_cpus
+    choose_workers
     choose_name
     start_cluster
-    choose_workers
     running=yes
     while_cluster_lives "$COSA_PYTHON" -u "$program" "${options[@]}" || code=$?
     running=""

@@ -30,11 +30,44 @@ make_node_folder() {
 this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
 this_job=${this_job:-${SLURM_JOB_ID:-}}
 
+# ---- What a node has -----------------------------------------------------------------------------
+
+node_cpus() { echo "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}"; }
+
+# GPUs of this job on this node. SLURM names them in CUDA_VISIBLE_DEVICES; where it does not (whole nodes without GRES, or
+# its flag no_gpu_env), the driver is asked. Ends with 2 where GPUs were asked for and there are none, or where those of the
+# node may be another job's.
+node_gpus() {
+    local count=0 asked=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-${SLURM_GPUS:-${SLURM_JOB_GPUS:+number $SLURM_JOB_GPUS}}}}
+    case ${CUDA_VISIBLE_DEVICES-unset} in
+        unset) count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || true ;;
+        "" | NoDevFiles | -1) ;;
+        *) count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .) || true ;;
+    esac
+    if [ "$count" -eq 0 ] && [ -n "$asked" ] && [ "$asked" != 0 ]; then
+        say "SLURM gives this job GPUs ($asked), but there are none on this node (CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-not set}, nvidia-smi -L)" >&2
+        return 2
+    fi
+    if [ "$count" -gt 0 ] && [ -z "${CUDA_VISIBLE_DEVICES+set}" ] && [ -z "$asked" ] && ! node_is_whole; then
+        say "this node has $count GPU(s), and SLURM does not say which are this job's: ask for them (--gpus-per-node), or set CUDA_VISIBLE_DEVICES in COSA_SETUP (empty: none)" >&2
+        return 2
+    fi
+    echo "$count"
+}
+
+# Whether the job has all CPUs of this node.
+node_is_whole() {
+    local all
+    all=$(scontrol show node "${SLURMD_NODENAME:-}" 2>/dev/null | grep -o 'CPUTot=[0-9]*') || return 1
+    [ "${all#CPUTot=}" -eq "${SLURM_CPUS_ON_NODE:-0}" ]
+}
+
 answers() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
 
 # ---- The batch script's part, on the job's first node --------------------------------------------
 
 # Checks the settings and makes the job's folder on this node; whatever ends the script, the folder and the cluster go.
+# Sets gpus_a_node and cpus_a_node, of this node, which stand for all.
 prepare_job() {
     : "${SLURM_JOB_ID:?run this with sbatch}"
     [ -x "$COSA_PYTHON" ] || { say "no interpreter at $COSA_PYTHON: run 'make install', or set COSA_PYTHON" >&2; exit 2; }
@@ -43,15 +76,16 @@ prepare_job() {
     make_node_folder
     cluster_driver= cluster_step=
     trap stop_cluster EXIT
+    gpus_a_node=$(node_gpus) || exit 2
+    cpus_a_node=$(node_cpus)
     trap 'say "terminated by SLURM"; exit 143' TERM
 }
 
-# Starts a Ray node on every node of the allocation and returns when all have joined; sets cluster_gpus. Exits with 75
-# (try again later) if they do not within COSA_WAIT seconds.
+# Starts a Ray node on every node of the allocation and returns when all have joined. Exits with 75 (try again later) if
+# they do not within COSA_WAIT seconds, and with 2 if one of them lacks its GPUs.
 start_cluster() {
-    local ip cpus
+    local ip cluster_gpus
     ip=$(address_of_this_node) || exit 2
-    cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
     # Three ports a job, below those the system gives out by itself: the head, Ray's client server, the dashboard.
     export RAY_ADDRESS=$ip:$((20000 + SLURM_JOB_ID % 4000 * 3))
     # What frees a lost run's resources asks the dashboard; without the address it may find another job's.
@@ -72,7 +106,7 @@ start_cluster() {
 
     say "starting Ray on $SLURM_JOB_NUM_NODES node(s), head at $RAY_ADDRESS, logs in $cluster_logs"
     # --no-kill: whether the job outlives a lost node is sbatch's to say, not the step's.
-    env -u TMPDIR srun --overlap --no-kill --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
+    env -u TMPDIR srun --overlap --no-kill --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus_a_node" \
         --kill-on-bad-exit=0 --output="$cluster_logs/node-%n.log" --open-mode=append bash "$COSA_PROJECT/slurm/ray_cluster.sh" &
     cluster_step=$!
     local deadline=$((SECONDS + COSA_WAIT))
@@ -90,6 +124,10 @@ start_cluster() {
     [ "$code" -eq 0 ] || { say "the Ray cluster was not complete after $((SECONDS - deadline + COSA_WAIT)) s: see $cluster_logs" >&2; exit 75; }
     cluster_gpus=$(<"$CLUSTER_COMPLETE")
     say "all $SLURM_JOB_NUM_NODES node(s) joined after $((SECONDS - deadline + COSA_WAIT)) s, with $cluster_gpus GPU(s)"
+    if [ "$cluster_gpus" -lt "$((gpus_a_node * SLURM_JOB_NUM_NODES))" ] && [ -z "${COSA_MIXED_NODES:-}" ]; then
+        say "not every node has the $gpus_a_node GPU(s) of this one: see $cluster_logs; leave the node out (sbatch --exclude), or set COSA_MIXED_NODES=yes to go on with these" >&2
+        exit 2
+    fi
 }
 
 # Ray's workers inherit their settings from its nodes: the same ones as on a private cluster, unless the user has set others.
@@ -173,7 +211,7 @@ ray_until_its_end() {
     choose_role
     # Data is read from disk, not through the object store: one GiB is ample, the default is a third of the memory.
     env -u RAY_ADDRESS "$COSA_PYTHON" -m ray.scripts.scripts start "${role[@]}" --node-ip-address="$ip" \
-        --num-cpus="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --num-gpus="$gpus" --object-store-memory=$((1 << 30)) \
+        --num-cpus="$(node_cpus)" --num-gpus="$gpus" --object-store-memory=$((1 << 30)) \
         --min-worker-port=0 --max-worker-port=0 --disable-usage-stats --log-color=false --block &
     ray=$!
     ray_code=0
@@ -182,13 +220,13 @@ ray_until_its_end() {
 }
 
 run_node() {
-    local ip gpus=0 ray_code=0 ray_stopped=
+    local ip gpus ray_code=0 ray_stopped=
     trap 'exit 143' TERM
     make_node_folder
     ip=$(address_of_this_node) || exit 2
     ulimit -n "$(ulimit -Hn)"
-    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
-    say "node $SLURM_NODEID of $SLURM_JOB_NUM_NODES at $ip: ${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} CPU(s), $gpus GPU(s)"
+    gpus=$(node_gpus) || gpus=0 # the batch script counts them all
+    say "node $SLURM_NODEID of $SLURM_JOB_NUM_NODES at $ip: $(node_cpus) CPU(s), $gpus GPU(s)"
     ray_until_its_end "$ip" "$gpus"
     # Ray gives itself 30 s to start: too little on a busy node, or while its files come from a slow file system.
     while [ -z "$ray_stopped" ] && [ ! -e "$CLUSTER_COMPLETE" ] && [ "$SECONDS" -lt "$COSA_WAIT" ]; do

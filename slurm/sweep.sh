@@ -7,8 +7,9 @@
 # ---- Settings a site must change: here, or on sbatch's command line, which wins -------------------
 #SBATCH --job-name=cosa-sweep
 #SBATCH --nodes=1
-#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
+# CPUs a node: 12 for each GPU, 6 at least (their loaders decode the pictures).
+#SBATCH --cpus-per-task=8
 # GPUs: take one '#' away and set the number a node has. Each trial gets one, or one node's CPUs where there are none.
 ##SBATCH --gpus-per-node=4
 # Most sites want a partition and an account as well:
@@ -43,8 +44,7 @@ source slurm/job.sh
 # One worker a trial, unless the command line says otherwise. A node's CPUs are shared by its trials, one or one a GPU;
 # each trial's driver, which only waits, counts as one CPU.
 choose_workers() {
-    local cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} trials=$((cluster_gpus / SLURM_JOB_NUM_NODES))
-    cpus=$((cpus / (trials > 0 ? trials : 1) - 1))
+    local cpus=$((cpus_a_node / (gpus_a_node > 0 ? gpus_a_node : 1) - 1))
     if given --resume "${options[@]}" || given --distributed.workers "${options[@]}"; then return; fi
     options+=(--distributed.workers 1)
     given --distributed.cpus_per_worker "${options[@]}" || options+=(--distributed.cpus_per_worker "$((cpus > 0 ? cpus : 1))")

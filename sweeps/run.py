@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -168,17 +167,19 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
 
     from cosa_dist.distributed.cluster import ray_cluster
     from cosa_dist.distributed.plan import node_resources
-    from cosa_dist.distributed.prepare import check_inputs, check_places
+    from cosa_dist.distributed.prepare import check_inputs, check_places, fetch_weights
     from cosa_dist.distributed.sweep.run import concurrent_trials, create_sweep, run_sweep, share_cpus
     from cosa_dist.reports.leaderboard_views import print_cells
     from cosa_dist.reports.sweep_page import trial_cells, write_outcome
+    from cosa_dist.tracking.provenance import usable_cpus
 
     if not started:
         check_places(plan.config)
     for config in plan.configs:
         check_inputs(config)
+        fetch_weights(config)
     # A private cluster gets one more logical CPU, for the trial's driver, which only waits.
-    with ray_cluster(num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True) as resources:
+    with ray_cluster(num_cpus=usable_cpus() + 1, include_dashboard=True) as resources:
         if not started:
             plan = share_cpus(plan, resources, node_resources())
             concurrent_trials(plan.config, node_resources())

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import synchroniser
+from cosa_dist.tracking.provenance import usable_cpus
 
 Cell = str | int | float | None
 Row = dict[str, Cell]
@@ -82,7 +83,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     """What a reader must know of the machine to compare figures."""
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,

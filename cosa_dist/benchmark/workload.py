@@ -24,8 +24,10 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import KNOWN
 from cosa_dist.data.reading.order import micro_batch
 from cosa_dist.data.reading.samples import Batch
+from cosa_dist.distributed.plan import loader_processes
 from cosa_dist.losses.objective import LossTerms
 from cosa_dist.stopwatch import synchroniser
+from cosa_dist.tracking.provenance import usable_cpus
 from cosa_dist.training.state import TrainState, build_state, make_accelerator, resolve_precision
 from cosa_dist.training.step import training_step
 
@@ -106,7 +108,7 @@ def training_steps(config: RunConfig, micro: int) -> Iterator[Sequence[Batch]]:
         global_batch_size=config.training.global_batch_size,
         micro_batch_size=micro,
         stop_step=10**6,
-        num_workers=config.data.loader_workers,
+        num_workers=loader_processes(config.data, usable_cpus(), torch.cuda.is_available()),
         pin_memory=torch.cuda.is_available(),
         shuffle_window=config.data.shuffle_window,
     )

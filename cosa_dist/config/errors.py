@@ -75,5 +75,13 @@ def describe(error: ValidationError, known: Iterable[str]) -> list[str]:
         elif not key or (item["type"] == "value_error" and isinstance(item["input"], dict)):
             lines.append(message)
         else:
-            lines.append(f"{key} = {item['input']!r}: {message}")
+            option, _, form = key.rpartition(".")
+            # Of an option that may be a word or a number, each form that it is not is a problem of its own.
+            if form in ("int", "constrained-int") or form.startswith("literal["):
+                key = option
+            start = f"{key} = {item['input']!r}: "
+            if lines and lines[-1].startswith(start):
+                lines[-1] += f", or: {message}"
+            else:
+                lines.append(start + message)
     return lines

@@ -40,6 +40,9 @@ class ModelConfig(Section):
     """timm architecture, e.g. vit_base_patch16_224 or deit_tiny_patch16_224"""
     weights: str = "orig_in21k_ft_in1k"
     """`none` (random), a timm tag (downloaded), or a file: a backbone, the authors' network or ours"""
+    weights_folder: str = ""
+    """folder for the weights of timm tags, fetched once, before the workers start (empty: OUTPUT/weights);
+    every node must see it"""
     backbone_options: dict[str, Any] = Field(default_factory=dict)
     """extra arguments of timm's create_model as YAML, e.g. {patch_size: 8, depth: 4}"""
     aux_layer: Annotated[int, Field(le=-2)] = -3

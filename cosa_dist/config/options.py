@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -30,6 +31,10 @@ def _type_name(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return "|".join(str(value) for value in get_args(annotation))
+    if origin in (Union, UnionType):
+        return "|".join(_type_name(choice) for choice in get_args(annotation))
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
     return {tuple: "list", dict: "mapping"}.get(origin) or annotation.__name__
 
 

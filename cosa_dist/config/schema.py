@@ -50,8 +50,9 @@ class DataConfig(Section):
     """side of the square training crop in pixels"""
     scale_range: tuple[Positive, Positive] = (0.5, 2.0)
     """random scaling before the crop"""
-    loader_workers: Annotated[int, Field(ge=0)] = 2
-    """loader processes of each worker (0: in the training process)"""
+    loader_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """loader processes of each worker (0: in the training process); `auto`: beside a GPU two fewer than the
+    worker's CPUs, from 2 to 16; without one 2"""
 
 
 class TrainingConfig(Section):
@@ -62,7 +63,7 @@ class TrainingConfig(Section):
     global_batch_size: Count = 4
     """images of one optimiser step over all workers"""
     micro_batch_size: Annotated[int, Field(ge=0)] = 0
-    """images that one worker computes at a time (0: its whole per-worker batch); fewer accumulate"""
+    """images that one worker computes at a time, at most (0: its whole per-worker batch); fewer accumulate"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on GPUs that have it, fp32 elsewhere"""
     matmul_precision: Literal["highest", "high"] = "highest"
@@ -138,8 +139,8 @@ class DistributedConfig(Section):
     """Workers of Ray Train."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """number of workers (0: one per GPU of the cluster, or one on a CPU machine); [fewest, most] sets
-    fewest_workers as well"""
+    """number of workers (0: one for each of the most GPUs that share the batch evenly, or one on a CPU
+    machine); [fewest, most] sets fewest_workers as well"""
     fewest_workers: Annotated[int, Field(ge=0)] = 0
     """the run also goes with fewer workers, down to these, where nodes are missing, and takes more when they
     are back; only numbers that divide training.global_batch_size (0: always `workers`)"""
@@ -151,8 +152,9 @@ class DistributedConfig(Section):
     """seconds to wait for a place for the workers, at the start and after a loss, before giving up"""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """restarts after a lost worker, over the whole run"""
-    timeout: Positive = 1800.0
-    """seconds after which a collective operation without answer fails"""
+    timeout: Positive = 600.0
+    """seconds after which a collective operation without answer fails (with data.cache, more than one node's
+    fetching may take longer than another's)"""
 
     @model_validator(mode="before")
     @classmethod

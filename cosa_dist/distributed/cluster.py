@@ -15,8 +15,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.tracking.provenance import usable_cpus
 
+WORKER_ENVIRONMENT = {
+    # Pictures of all sizes are evaluated between steps: without it memory falls to pieces. (A user's own
+    # setting by the old name, PYTORCH_CUDA_ALLOC_CONF, wins over this one.)
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # DDP takes the network's own device: with more than ten GPUs on a node, or slices of them, Ray and
+    # Accelerate number them differently.
+    "ACCELERATE_BYPASS_DEVICE_MAP": "true",
+    # Loader processes are forked from one that may have registered memory with InfiniBand or EFA.
+    "RDMAV_FORK_SAFE": "1",
+    "IBV_FORK_SAFE": "1",
+    "FI_EFA_FORK_SAFE": "1",
+}
+"""for processes that train; a worker sets what its node's Ray was started without"""
 ENVIRONMENT = {
+    **WORKER_ENVIRONMENT,
     # Threads that wait for each other should sleep: spinning starves them on a machine with other work.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Ray lowers its workers' priority; on a private cluster they are the work itself.
@@ -61,7 +76,7 @@ def machine_resources() -> dict[str, float]:
     """CPUs and GPUs of this machine, as Ray would count them."""
     import torch
 
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(usable_cpus()), "GPU": float(torch.cuda.device_count())}
 
 
 def free_port() -> int:
@@ -187,7 +202,7 @@ def _start_private(options: dict[str, Any]) -> None:
 
     for name, value in PRIVATE.items():
         os.environ.setdefault(name, value)
-    given = {"num_cpus": os.cpu_count(), "include_dashboard": False, **options}
+    given = {"num_cpus": usable_cpus(), "include_dashboard": False, **options}
     if given["include_dashboard"]:
         port = free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"

@@ -21,9 +21,11 @@ from typing import Any, Protocol
 
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.distributed.plan import (
+    FEWEST_CPUS,
     Resources,
     await_resources,
     elastic_numbers,
+    few_cpus,
     node_resources,
     plan_workers,
     workers_that_fit,
@@ -34,6 +36,7 @@ from cosa_dist.distributed.prepare import (
     TWO,
     PreparedRun,
     is_staged,
+    plan_stages,
     prepare_run,
     reopen,
     stage_one_config,
@@ -124,6 +127,9 @@ def _training(run: PreparedRun, resources: Mapping[str, float], callbacks: Seque
         micro_batch_size=plan.micro_batch_size,
         cpus=int(plan.cpus_per_worker),
     )
+    log.info(plan.describe())
+    if plan.use_gpu and plan.cpus_per_worker < FEWEST_CPUS:
+        log.warning(few_cpus(plan.cpus_per_worker))
     if not on_ray:
         return WorkerHere(task, run.folder, settings.max_failures)
     # Only here: a run in this process does without Ray, whose import takes seconds.
@@ -181,7 +187,7 @@ def execute(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:
         return launch(run, resources)
     folder, note = run.folder, run.note
     with folder.lock(), folder.handle_signals(), ending(note.tracking_uri, note.run_id):
-        plan_workers(run.config, resources)  # what the last stage cannot have is said before the first one
+        plan_stages(run.config, resources)  # what the last stage cannot have is said before the first one
         outcome = _run_stages(run, resources)
         folder.mark_finished()
         return outcome

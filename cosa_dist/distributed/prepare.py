@@ -1,8 +1,9 @@
 """Everything that is checked and created in the driver before a worker starts.
 
 Settings, shards, network, weights, output folder and tracking store are checked first, so that a mistake
-costs seconds and not an hour. Then the caller may start Ray (`ready`), and only then are the run folder and
-its tracking run made: what could not start leaves nothing behind. Runs of several stages go the same way.
+costs seconds and not an hour; weights from elsewhere are fetched. Then the caller may start Ray (`ready`),
+and only then are the run folder and its tracking run made: what could not start leaves nothing behind. Runs
+of several stages go the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import check_reading
 from cosa_dist.data.shards.split import Split, open_split
-from cosa_dist.distributed.plan import check_batch_early
+from cosa_dist.distributed.plan import Resources, WorkerPlan, check_batch_early, plan_workers
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
@@ -84,6 +85,9 @@ def resolve(config: RunConfig) -> RunConfig:
         "data.shards": absolute(config.data.shards, "data.shards", True),
         "data.cache": absolute(config.data.cache, "data.cache"),
         "model.weights": weights,
+        "model.weights_folder": absolute(
+            config.model.weights_folder or f"{config.output}/weights", "model.weights_folder", True
+        ),
         "tracking.uri": uri,
         "stage_one.recipe": first,
         "stage_one.run": absolute(config.stage_one.run, "stage_one.run"),
@@ -109,6 +113,14 @@ def check_inputs(config: RunConfig) -> tuple[Split, Split]:
 
     check_network(config, len(train.info.class_names))
     return train, val
+
+
+def fetch_weights(config: RunConfig) -> None:
+    """Fetch what a run's trainings start from and is not there yet; errors are those of `model.build`."""
+    from cosa_dist.model.build import fetch_weights as fetch
+
+    for trained in trained_stages(config).values():
+        fetch(trained.model)
 
 
 def check_places(config: RunConfig) -> None:
@@ -180,12 +192,46 @@ def stage_two_config(config: RunConfig, shards: Path) -> RunConfig:
     return build_config(merge(config.model_dump(), own), "second stage")
 
 
+def trained_stages(config: RunConfig) -> dict[str, RunConfig]:
+    """The configurations that a run trains, by the stages' names; of a run without stages, its own.
+
+    Raises what `stage_one_config` raises.
+    """
+    if not is_staged(config):
+        return {"": config}
+    first = {} if config.stage_one.run else {ONE: stage_one_config(config)}
+    return first | {TWO: config}
+
+
+def plan_stages(
+    config: RunConfig, resources: Resources, nodes: Sequence[Resources] = ()
+) -> dict[str, WorkerPlan]:
+    """The plan of every stage that a run trains; `ConfigError`, which names it, if one cannot be had."""
+    plans = {}
+    for stage, trained in trained_stages(config).items():
+        with _named(stage):
+            check_batch_early(trained)
+            plans[stage] = plan_workers(trained, resources, nodes)
+    return plans
+
+
+@contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Let a `ConfigError` of the block begin with the stage."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{stage}: {error}" if stage else str(error)) from None
+
+
 def check_stages(config: RunConfig) -> Split:
     """Check a first stage's inputs, or the run that stands for it, and the second stage's network."""
     from cosa_dist.inference.trained import choose
     from cosa_dist.training.state import check_network
 
-    check_batch_early(config)
+    for stage, trained in trained_stages(config).items():
+        with _named(stage):
+            check_batch_early(trained)
     val = check_reading(config.data, config.data.val_split)
     if config.stage_one.run:
         trained_config(Path(config.stage_one.run))
@@ -289,6 +335,7 @@ def prepare_run(
         tags |= {"dataset": dataset, "backbone": config.model.backbone}
     else:
         tags = _tags(config, *check_inputs(config))
+    fetch_weights(config)
     ready(config)
     with new_tracking_run(config, config.name, flatten(config), tags, parent_run_id) as note:
         folder.create(config, note)
@@ -316,6 +363,8 @@ def reopen(
     with folder.lock():
         if not is_staged(config):
             check_inputs(config)
+        if not folder.has_checkpoint:
+            fetch_weights(config)
         ready(config)
         note = reopen_tracking(note, Path(config.output))
         folder.clear_end()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cosa_dist.distributed.cluster import WORKER_ENVIRONMENT
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
 
 Report = Callable[[dict[str, float]], None]
@@ -26,8 +28,11 @@ def ray_worker(payload: dict[str, Any]) -> None:
     """Entry point of one Ray Train worker; `payload` holds the fields of a `WorkerTask`.
 
     An error that a retry would meet again is recorded in the run folder, and so is a stop that was requested:
-    after Ray's restart of the workers they return at once, and the launcher reads the record.
+    after Ray's restart of the workers they return at once, and the launcher reads the record. On a network
+    file system some nodes may not see it yet: one that does is enough.
     """
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "alembic", "mlflow", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -40,7 +45,9 @@ def ray_worker(payload: dict[str, Any]) -> None:
             f"this node does not see the run folder {task.folder}: --output must lie on a file "
             "system that all nodes share"
         )
-    if folder.failure is None and folder.stopped_by_user is None:
+    from cosa_dist.collective import any_rank
+
+    if not any_rank(folder.failure is not None or folder.stopped_by_user is not None):
         import ray.train
 
         run_and_record(task, folder, ray.train.report)

@@ -58,7 +58,7 @@ class WorkerTask:
     run_id: str
     use_gpu: bool
     micro_batch_size: int
-    """0: the largest one that suits the number of workers"""
+    """images at a time, at most (0: the worker's whole part)"""
     cpus: int
 
 
@@ -95,6 +95,11 @@ class RunFolder:
     def stop_requested(self) -> bool:
         """Whether somebody asked for a checkpoint and a stop."""
         return self.stop_file.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint has been written, be it whole or not."""
+        return any(self.checkpoints.glob("step-*"))
 
     @property
     def stopped_by_user(self) -> str | None:

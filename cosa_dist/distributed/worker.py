@@ -7,6 +7,8 @@ through `ray_worker.py`.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +20,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from cosa_dist.atomic import atomic_write
-from cosa_dist.collective import rank, sum_over_ranks, world_size
+from cosa_dist.collective import any_rank, rank, sum_over_ranks, world_size
 from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.catalog import voc_colour_map
 from cosa_dist.data.reading.loader import EvaluationLoader, TrainingLoader, open_reading
 from cosa_dist.data.shards.split import MappedSplit, Split
-from cosa_dist.distributed.plan import largest_micro_batch
+from cosa_dist.distributed.plan import largest_micro_batch, loader_processes
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
 from cosa_dist.evaluation.evaluator import Evaluator, classification_control, has_cams, with_crf
 from cosa_dist.evaluation.pictures import Labeller, save_pictures
@@ -33,7 +35,7 @@ from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore, restore_newest
 from cosa_dist.training.checkpoint_files import BrokenCheckpointError, checkpoint_name
 from cosa_dist.training.loop import OnStep, TrainingContext, TrainingStoppedError, run_training
-from cosa_dist.training.state import TrainState, build_state, make_accelerator
+from cosa_dist.training.state import TrainState, build_state, make_accelerator, resolve_precision
 from cosa_dist.training.window import NonFiniteLossError
 
 NON_RETRYABLE_ERRORS = (
@@ -41,6 +43,10 @@ NON_RETRYABLE_ERRORS = (
     *(NonFiniteLossError, torch.OutOfMemoryError),
 )
 Reports = dict[str, EvalReport]
+BATCHES_AHEAD = 2
+"""batches that a loader process keeps ready, PyTorch's default"""
+BYTES_OF_A_PIXEL = 7
+"""of a training picture on its way to the training process: weak and strong view, and a mask"""
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +63,10 @@ def warn_on_failure(what: str) -> Iterator[None]:
 class Evaluation:
     """Evaluates a state on the validation split."""
 
-    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator) -> None:
+    def __init__(self, config: RunConfig, val: Split, accelerator: Accelerator, loaders: int) -> None:
         self.config = config
         self.val = val
+        self.loaders = loaders
         self.evaluator = Evaluator.of_run(
             config,
             val.class_names,
@@ -70,8 +77,7 @@ class Evaluation:
 
     def samples(self, split: Split, limit: int, start: int = 0) -> EvaluationLoader:
         """This rank's part of a split."""
-        workers = self.config.data.loader_workers
-        return EvaluationLoader(split, rank(), world_size(), limit or None, workers, start=start)
+        return EvaluationLoader(split, rank(), world_size(), limit or None, self.loaders, start=start)
 
     def __call__(self, state: TrainState, last: bool) -> tuple[Reports, Reports]:
         """Return the reports of both networks on all images, and on the first `evaluation.limit`."""
@@ -112,12 +118,30 @@ class Evaluation:
         return metrics
 
 
+def check_shared_memory(loaders: int, images: int, side: int, workers: int, place: str = "/dev/shm") -> None:
+    """Refuse to start where the batches of the loader processes do not fit into shared memory.
+
+    A full one ends these processes with a bus error in the middle of a run. Each of the node's `workers` has
+    `loaders` processes, which keep batches of so many `images` of a `side` ready. Raises ValueError.
+    """
+    if not loaders or not os.path.isdir(place):
+        return
+    needed = workers * loaders * BATCHES_AHEAD * images * BYTES_OF_A_PIXEL * side**2
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ValueError(
+            f"{place} has {free / 2**20:.0f} MiB free on this node, its loader processes keep batches of "
+            f"{needed / 2**20:.0f} MiB there: give a container more (docker run --shm-size="
+            f"{-(-needed * 2 // 2**30)}g, or --ipc=host), or lower data.loader_workers (0: none)"
+        )
+
+
 def training_loader(config: RunConfig, split: Split, first_step: int, task: WorkerTask) -> TrainingLoader:
     """This rank's batches from `first_step` to the run's end."""
     settings = config.training
-    micro = task.micro_batch_size or largest_micro_batch(
-        settings.global_batch_size, world_size(), settings.micro_batch_size
-    )
+    micro = largest_micro_batch(settings.global_batch_size, world_size(), task.micro_batch_size)
+    loaders = loader_processes(config.data, task.cpus, task.use_gpu)
+    check_shared_memory(loaders, micro, config.data.crop_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return TrainingLoader(
         split,
         crop_size=config.data.crop_size,
@@ -129,7 +153,7 @@ def training_loader(config: RunConfig, split: Split, first_step: int, task: Work
         micro_batch_size=micro,
         start_step=first_step,
         stop_step=settings.steps,
-        num_workers=config.data.loader_workers,
+        num_workers=loaders,
         pin_memory=task.use_gpu,
         shuffle_window=config.data.shuffle_window,
         masks=config.kind == "segmenter",
@@ -156,11 +180,19 @@ def restore_on_all_ranks(state: TrainState, folder: Path, device: torch.device) 
     return name
 
 
+def common_precision(config: RunConfig, task: WorkerTask) -> str:
+    """The run's number format: `auto` is bf16 only where every rank's GPU has it."""
+    setting = config.training.precision
+    if setting == "auto" and any_rank(resolve_precision(setting, "cuda" if task.use_gpu else "cpu") == "no"):
+        return "fp32"
+    return setting
+
+
 def prepare_state(
     config: RunConfig, classes: int, folder: RunFolder, accelerator: Accelerator
 ) -> tuple[TrainState, nn.Module]:
     """The fresh or restored state, and the online network as the accelerator wraps it."""
-    state = build_state(config, classes, accelerator.device)
+    state = build_state(config, classes, accelerator.device, load_weights=not any_rank(folder.has_checkpoint))
     restored = restore_on_all_ranks(state, folder.checkpoints, accelerator.device)
     if rank() == 0:
         start = f"continuing from {restored}" if restored else "starting"
@@ -239,9 +271,11 @@ def run_worker(
     """
     config = build_config(task.config, "run")
     folder = RunFolder(Path(task.folder))
-    torch.set_num_threads(max(1, task.cpus))
+    loaders = loader_processes(config.data, task.cpus, task.use_gpu)
+    # The loader processes beside a GPU have most of its CPUs.
+    torch.set_num_threads(max(1, task.cpus - (loaders if task.use_gpu else 0)))
     torch.set_float32_matmul_precision(config.training.matmul_precision)
-    accelerator = make_accelerator(config.training.precision, world_size(), not task.use_gpu)
+    accelerator = make_accelerator(common_precision(config, task), world_size(), not task.use_gpu)
     train = open_reading(config.data, config.data.train_split)
     val = open_reading(config.data, config.data.val_split)
     state, network = prepare_state(config, len(train.class_names), folder, accelerator)
@@ -249,7 +283,7 @@ def run_worker(
     tracker = Tracker(folder.path, task.tracking_uri, task.run_id) if rank() == 0 else NullTracker()
     if folder.config_file.is_file():
         tracker.log_artifact(folder.config_file)
-    evaluation = Evaluation(config, val, accelerator)
+    evaluation = Evaluation(config, val, accelerator, loaders)
     stop = folder.stop_file.exists
     context = TrainingContext(accelerator, tracker, folder.path, evaluation, report, stop, on_step)
     try:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
 import torch
 from torch import nn
 
-from cosa_dist.config.errors import nearest
+from cosa_dist.atomic import atomic_file
+from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.method import ModelConfig
 from cosa_dist.model.backbone import Backbone
 from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
 from cosa_dist.model.backbone_swin import SwinBackbone
 from cosa_dist.model.backbone_transformer import TransformerBackbone
 from cosa_dist.model.network import CosaNetwork
+from cosa_dist.model.weight_file import save_tensors
 from cosa_dist.model.weights import parse_weight_source, tensors_for
 
 # What wraps the models of a module of timm, and the form in which it needs them; else they are convolutional.
@@ -28,6 +32,7 @@ KINDS: dict[str, tuple[Callable[[Any, int], Backbone], dict[str, Any]]] = {
     ),
 }
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
+log = logging.getLogger(__name__)
 
 
 def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
@@ -69,6 +74,9 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
     # Distilled models read their class tokens and refuse another pooling.
     if "num_classes" in form and "distilled" not in full_name:
         form = {**form, "global_pool": ""}
+    fetched = fetched_file(config)
+    if fetched is not None and fetched.is_file():
+        form = {**form, "pretrained_cfg_overlay": {"file": str(fetched)}}
     try:
         return wrap(
             timm.create_model(full_name, pretrained=bool(tag), **{**form, **options}), config.aux_layer
@@ -76,6 +84,37 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
     except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
+
+
+def fetched_file(config: ModelConfig) -> Path | None:
+    """Where the weights of a timm tag lie once they are fetched; None if other weights are asked for."""
+    tag = parse_weight_source(config.weights).tag
+    folder = Path(config.weights_folder)
+    return folder / f"{config.backbone}.{tag}.safetensors" if tag and config.weights_folder else None
+
+
+def fetch_weights(config: ModelConfig) -> None:
+    """Put the weights of a timm tag into `weights_folder`, where every worker finds them.
+
+    Workers often have no network, and hundreds of them would ask the same server. Raises `ConfigError` if the
+    weights cannot be had.
+    """
+    file = fetched_file(config)
+    if file is None or file.is_file():
+        return
+    full_name = file.stem
+    log.info("fetching the weights %s into %s", full_name, file.parent)
+    try:
+        tensors = timm.create_model(full_name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model.weights {config.weights}: timm cannot fetch {full_name} on this machine ({reason}); "
+            f"start the run once where there is a network, copy {file} from there, or give a file"
+        ) from None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as temporary:
+        save_tensors(tensors, temporary)
 
 
 def check_tag(name: str, tag: str) -> None:

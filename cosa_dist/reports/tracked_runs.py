@@ -35,7 +35,8 @@ CRF_NUMBERS = (
 )
 RELEASED_CRF = [1.0, 1.0, 1.0, 121.0, 5.0, 4.0]
 NOT_THE_EXPERIMENT = (
-    *("seed", "name", "output", "data.shards", "data.cache", "data.loader_workers", "model.weights"),
+    *("seed", "name", "output", "data.shards", "data.cache", "data.loader_workers"),
+    *("model.weights", "model.weights_folder"),
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "evaluation.pictures"),
 )
 NOT_THE_EXPERIMENT_SECTIONS = ("tracking.", "distributed.")

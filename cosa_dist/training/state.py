@@ -82,9 +82,14 @@ def network_names(config: RunConfig) -> tuple[str, str]:
     return ("online", "average") if config.kind == "segmenter" else ("online", "assignment")
 
 
-def build_state(config: RunConfig, classes: int, device: torch.device) -> TrainState:
-    """Create the fresh state of a run on `device`, equal on every rank (errors: `check_network`)."""
-    online = build_trained_network(config, classes).to(device)
+def build_state(
+    config: RunConfig, classes: int, device: torch.device, *, load_weights: bool = True
+) -> TrainState:
+    """Create the fresh state of a run on `device`, equal on every rank (errors: `check_network`).
+
+    Without `load_weights` the network is random: a checkpoint is to follow.
+    """
+    online = build_trained_network(config, classes, load_weights=load_weights).to(device)
     _check_sizes(config, online)
     return TrainState(
         config=config,

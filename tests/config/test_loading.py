@@ -271,3 +271,31 @@ def test_dotted_keys_nest_and_the_words_parse_back(dotted):
 
 def test_merging_keeps_what_the_upper_layer_does_not_name():
     assert merge({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 5}}) == {"a": {"x": 1, "y": 5}, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "many",
+            r"data.loader_workers = 'many': Input should be 'auto', or: Input should be a valid integer",
+        ),
+        ("-1", r"data.loader_workers = '?-1'?: Input should be 'auto', or: .* greater than or equal to 0"),
+        (
+            "1.5",
+            r"data.loader_workers = '?1.5'?: Input should be 'auto', or: Input should be a valid integer",
+        ),
+    ],
+)
+def test_an_option_that_is_a_word_or_a_number_is_refused_in_one_line(value, message):
+    with pytest.raises(ConfigError, match=f"^command line: {message}[^\n]*$"):
+        load_config("tiny", None, parse_overrides(["--data.loader_workers", value]))
+
+
+def test_an_option_that_is_a_word_or_a_number_takes_both():
+    assert load_config("voc_gpu", None, {}).data.loader_workers == "auto"
+    assert (
+        load_config("tiny", None, parse_overrides(["--data.loader_workers", "auto"])).data.loader_workers
+        == "auto"
+    )
+    assert load_config("tiny", None, parse_overrides(["--data.loader_workers", "3"])).data.loader_workers == 3

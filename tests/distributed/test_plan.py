@@ -25,6 +25,7 @@ def test_the_global_batch_is_shared_or_refused_with_the_numbers():
         micro_batch(8, 3, 0)
     with pytest.raises(ConfigError, match="4 cannot be shared evenly by 8"):
         micro_batch(4, 8, 0)
+    assert micro_batch(8, 2, 16) == 4
     with pytest.raises(ConfigError, match="3 does not divide a worker's part of 4"):
         micro_batch(8, 2, 3)
 

@@ -55,8 +55,30 @@ def test_only_numbers_that_divide_the_batch():
 
 def test_a_plan_of_an_elastic_run_starts_with_its_fewest():
     plan = plan_workers(config("--distributed.workers", "[2, 7]"), {"CPU": 8})
-    assert (plan.workers, plan.fewest, plan.numbers, plan.micro_batch_size) == (4, 2, (2, 4), 0)
+    assert (plan.workers, plan.fewest, plan.numbers, plan.micro_batch_size) == (4, 2, (2, 4), 2)
     assert plan.cpus_per_worker == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "asked", "bounds", "most", "micro"),
+    [
+        # 64 images on 8, 4 or 2 workers: 8 at a time in any case, where a worker's whole part would be 32.
+        (64, 0, "[2, 8]", 8, (8, 8, 8)),
+        (64, 4, "[2, 8]", 4, (4, 4, 4)),
+        (64, 16, "[2, 8]", 16, (16, 16, 8)),
+        (24, 0, "[2, 8]", 3, (3, 3, 3)),
+    ],
+)
+def test_an_elastic_run_that_loses_gpus_needs_no_more_memory(batch, asked, bounds, most, micro):
+    words = ("--training.global_batch_size", str(batch), "--training.micro_batch_size", str(asked))
+    plan = plan_workers(config(*words, "--distributed.workers", bounds), {"CPU": 96, "GPU": 8})
+    assert plan.micro_batch_size == most
+    assert tuple(largest_micro_batch(batch, number, most) for number in (2, 4, 8)) == micro
+
+
+def test_an_elastic_batch_norm_keeps_two_pictures_in_a_pass():
+    plan = plan_workers(segmenter("batch", 2, 0, "[1, 2]", "gpu"), {"CPU": 8, "GPU": 2})
+    assert plan.micro_batch_size == 2
 
 
 def test_the_largest_micro_batch_that_cuts_the_part():

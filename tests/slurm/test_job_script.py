@@ -18,7 +18,10 @@ from tests.slurm.client import PROJECT
 JOB = """\
 set -euo pipefail
 source slurm/job.sh
-prepare_job() { cluster_driver= cluster_step= cluster_logs=logs; trap stop_cluster EXIT; }
+prepare_job() {
+    cluster_driver= cluster_step= cluster_logs=logs gpus_a_node=${GPUS:-0} cpus_a_node=${CPUS:-8}
+    trap stop_cluster EXIT
+}
 start_cluster() {
     CLUSTER_TOLD=$PLACE/told
     sleep 60 >/dev/null 2>&1 &
@@ -167,3 +170,18 @@ def test_a_wrong_option_ends_the_job_before_the_cluster(tmp_path):
     assert code == 2
     assert "words:" not in said
     assert not (tmp_path / "step").exists()
+
+
+@pytest.mark.parametrize(("cpus", "words", "code"), [("47", [], 2), ("48", [], 0), ("47", ["--a.b", "1"], 2)])
+def test_a_gpu_with_few_cpus_ends_the_job_before_the_cluster(tmp_path, cpus, words, code):
+    found, said = start(tmp_path, "", *words, GPUS="8", CPUS=cpus).end()
+    assert found == code
+    assert ("training needs 6 for each, better 12: sbatch --cpus-per-task=96" in said) == bool(code)
+    assert (tmp_path / "step").exists() != bool(code)
+
+
+def test_who_says_how_many_cpus_a_worker_gets_is_not_asked_for_more(tmp_path):
+    asked = ("--distributed.cpus_per_worker", "4")
+    code, said = start(tmp_path, "", *asked, GPUS="8", CPUS="32").end()
+    assert code == 0
+    assert "words: --distributed.cpus_per_worker 4 --name slurm-7\n" in said

@@ -44,14 +44,18 @@ def sample_at(position: int, size: int, seed: int) -> tuple[int, int]:
 
 
 def micro_batch(global_batch: int, workers: int, wanted: int = 0) -> int:
-    """Images that a worker computes at a time: `wanted`, or (0) its whole part; an uneven cut is refused."""
+    """Images that a worker computes at a time: `wanted`, or its whole part (0, or where that is smaller).
+
+    An uneven cut is a ConfigError.
+    """
     part, rest = divmod(global_batch, workers)
     if rest or part == 0:
         raise ConfigError(
             f"training.global_batch_size {global_batch} cannot be shared evenly by {workers} "
-            f"workers; choose a multiple of {workers} or another distributed.workers"
+            f"workers; choose a multiple of {workers} or another distributed.workers (0: the most GPUs "
+            "that share it)"
         )
-    micro = wanted or part
+    micro = min(wanted or part, part)
     if micro < 1 or part % micro:
         raise ConfigError(
             f"training.micro_batch_size {micro} does not divide a worker's part of {part} "
