@@ -37,13 +37,13 @@ class StrongestClass(NamedTuple):
     """`[B, H, W]` int64 its class, 1..C; 0 without image labels"""
 
 
-def present_classes(labels: Tensor) -> PresentClasses:
-    """List the present classes of multi-hot labels `[B, C]`; P is at least 1.
+def present_classes(labels: Tensor, most: int = 0) -> PresentClasses:
+    """List the present classes of multi-hot labels `[B, C]`; P is `most`, or counted (0), and at least 1.
 
-    Reads one number back from the device (P), so call it once per batch.
+    Counting makes the host wait for the device.
     """
     present = labels > 0.5
-    count = max(1, int(present.sum(dim=1).max()))
+    count = most or max(1, int(present.sum(dim=1).max()))
     index = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)[:, :count]
     return PresentClasses(index, present.gather(1, index))
 

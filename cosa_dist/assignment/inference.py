@@ -57,6 +57,7 @@ def multi_scale(
     flip: bool = True,
     aux_cam_last_scale_only: bool = False,
     labels: Tensor | None = None,
+    most_labels: int = 0,
 ) -> MultiScaleOutput:
     """Run `network` over scales (and mirror images, if `flip`) and merge its outputs (released code).
 
@@ -65,12 +66,13 @@ def multi_scale(
 
     `network` is in evaluation mode, `images` `[B, 3, H, W]` are normalised and resized to `int(scale * H)` by
     `int(scale * W)`; mirror images join in one batch of `2 B`. With `labels` `[B, C]` the CAMs of absent
-    classes are not enlarged and come out as zeros. With `aux_cam_last_scale_only` (released code, by an
+    classes are not enlarged and come out as zeros; `most_labels` is the largest number of them in an image,
+    if it is known: otherwise the host waits for it. With `aux_cam_last_scale_only` (released code, by an
     oversight) the auxiliary CAM is that of the last scale. A network whose CAMs have no classes (a segmenter)
     gives such maps.
     """
     height, width = images.shape[-2:]
-    present = None if labels is None else present_classes(labels)
+    present = None if labels is None else present_classes(labels, most_labels)
     sums: dict[str, Tensor] = {}
     for position, scale in enumerate(scales):
         resized = _resize(images, (int(scale * height), int(scale * width)))

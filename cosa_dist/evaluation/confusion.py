@@ -18,21 +18,47 @@ def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor
 
     Targets outside 0..K-1 (such as 255) are ignored; ValueError for a counted prediction outside them.
     """
+    return checked_confusion(pair_counts(prediction, target, classes))
+
+
+def pair_counts(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+    """The counts of `confusion_matrix`, `[K, K + 1]`: the last column's predictions are none of the classes.
+
+    Counts of several images are added, and checked together: that makes the host wait for the device.
+    """
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in "
             "shape: resize the prediction to the mask first"
         )
-    target = target.reshape(-1).long()
-    counted = (target >= 0) & (target < classes)
-    target = target[counted]
-    prediction = prediction.reshape(-1)[counted].long()
-    if prediction.numel() and (prediction.min() < 0 or prediction.max() >= classes):
+    rows, columns = (_class_or(classes, each.reshape(-1)) for each in (target, prediction))
+    counts = count_places(rows * (classes + 1) + columns, (classes + 1) ** 2)
+    return counts.view(classes + 1, classes + 1)[:classes]
+
+
+def _class_or(other: int, classes: Tensor) -> Tensor:
+    """The classes where they are in 0..`other` - 1, else `other`; int64."""
+    classes = classes.long()
+    return classes.masked_fill((classes < 0) | (classes >= other), other)
+
+
+def checked_confusion(counts: Tensor) -> Tensor:
+    """The confusion matrix of `pair_counts`; ValueError if a prediction was none of the classes."""
+    classes = len(counts)
+    if outside := int(counts[:, classes].sum()):
         raise ValueError(
-            f"predictions reach from {int(prediction.min())} to {int(prediction.max())}, "
-            f"but {classes} classes allow 0 to {classes - 1} only"
+            f"{outside} pixels are predicted as no class: {classes} classes allow 0 to {classes - 1} only"
         )
-    return torch.bincount(target * classes + prediction, minlength=classes**2).reshape(classes, classes)
+    return counts[:, :classes]
+
+
+def count_places(places: Tensor, bins: int) -> Tensor:
+    """How often each of the numbers 0..`bins` - 1 occurs in int64 `places`, `[bins]` int64."""
+    if places.device.type == "cpu":
+        return torch.bincount(places.flatten(), minlength=bins)
+    # There bincount would make the host wait twice, to look for numbers outside.
+    counts = torch.zeros(bins, dtype=torch.int64, device=places.device)
+    return counts.scatter_add_(0, places.flatten(), torch.ones_like(places).flatten())
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
@@ -94,11 +120,11 @@ def class_average_precision(scores: Tensor, labels: Tensor) -> Tensor:
 def _average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """Average precision of each row, NaN for one without positives."""
     scores, order = scores.float().sort(dim=1, descending=True)
-    positive = (labels > 0.5).gather(1, order).double()
+    positive = (labels > 0.5).gather(1, order).long()
     columns = scores.shape[1]
     place = torch.arange(columns, device=scores.device).expand(scores.shape)
     step_ends = torch.ones_like(scores, dtype=torch.bool)
     step_ends[:, :-1] = scores[:, :-1] != scores[:, 1:]
     ends = place.masked_fill(~step_ends, columns - 1).flip(1).cummin(1).values.flip(1)
-    precision = positive.cumsum(1) / (place + 1)
+    precision = positive.cumsum(1).double() / (place + 1)
     return (precision.gather(1, ends) * positive).sum(1) / positive.sum(1)

@@ -21,12 +21,14 @@ from cosa_dist.collective import concatenate_over_ranks, sum_over_ranks, togethe
 from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.confusion import (
+    checked_confusion,
     class_average_precision,
-    confusion_matrix,
+    count_places,
     image_average_precision,
     iou_per_class,
     mean_accuracy,
     mean_iou,
+    pair_counts,
     per_cent,
     pixel_accuracy,
 )
@@ -121,9 +123,11 @@ class Evaluator:
         crf, count = self.config.crf, len(self.class_names)
         for sample in batch:
             _check_sample(sample, count)
-        originals = [sample.image.to(self.device) for sample in batch]
+        originals = [sample.image.to(self.device, non_blocking=True) for sample in batch]
         squares = torch.stack([square_image(image, self.config.size) for image in originals])
-        known = torch.stack([sample.labels for sample in batch]).to(self.device)
+        tags = torch.stack([sample.labels for sample in batch])
+        most = max(1, int((tags > 0.5).sum(1).max()))
+        known = tags.to(self.device, non_blocking=True)
         # The grid's protocol asks for the CAMs of the predicted labels, known only after the pass.
         labels = None if self.cam_background_grid else known
         # One CRF of each image at its own size, for all networks and protocols.
@@ -131,7 +135,7 @@ class Evaluator:
         for name, network in networks.items():
             with self.precision():
                 output = multi_scale_forward(
-                    network, squares, self.config, labels, self.aux_cam_last_scale_only
+                    network, squares, self.config, labels, self.aux_cam_last_scale_only, most
                 )
             planes, classes = output.segmentation.shape[1], output.logits.shape[1]
             if (planes, classes) != (count + 1, count):
@@ -254,7 +258,7 @@ class Tally:
         self.grid = tuple(sorted(set(grid))) if cams else ()
         self._classes, self._device = len(self.class_names) + 1, device
         measured = (*PROTOCOLS, *CAM_MEASUREMENTS * cams, *CRF_MEASUREMENTS * config.crf.enabled)
-        self._confusion = {m: self._zeros(self._classes, self._classes) for m in measured}
+        self._pairs = {m: self._zeros(self._classes, self._classes + 1) for m in measured}
         self._context = {m: self._zeros(self._classes) for m in measured}
         self._by_background = self._zeros(len(self.grid) + 1, self._classes, self._classes)
         self.skipped = 0  # images that cannot be counted because they have no mask
@@ -267,14 +271,19 @@ class Tally:
     def add(self, output: MultiScaleOutput, index: int, sample: EvalSample, crf: DenseCrf | None) -> None:
         """Judge all that a network says of one image of its batch."""
         assert sample.mask is not None
-        mask, labels = sample.mask.to(self._device), sample.labels.to(self._device)
-        context = None if sample.context is None else sample.context.to(self._device)
+        mask = sample.mask.to(self._device, non_blocking=True)
+        labels = sample.labels.to(self._device, non_blocking=True)
+        context = None if sample.context is None else sample.context.to(self._device, non_blocking=True)
+        # How many classes the protocols keep, as far as it is known without the device.
+        tags = int((sample.labels > 0.5).sum())
+        count = {"unfiltered": len(self.class_names), "true_labels": tags}
         logits, size = output.logits[index].float(), (mask.shape[0], mask.shape[1])
         self.add_image(sample.id, logits, output.aux_logits[index].float(), labels)
         segmentation = resize_map(output.segmentation[index], size)
         kept = {protocol: kept_classes(logits, labels, protocol) for protocol in PROTOCOLS}
         for protocol in PROTOCOLS:
-            self.add_prediction(protocol, predict(segmentation, kept[protocol]), mask, context)
+            prediction = predict(segmentation, kept[protocol], count.get(protocol))
+            self.add_prediction(protocol, prediction, mask, context)
         if crf is not None:
             for protocol in CRF_PROTOCOLS:
                 refined = predict_with_crf(segmentation, kept[protocol], crf)
@@ -283,7 +292,7 @@ class Tally:
             return
         cam, background = output.cam[index], self.config.cam_background
         for measurement, maps in zip(CAM_MEASUREMENTS, (cam, output.aux_cam[index]), strict=True):
-            prediction = cam_prediction(maps, kept["true_labels"], background, size)
+            prediction = cam_prediction(maps, kept["true_labels"], background, size, tags)
             self.add_prediction(measurement, prediction, mask, context)
         if self.grid:
             self.add_activation(*strongest_activation(cam, kept["predicted_labels"], size), mask)
@@ -297,21 +306,22 @@ class Tally:
         self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
     ) -> None:
         """Count the pixels of one image's prediction (`[H, W]` each) for one of the measurements."""
-        self._confusion[measurement] += confusion_matrix(prediction, mask, self._classes)
+        self._pairs[measurement] += pair_counts(prediction, mask, self._classes)
         if context is not None:
-            inside = prediction[(context > 0) & (mask == 0)]
-            self._context[measurement] += torch.bincount(inside.flatten(), minlength=self._classes)
+            inside = prediction.masked_fill((context <= 0) | (mask != 0), self._classes)
+            self._context[measurement] += count_places(inside, self._classes + 1)[:-1]
 
     def add_activation(self, value: Tensor, strongest: Tensor, mask: Tensor) -> None:
         """Count one image's strongest activation and its class 1..C (`[H, W]`) for the whole grid at once."""
-        thresholds = torch.tensor(self.grid, dtype=value.dtype, device=value.device)
+        thresholds = torch.tensor(self.grid, dtype=value.dtype).to(value.device, non_blocking=True)
         # bucketize gives the number of thresholds below the value: the pixel is background under
         # threshold j exactly where its bucket is at most j.
         buckets = torch.bucketize(value, thresholds).reshape(-1)
         truth = mask.reshape(-1).long()
         counted = truth < self._classes
         places = (buckets * self._classes + truth) * self._classes + strongest.reshape(-1)
-        counts = torch.bincount(places[counted], minlength=self._by_background.numel())
+        bins = self._by_background.numel()
+        counts = count_places(places.masked_fill(~counted, bins), bins + 1)[:-1]
         self._by_background += counts.reshape(self._by_background.shape)
 
     def report(self, network: str, masks_needed: bool = True) -> EvalReport:
@@ -324,14 +334,14 @@ class Tally:
             )
         logits, aux_logits, labels = rows.unbind(1)
         by_background = sum_over_ranks(self._by_background)
-        true_pixels = sum_over_ranks(self._confusion["unfiltered"]).sum(1).tolist()
+        true_pixels = sum_over_ranks(self._pairs["unfiltered"]).sum(1).tolist()
         aux_precision = class_average_precision(aux_logits, labels).nanmean()
         return EvalReport(
             network=network,
             class_names=self.class_names,
             images=len(keys),
             images_without_mask=int(sum_over_ranks(self._zeros(1) + self.skipped)),
-            scores={m: self._score(m) for m in self._confusion},
+            scores={m: self._score(m) for m in self._pairs},
             map_image=per_cent(image_average_precision(logits, labels).mean()),
             map_class=per_cent(class_average_precision(logits, labels).nanmean()),
             aux_map_class=per_cent(aux_precision) if self.cams else None,
@@ -359,7 +369,7 @@ class Tally:
         return rows[order], keys[order].tolist()
 
     def _score(self, measurement: str) -> SegmentationScore:
-        confusion = sum_over_ranks(self._confusion[measurement]).cpu()
+        confusion = checked_confusion(sum_over_ranks(self._pairs[measurement]).cpu())
         context = sum_over_ranks(self._context[measurement]).tolist()
         inside = sum(context)
         return SegmentationScore(

@@ -47,10 +47,12 @@ def multi_scale_forward(
     config: EvaluationConfig,
     labels: Tensor | None = None,
     aux_cam_last_scale_only: bool = False,
+    most_labels: int = 0,
 ) -> MultiScaleOutput:
     """The multi-scale pass of an evaluation over square images `[B, 3, S, S]`.
 
-    With `labels` `[B, C]`, the CAMs of absent classes are not computed and are zero.
+    With `labels` `[B, C]`, at most `most_labels` of an image (0: counted), the CAMs of absent classes are not
+    computed and are zero.
     """
     return multi_scale(
         network,
@@ -59,6 +61,7 @@ def multi_scale_forward(
         flip=config.flip,
         aux_cam_last_scale_only=aux_cam_last_scale_only,
         labels=labels,
+        most_labels=most_labels,
     )
 
 
@@ -80,12 +83,23 @@ def kept_classes(logits: Tensor, labels: Tensor, protocol: Protocol) -> Tensor:
     raise ValueError(f"no protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
 
 
-def predict(segmentation: Tensor, kept: Tensor) -> Tensor:
+def chosen_planes(kept: Tensor, count: int | None = None) -> Tensor:
+    """The numbers of the kept planes, ascending; without their `count` the host waits for the device."""
+    if count is None:
+        return kept.nonzero().flatten()
+    return kept.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+
+
+def predict(segmentation: Tensor, kept: Tensor, count: int | None = None) -> Tensor:
     """Class `[H, W]` of each pixel of one image by its logits `[C + 1, H, W]` among the kept classes `[C]`.
 
-    The same as setting the logits of the others to -1e5 before the argmax (released code).
+    The same as setting the logits of the others to -1e5 before the argmax (released code). `count`: how many
+    classes are kept, see `chosen_planes`.
     """
-    planes = functional.pad(kept, (1, 0), value=True).nonzero().flatten()
+    if count == len(kept):
+        return segmentation.argmax(0)
+    with_background = functional.pad(kept, (1, 0), value=True)
+    planes = chosen_planes(with_background, None if count is None else count + 1)
     return planes[segmentation[planes].argmax(0)]
 
 
@@ -100,13 +114,13 @@ def predict_with_crf(segmentation: Tensor, kept: Tensor, crf: DenseCrf) -> Tenso
 
 
 def strongest_activation(
-    cam: Tensor, kept: Tensor, size: tuple[int, int] | None = None
+    cam: Tensor, kept: Tensor, size: tuple[int, int] | None = None, count: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Largest value of a CAM `[C, h, w]` over the kept classes at each pixel, and its class in 0..C.
 
     Both are `[H, W]`, after the kept planes are resized to `size`; without a kept class both are 0.
     """
-    planes = kept.nonzero().flatten()
+    planes = chosen_planes(kept, count)
     size = size or (cam.shape[-2], cam.shape[-1])
     if not planes.numel():
         value = cam.new_zeros(size)
@@ -116,8 +130,12 @@ def strongest_activation(
 
 
 def cam_prediction(
-    cam: Tensor, kept: Tensor, background: float, size: tuple[int, int] | None = None
+    cam: Tensor,
+    kept: Tensor,
+    background: float,
+    size: tuple[int, int] | None = None,
+    count: int | None = None,
 ) -> Tensor:
     """Class `[H, W]` of each pixel by a CAM `[C, h, w]`; at or below `background` it is 0 (released code)."""
-    value, strongest = strongest_activation(cam, kept, size)
+    value, strongest = strongest_activation(cam, kept, size, count)
     return strongest.masked_fill(value <= background, 0)

@@ -40,7 +40,8 @@ def pseudo_mask(
 ) -> PseudoMask:
     """Label image `index` of a batch, `[3, H, W]` uint8 at its own size, by its tags `[C]` (multi-hot).
 
-    The output's segmentation logits are sums over `passes`, scales times mirror images.
+    The output's segmentation logits are sums over `passes`, scales times mirror images. Of tags on the CPU
+    the host need not ask the device which they are.
     """
     refine, size = _refinement(image, config.refinement), (image.shape[-2], image.shape[-1])
     if config.source == "cam":
@@ -78,6 +79,7 @@ def _from_segmentation(
 ) -> PseudoMask:
     """The most probable class of a segmentation `[C + 1, h, w]`; reliability is its probability."""
     planes = functional.pad(labels > 0.5, (1, 0), value=True).nonzero().flatten()
+    planes = planes.to(logits.device, non_blocking=True)
     most, place = refine(resize_map(logits[planes], size).softmax(0)).max(0)
     classes = planes[place].masked_fill(most < config.min_probability, IGNORE)
     return PseudoMask(classes.to(torch.uint8), most)
@@ -90,7 +92,7 @@ def _from_cam(
 
     Reliability grows with the distance of the strongest activation from the level on its side, 0 on it.
     """
-    planes = (labels > 0.5).nonzero().flatten()
+    planes = (labels > 0.5).nonzero().flatten().to(cam.device, non_blocking=True)
     activations = resize_map(cam[planes], size).clamp(0, 1)
     if not len(planes):
         nothing = cam.new_zeros(size)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosa_dist.config.schema import EvaluationConfig
+from cosa_dist.evaluation.confusion import count_places
 from cosa_dist.evaluation.protocols import (
     Protocol,
+    chosen_planes,
     kept_classes,
     multi_scale_forward,
     resize_map,
@@ -52,7 +54,8 @@ class Segmenting:
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Segmentation]:
         """Segment pictures `[3, H, W]` uint8, each of its own size."""
-        squares = [square_image(image.to(self.device), self.settings.size) for image in images]
+        originals = [image.to(self.device, non_blocking=True) for image in images]
+        squares = [square_image(image, self.settings.size) for image in originals]
         with autocast(self.precision, self.device):
             output = multi_scale_forward(self.network, torch.stack(squares), self.settings)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
@@ -68,7 +71,8 @@ class Segmenting:
 
     def _segment(self, logits: Tensor, kept: Tensor, size: tuple[int, int]) -> Segmentation:
         """One picture's segmentation from its logits `[C + 1, h, w]`, averaged over the passes."""
-        planes = functional.pad(kept, (1, 0), value=True).nonzero().flatten()
+        every = None if self.labels_from_classifier else len(logits)
+        planes = chosen_planes(functional.pad(kept, (1, 0), value=True), every)
         classes = np.empty(size, dtype=np.uint8)
         probabilities = np.zeros((len(logits), *size), dtype=np.float16) if self.probabilities else None
         total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
@@ -79,11 +83,11 @@ class Segmenting:
             found = planes[place]
             classes[rows] = found.to(torch.uint8).cpu().numpy()
             total.index_add_(0, found.flatten(), highest.flatten().double())
-            count += found.flatten().bincount(minlength=len(count))
+            count += count_places(found, len(count))
             if probabilities is not None:
                 probabilities[planes.cpu().numpy(), rows] = softmax.half().cpu().numpy()
-        mean = (total / count.clamp(min=1)).tolist()
-        confidence = {index: mean[index] for index in count.nonzero().flatten().tolist()}
+        sums, pixels = torch.stack([total, count]).tolist()
+        confidence = {index: sums[index] / number for index, number in enumerate(pixels) if number}
         return Segmentation(classes, confidence, probabilities)
 
 

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from cosa_dist.config.schema import CrfConfig
-from cosa_dist.lattice.permutohedral import PermutohedralLattice, bilateral_features, position_features
+from cosa_dist.lattice.permutohedral import (
+    PermutohedralLattice,
+    Spans,
+    bilateral_features,
+    bilateral_spans,
+    position_features,
+    position_spans,
+)
 
 CrfName = Literal["released", "ten_iterations"]
 CRF_SETTINGS: dict[CrfName, CrfConfig] = {
@@ -46,8 +53,8 @@ class _Kernel:
     weight: float
 
     @classmethod
-    def build(cls, features: Tensor, weight: float) -> _Kernel:
-        lattice = PermutohedralLattice.build(features)
+    def build(cls, features: Tensor, weight: float, spans: Spans | None) -> _Kernel:
+        lattice = PermutohedralLattice.build(features, spans)
         ones = torch.ones((*features.shape[:2], 1), device=features.device)
         return cls(lattice, lattice.filter(ones).rsqrt_(), weight)
 
@@ -66,7 +73,8 @@ class _Kernel:
 
 @lru_cache(maxsize=4)
 def _position_kernel(height: int, width: int, sigma: float, weight: float, device: torch.device) -> _Kernel:
-    return _Kernel.build(position_features(height, width, sigma, device)[None], weight)
+    spans = position_spans(height, width, sigma)
+    return _Kernel.build(position_features(height, width, sigma, device)[None], weight, spans)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ class DenseCrf:
             sigma, weight = config.position_sigma, config.position_weight
             kernels.append(_position_kernel(height, width, sigma, weight, images.device))
         if config.bilateral_weight:
-            kernels.append(_Kernel.build(features, config.bilateral_weight))
+            spans = bilateral_spans(images, config.bilateral_sigma_rgb, config.bilateral_sigma_xy)
+            kernels.append(_Kernel.build(features, config.bilateral_weight, spans))
         return cls((batch, height, width), tuple(kernels), config.iterations)
 
     @torch.no_grad()
@@ -106,7 +115,8 @@ class DenseCrf:
             )
         planes = probabilities.detach().float().flatten(2)
         low = planes.amax((0, 2)) <= _LEAST_PROBABILITY
-        chosen, alike = (~low).nonzero().flatten(), low.nonzero().flatten()
+        first, kept = low.to(torch.uint8).argsort(stable=True), len(low) - int(low.sum())
+        chosen, alike = first[:kept], first[kept:]
         # Planes below the floor everywhere are alike and stay alike, so one is computed for all of them.
         count = planes.new_ones(len(chosen) + bool(len(alike)))
         count[len(chosen) :] = len(alike)

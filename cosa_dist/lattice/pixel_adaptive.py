@@ -38,7 +38,8 @@ def pixel_adaptive(
             f"maps {list(maps.shape)} must have the size of images {list(images.shape)}: resize one first"
         )
     batch, planes, height, width = maps.shape
-    steps = torch.tensor([[d * y, d * x] for d in dilations for y, x in _DIRECTIONS], device=maps.device)
+    steps = torch.tensor([[d * y, d * x] for d in dilations for y, x in _DIRECTIONS])
+    steps = steps.to(maps.device, non_blocking=True)
     neighbours = neighbour_indices(height, width, steps)
     weights = _neighbour_weights(images, neighbours, steps, sharpness, position_weight)
     starts = torch.arange(batch, dtype=neighbours.dtype, device=maps.device) * (height * width)

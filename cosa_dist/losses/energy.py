@@ -74,7 +74,9 @@ def dense_energy_loss(
         probabilities = _scaled(logits.softmax(1), kernel.scale, "bilinear")
         inside = _scaled(inside_boxes(boxes, size)[:, None].float(), kernel.scale, "nearest")
         unlabelled = _scaled((label == IGNORE)[:, None].float(), kernel.scale, "nearest") > 0
-        small = _scaled(images.float(), kernel.scale, "nearest")
+        # Bytes stay bytes: the lattice then knows the colours' range without asking the device.
+        colours = images if images.dtype == torch.uint8 else images.float()
+        small = _scaled(colours, kernel.scale, "nearest")
         sigmas = (kernel.sigma_rgb, kernel.sigma_xy * kernel.scale)
         return kernel.weight * _GatedEnergy.apply(probabilities, small, inside, unlabelled, sigmas)
 

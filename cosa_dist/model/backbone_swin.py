@@ -10,6 +10,7 @@ being seen. (timm shifts first: its mask is then off, and tokens of opposite bor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -70,7 +71,10 @@ def _run_stage(stage: SwinTransformerStage, tokens: Tensor) -> Tensor:
     grid: Pair = (tokens.shape[1], tokens.shape[2])
     blocks = [cast(SwinTransformerBlock, block) for block in stage.blocks]
     window = blocks[0].window_size
-    plain, shifted = (plan_windows(grid, window, choice, tokens.device) for choice in (False, True))
+    # Fake tensors, and those of a graph that is being traced, must not be kept.
+    real = type(tokens) is Tensor and not torch.compiler.is_compiling()
+    plan = kept_windows if real else plan_windows
+    plain, shifted = (plan(grid, window, choice, tokens.device) for choice in (False, True))
     for index, block in enumerate(blocks):
         tokens = run_block(block, tokens, shifted if index % 2 else plain)
     return tokens
@@ -125,6 +129,14 @@ def plan_windows(grid: Pair, window: Pair, shifted: bool, device: torch.device) 
         apart = of_window[:, None, :] != of_window[:, :, None]
         mask = torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))
     return Windows(grid, window, (down, right), (height, width), mask)
+
+
+@lru_cache(maxsize=64)
+def kept_windows(grid: Pair, window: Pair, shifted: bool, device: torch.device) -> Windows:
+    """`plan_windows`, once for each of the few grids of a run: some 150 small operations a pass."""
+    # Evaluation asks in inference mode, and training saves the mask for its backward pass.
+    with torch.inference_mode(False):
+        return plan_windows(grid, window, shifted, device)
 
 
 def _regions(side: int, padded: int, shift: int, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ other random numbers), is never trained by gradient, always runs in evaluation m
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,54 @@ class NetworkOutput(NamedTuple):
     features: Tensor  # [B, D, h, w] main feature map
 
 
+@torch.library.custom_op("cosa_dist::float32_product", mutates_args=())
+def float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """Product of [C, D] with each of [B, D, N] to [B, C, N], without TF32 whatever is allowed elsewhere.
+
+    An operator of its own, so that torch.compile leaves it alone; so is its gradient.
+    """
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return torch.bmm(left.expand(len(right), -1, -1), right)
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+
+
+@float32_product.register_fake
+def _(left: Tensor, right: Tensor) -> Tensor:
+    return right.new_empty(right.shape[0], left.shape[0], right.shape[2])
+
+
+def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _product_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    left, right = ctx.saved_tensors
+    of_left = of_right = None
+    if ctx.needs_input_grad[0]:
+        rows, columns = gradient.transpose(0, 1).flatten(1), right.transpose(1, 2).flatten(0, 1)
+        of_left = float32_product(rows, columns[None])[0]
+    if ctx.needs_input_grad[1]:
+        of_right = float32_product(left.t(), gradient)
+    return of_left, of_right
+
+
+float32_product.register_autograd(_product_gradients, setup_context=_keep_factors)
+
+
 def _project(features: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution in float32, also under autocast: [B, D, h, w] by [C, D, 1, 1] to [B, C, h, w].
 
-    CAMs are compared with thresholds, for which the eight bits of bfloat16 are coarse, and these layers are
-    too small to gain from it (ours).
+    CAMs are compared with thresholds, for which the eight bits of bfloat16 are coarse, and so are the ten of
+    TF32 on a GPU; these layers are too small to gain from either (ours).
     """
     device = features.device.type
+    if device == "cuda":
+        with torch.autocast(device, enabled=False):
+            product = float32_product(weight.float().flatten(1), features.float().flatten(2))
+            return product.unflatten(2, (features.shape[2], features.shape[3]))
     if not torch.is_autocast_enabled(device):
         return F.conv2d(features, weight)
     with torch.autocast(device, enabled=False):
@@ -53,7 +94,8 @@ class CamClassifier(nn.Module):
 
         The logits come from the global maximum of each channel, not from the maximum of the CAM.
         """
-        pooled = F.adaptive_max_pool2d(features, 1)
+        # A maximum of its own: adaptive pooling has no repeatable gradient on GPUs.
+        pooled = features.flatten(2).max(-1).values[:, :, None, None]
         return _project(pooled, self.weight).flatten(1), _project(features, self.weight)
 
 

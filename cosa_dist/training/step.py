@@ -109,6 +109,7 @@ def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignm
             flip=config.flip,
             aux_cam_last_scale_only=config.aux_cam_last_scale_only,
             labels=batch.labels,
+            most_labels=batch.most_tags,
         )
     stride = cast(CosaNetwork, state.assignment).backbone.stride
     height, width = batch.weak.shape[-2:]

@@ -74,6 +74,13 @@ def test_present_classes_by_hand():
     assert present.index[2, 0] == 0
 
 
+def test_a_known_number_of_tags_is_not_counted():
+    labels = torch.tensor([[0, 1, 0, 1.0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    known, counted = present_classes(labels, 2), present_classes(labels)
+    assert torch.equal(known.index, counted.index)
+    assert torch.equal(known.valid, counted.valid)
+
+
 def test_present_classes_keeps_one_slot_for_a_batch_without_labels():
     present = present_classes(torch.zeros(2, 3))
     assert present.index.shape == (2, 1)

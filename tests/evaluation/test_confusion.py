@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from cosa_dist.evaluation.confusion import (
     class_average_precision,
     confusion_matrix,
+    count_places,
     image_average_precision,
     iou_per_class,
     mean_accuracy,
@@ -66,11 +67,20 @@ def test_truth_without_a_foreground_class_gives_nan_and_neither_0_nor_100(predic
 
 @pytest.mark.parametrize(
     ("prediction", "message"),
-    [([0, 1], "differ in shape"), ([0, 1, 255], "allow 0 to 1"), ([-1, 0, 0], "allow 0 to 1")],
+    [
+        ([0, 1], "differ in shape"),
+        ([0, 1, 255], "1 pixels are predicted as no class: 2 classes allow 0 to 1"),
+        ([-1, 0, 2], "2 pixels are predicted as no class"),
+    ],
 )
 def test_bad_predictions_are_refused(prediction, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(torch.tensor(prediction), torch.tensor([0, 1, 1]), 2)
+
+
+def test_places_are_counted_as_numpy_counts_them():
+    places = torch.randint(0, 7, (3, 50), generator=torch.Generator().manual_seed(1))
+    assert count_places(places, 9).tolist() == np.bincount(places.numpy().ravel(), minlength=9).tolist()
 
 
 def test_golden_scores(golden):

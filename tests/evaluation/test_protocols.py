@@ -9,6 +9,7 @@ import torch
 from cosa_dist.assignment.activation import filter_logits_by_labels
 from cosa_dist.evaluation.protocols import (
     cam_prediction,
+    chosen_planes,
     kept_classes,
     predict,
     strongest_activation,
@@ -83,3 +84,16 @@ def test_without_a_kept_class_all_is_background():
     assert value.shape == strongest.shape == (6, 8)
     assert not value.any()
     assert not strongest.any()
+
+
+@pytest.mark.parametrize("classes", [[], [1], [0, 2, 3], [0, 1, 2, 3]])
+def test_a_known_number_of_classes_changes_nothing(classes):
+    drawn = torch.Generator().manual_seed(len(classes))
+    kept = torch.zeros(4, dtype=torch.bool)
+    kept[classes] = True
+    segmentation, cam = torch.rand(5, 6, 7, generator=drawn), torch.rand(4, 6, 7, generator=drawn)
+    count = len(classes)
+    assert chosen_planes(kept, count).tolist() == classes == chosen_planes(kept).tolist()
+    assert torch.equal(predict(segmentation, kept, count), predict(segmentation, kept))
+    known, asked = (strongest_activation(cam, kept, (9, 9), each) for each in (count, None))
+    assert all(torch.equal(one, other) for one, other in zip(known, asked, strict=True))

@@ -45,3 +45,14 @@ def test_images_without_masks_give_no_score_for_another_reason():
     tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"))
     tally.skipped += 1
     assert tally.report("online", masks_needed=False).without_score() == "no image has a mask"
+
+
+def test_a_prediction_of_no_class_is_refused_with_the_report():
+    tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"))
+    mask = torch.tensor([[0, 1, 255]], dtype=torch.uint8)
+    tally.add_prediction("unfiltered", torch.tensor([[0, 1, 7]]), mask, None)
+    tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    assert tally.report("online").scores["unfiltered"].miou == 100
+    tally.add_prediction("unfiltered", torch.tensor([[0, 2, 0]]), mask, None)
+    with pytest.raises(ValueError, match="1 pixels are predicted as no class"):
+        tally.report("online")

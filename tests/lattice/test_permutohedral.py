@@ -1,9 +1,20 @@
 """The lattice: simplices, hand-computed lines, exact Gaussian sums, properties of a linear map."""
 
+import math
+
 import pytest
 import torch
 
-from cosa_dist.lattice.permutohedral import PermutohedralLattice, elevate, enclosing_simplices
+from cosa_dist.lattice.permutohedral import (
+    PermutohedralLattice,
+    _origin_spans,
+    _vertex_keys,
+    bilateral_features,
+    bilateral_filter,
+    bilateral_spans,
+    elevate,
+    enclosing_simplices,
+)
 
 
 def random(*shape, seed=0):
@@ -161,3 +172,74 @@ def test_hand_computed_line():
     _, _, weights = enclosing_simplices(torch.tensor([[0.25], [-0.25], [1.6]]) * unit)
     expected = torch.tensor([[0.75, 0.75, 0.6], [0.25, 0.25, 0.4]])
     torch.testing.assert_close(weights, expected)
+
+
+def flat_image(count=2):
+    """Colours with a large part of one colour, so that some vertices have very many points."""
+    images = (random(count, 3, 24, 30, seed=12) * 255).to(torch.uint8)
+    images[:, :, 4:] = 90
+    return images
+
+
+@pytest.mark.parametrize(("sigma_rgb", "sigma_xy"), [(15.0, 50.0), (5.0, 121.0), (0.2, 0.7)])
+def test_known_spans_change_no_bit_and_hold_all_origins(sigma_rgb, sigma_xy):
+    images, values = flat_image(), random(2, 4, 24, 30, seed=13)
+    if sigma_rgb > 1:
+        images[0, :, 0, 0], images[0, :, 0, 1] = 0, 255
+    else:  # the spans are too wide for the keys, so the coordinates, which are not, are looked at
+        images = images // 3
+    features, spans = (make(images, sigma_rgb, sigma_xy) for make in (bilateral_features, bilateral_spans))
+    known = PermutohedralLattice.build(features, spans)
+    for name, tensor in vars(PermutohedralLattice.build(features)).items():
+        other = getattr(known, name)
+        assert torch.equal(tensor, other) if isinstance(tensor, torch.Tensor) else tensor == other
+    assert torch.equal(
+        bilateral_filter(images, values, sigma_rgb, sigma_xy),
+        bilateral_filter(images.float(), values, sigma_rgb, sigma_xy),
+    )
+    origin = enclosing_simplices(features.reshape(-1, 5)).origin[:-1]
+    room = math.prod(high - low + 24 for low, high in _origin_spans(spans))
+    assert (room * 2 > 2**62) == (sigma_rgb < 1)
+    low, high = torch.tensor(_origin_spans(spans)).unbind(1)
+    assert (origin >= low[:, None]).all()
+    assert (origin <= high[:, None]).all()
+
+
+def test_keys_of_known_spans_are_not_those_of_a_neighbouring_vertex():
+    images = flat_image(1)
+    features, spans = (make(images, 15.0, 9.0) for make in (bilateral_features, bilateral_spans))
+    simplices = enclosing_simplices(features[0])
+    keys, strides = _vertex_keys(simplices, 1, spans)
+    vertices = {}
+    for remainder in range(6):
+        places = simplices.origin + remainder - 6 * (simplices.rank > 5 - remainder)
+        vertices |= dict(zip(map(tuple, places.long().t().tolist()), keys[remainder].tolist(), strict=True))
+    assert len(set(vertices.values())) == len(vertices) > 500
+    for place, key in list(vertices.items())[::7]:
+        for axis in range(6):
+            neighbour = tuple(x + 1 - 6 * (index == axis) for index, x in enumerate(place))
+            wanted = key + sum(strides) - 6 * strides[axis]
+            assert vertices.get(neighbour, wanted) == wanted
+            assert (wanted in vertices.values()) == (neighbour in vertices)
+
+
+@pytest.mark.parametrize("longest", [1, 7, 256])
+def test_long_bags_are_summed_in_parts(longest):
+    images, values = flat_image(), random(2, 720, 5, seed=14)
+    features = bilateral_features(images, 15.0, 50.0)
+    whole = PermutohedralLattice.build(features)
+    parts = PermutohedralLattice.build(features, longest_bag=longest)
+    lengths = parts.splat_offsets.diff()
+    assert whole.splat_offsets.diff().max() > 256 >= longest == lengths.max()
+    assert lengths.min() > 0
+    assert torch.equal(parts.blur_vertices, whole.blur_vertices)
+    assert torch.equal(parts.splat_offsets[parts.vertex_offsets.long()], whole.splat_offsets)
+    torch.testing.assert_close(parts.filter(values), whole.filter(values), rtol=2e-6, atol=1e-7)
+    assert torch.equal(parts.filter(values), parts.filter(values))
+
+
+def test_short_bags_need_no_second_sum():
+    features = random(1, 50, 2, seed=15) * 9
+    whole, parts = (PermutohedralLattice.build(features, longest_bag=n) for n in (None, 50))
+    assert parts.vertex_offsets is None
+    assert torch.equal(parts.splat_offsets, whole.splat_offsets)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cosa_dist.model.backbone_swin import plan_windows
+from cosa_dist.model.backbone_swin import kept_windows, plan_windows
+from tests.model.tiny_encoders import tiny_network
 
 CPU = torch.device("cpu")
 SIDES = st.integers(1, 11)
@@ -51,3 +53,29 @@ def test_tokens_see_exactly_their_neighbours_in_the_window(height, width, size, 
 def test_shift_and_padding_by_hand(grid, shift, padded, masked):
     windows = plan_windows(grid, (3, 3), True, CPU)
     assert (windows.shift, windows.padded, windows.mask is not None) == (shift, padded, masked)
+
+
+def test_windows_are_planned_once_for_each_grid():
+    kept_windows.cache_clear()
+    network = tiny_network("swin").eval()
+    images = torch.rand(1, 3, 96, 64)
+    with torch.inference_mode():
+        first = network(images)
+    planned = kept_windows.cache_info().misses
+    # Trained with the masks of an evaluation, which must not be tensors of inference mode.
+    network(images).segmentation.sum().backward()
+    again = network(images)
+    assert planned == kept_windows.cache_info().misses > 0
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_windows_of_fake_tensors_are_not_kept():
+    kept_windows.cache_clear()
+    network = tiny_network("swin").eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network(torch.rand(1, 3, 96, 64))
+    assert kept_windows.cache_info().currsize == 0
+    exported = torch.export.export(network, (torch.rand(1, 3, 96, 64),)).module()
+    assert kept_windows.cache_info().currsize == 0
+    images = torch.rand(1, 3, 96, 64)
+    torch.testing.assert_close(exported(images).cam, network(images).cam)

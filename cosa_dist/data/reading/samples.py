@@ -35,6 +35,12 @@ class Batch:
     boxes: Tensor  # [B, 4] int64 (top, bottom, left, right), half-open
     masks: Tensor | None = None  # [B, S, S] uint8 classes, 255 ignore; training on masks only
     reliability: Tensor | None = None  # [B, S, S] uint8, 0..255 for 0..1; pseudo-masks that have it
+    most_tags: int = 0  # largest number of tags of an image, at least 1; 0: not counted
+
+    def __post_init__(self) -> None:
+        # Counted before the batch leaves the CPU: a number that a GPU has counted makes the host wait.
+        if not self.most_tags and self.labels.device.type == "cpu" and len(self.labels):
+            object.__setattr__(self, "most_tags", max(1, int((self.labels > 0.5).sum(1).max())))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features, Image
-from torch import Tensor, nn
+from torch import nn
 
 from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import encode_mask
@@ -125,12 +125,14 @@ class ShardLabeller:
     @torch.inference_mode()
     def pseudo_masks(self, samples: Sequence[EvalSample]) -> list[PseudoMask]:
         """The pseudo-masks of some images, each of its image's size."""
-        images = torch.stack([square_image(s.image.to(self.device), self.settings.size) for s in samples])
-        labels: Tensor = torch.stack([sample.labels for sample in samples]).to(self.device)
+        originals = [sample.image.to(self.device, non_blocking=True) for sample in samples]
+        images = torch.stack([square_image(image, self.settings.size) for image in originals])
+        tags = torch.stack([sample.labels for sample in samples])
+        labels, most = tags.to(self.device, non_blocking=True), max(1, int((tags > 0.5).sum(1).max()))
         with autocast(self.config.training.precision, self.device):
-            output = multi_scale_forward(self.network, images, self.settings, labels)
+            output = multi_scale_forward(self.network, images, self.settings, labels, most_labels=most)
         passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
         return [
-            pseudo_mask(output, index, sample.image.to(self.device), labels[index], self.masks, passes)
-            for index, sample in enumerate(samples)
+            pseudo_mask(output, index, image, tags[index], self.masks, passes)
+            for index, image in enumerate(originals)
         ]
