@@ -1,4 +1,4 @@
-"""The package on a pretended GPU: devices never mix, the host waits where listed, values are those of the CPU.
+"""The package on a pretended GPU: devices never mix, the host waits where listed, values are the CPU's.
 
 The paths that are a GPU's alone (cut bags, float32 products, counts without waits) run here too, with real
 numbers. What only a real one can show (backward passes, kernels, speed) is in `tests/gpu`.
