@@ -1,7 +1,8 @@
 """Measure or predict what a run costs: `python jobs/benchmark.py WHAT --recipe voc_released [options]`.
 
-WHAT is one of: `step` (a whole training step and its parts), `loader`, `reading` (mapped and streaming, local
-and over HTTP), `evaluation`, `scaling` (1..N Ray Train workers), `plan` (prediction for a described machine).
+WHAT is one of: `step` (a whole training step and its parts), `gpu` (steps of one GPU for several batches and
+number formats, with a sanity check), `loader`, `reading` (mapped and streaming, local and over HTTP),
+`evaluation`, `scaling` (1..N Ray Train workers), `plan` (prediction for a described machine).
 Every option of the run (`--a.b VALUE`) may follow. Weights are random and measurements in float32 unless told
 otherwise: the weights change no speed, and nothing is downloaded.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
 
 WIDTH_OF_A_FILE = 150
-WHAT = ("step", "loader", "reading", "evaluation", "scaling", "plan")
+WHAT = ("step", "gpu", "loader", "reading", "evaluation", "scaling", "plan")
 MACHINE_FIELDS = {
     "nodes": int,
     "gpus_per_node": int,
@@ -43,7 +44,7 @@ MACHINE_FIELDS = {
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Options of every measurement."""
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count; medians are given (3)")
+    parser.add_argument("--rounds", type=int, help="rounds that count; medians are given (3; gpu: 20)")
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads of a process (0: PyTorch's choice)"
     )
@@ -57,6 +58,9 @@ def make_benchmark_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__ or "")
     parser.add_argument("what", choices=WHAT, help="what to measure")
     add_measuring_options(parser)
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="gpu: images of a step"
+    )
     parser.add_argument(
         "--images", type=int, default=0, help="loader, reading, evaluation: images of a round"
     )
@@ -107,7 +111,7 @@ def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
     """Measure or predict what was asked for."""
     predicted = arguments.what == "plan" and arguments.machine != "this"
     config = configuration(arguments, rest, measured=not predicted)
-    device, rounds, images = measuring_device(arguments), arguments.rounds, arguments.images
+    device, rounds, images = measuring_device(arguments), arguments.rounds or 3, arguments.images
     match arguments.what:
         case "step":
             from cosa_dist.benchmark.step import measure_step, write_traces
@@ -118,6 +122,8 @@ def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
             if arguments.profile:
                 report.notes += [f"trace {file}" for file in write_traces(work, device, arguments.profile)]
             return report
+        case "gpu":
+            return measure_one_gpu(arguments, config, device)
         case "scaling":
             from cosa_dist.benchmark.scaling import measure_scaling
 
@@ -141,17 +147,36 @@ def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
             return pass_over(config, rounds, images or 256)
 
 
+def measure_one_gpu(arguments: argparse.Namespace, config: RunConfig, device: Any) -> Report:
+    """Measure one GPU; each row is printed and stored as soon as it is there. ConfigError without CUDA."""
+    if device.type != "cuda":
+        raise ConfigError("gpu: this machine has no CUDA device: `step` measures CPUs, `plan` predicts")
+    if min(arguments.batches) < 1:
+        raise ConfigError(f"--batches {min(arguments.batches)}: give 1 or more")
+    from cosa_dist.benchmark.gpu import measure_gpu
+    from cosa_dist.benchmark.measure import as_text
+
+    def told(report: Report, title: str, row: dict[str, Any]) -> None:
+        if arguments.json:
+            report.store(arguments.json)
+        print(f"{title}: " + "  ".join(f"{name} {as_text(cell)}" for name, cell in row.items()), flush=True)
+
+    return measure_gpu(config, device, arguments.batches, arguments.rounds or 20, told)
+
+
 def report_and_exit_code(make: Any, arguments: argparse.Namespace) -> int:
-    """Make a report, show and store it; 0 done, 1 a worker failed, 2 bad input, 130 interrupted."""
+    """Make a report, show and store it; 0 done, 1 a worker failed or a figure is wrong, 2 bad input."""
     from rich.console import Console
 
     try:
-        if arguments.rounds < 1 or getattr(arguments, "workers", 1) < 1 or arguments.threads < 0:
+        rounds = 1 if arguments.rounds is None else arguments.rounds
+        if rounds < 1 or getattr(arguments, "workers", 1) < 1 or arguments.threads < 0:
             raise ConfigError("--rounds and --workers must be 1 or more, --threads 0 or more")
         report = make()
         report.show(Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE))
         if arguments.json:
             report.store(arguments.json)
+        return int(bool(report.failures))
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -160,7 +185,6 @@ def report_and_exit_code(make: Any, arguments: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def main() -> int:

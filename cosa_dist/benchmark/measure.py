@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from cosa_dist.atomic import atomic_write
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import synchroniser
 from cosa_dist.tracking.provenance import usable_cpus
@@ -57,6 +58,8 @@ class Report:
     facts: dict[str, Any]
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """figures that cannot be right"""
 
     def show(self, console: Console) -> None:
         """Print facts, tables and notes."""
@@ -65,11 +68,13 @@ class Report:
             console.print(table.shown())
         for note in self.notes:
             console.print(f"- {note}", highlight=False)
+        for failure in self.failures:
+            console.print(f"cannot be right: {failure}", highlight=False)
 
     def store(self, path: Path) -> None:
         """Write the report as a JSON list of one, numbers with all their digits."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(self)], indent=1) + "\n", encoding="utf-8")
+        atomic_write(path, json.dumps([asdict(self)], indent=1) + "\n")
 
 
 def as_text(cell: Cell) -> str:

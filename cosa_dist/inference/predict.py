@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cosa_dist.inference.actors import map_over_actors
 from cosa_dist.inference.pictures import Picture, ReadPicture, Skipped, printable, read_picture
 from cosa_dist.inference.segmentation import Segmentation, Segmenting
 from cosa_dist.inference.trained import TrainedModel, load_trained
@@ -171,6 +170,32 @@ def predict_over_ray(
     cpus = 1 if gpu else max(1, int(total.get("CPU", 1)) // max(count, 1))
     own = replace(task, device="cuda" if gpu else "cpu", threads=cpus)
     return map_over_actors(PredictionWorker, own, "predict", batches, count=count, cpus=cpus, gpus=int(gpu))
+
+
+def map_over_actors(
+    actor_class: type, task: Any, method: str, items: Sequence[Any], *, count: int, cpus: int, gpus: int
+) -> Iterator[Any]:
+    """Call `actor_class(task).method(item)` for every item on an initialised Ray cluster.
+
+    Results come in the order in which they are finished. Each of `count` actors gets `cpus` and `gpus`; one
+    that dies is started again, and its item repeated. What fails for good is a RuntimeError in one line.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util import ActorPool
+
+    remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(actor_class)
+    actors: list[Any] = [remote.remote(task) for _ in range(count)]
+    pool: Any = ActorPool(actors)
+    try:
+        yield from pool.map_unordered(lambda actor, item: getattr(actor, method).remote(item), items)
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        reason = " ".join(str(cause).split())[:600]
+        raise RuntimeError(f"a worker failed with {type(cause).__name__}: {reason}") from None
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def summarise(

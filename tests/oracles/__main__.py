@@ -21,7 +21,7 @@ def main() -> int:
 
     def make() -> object:
         config = configuration(arguments, rest, measured=True)
-        return compare(config, measuring_device(arguments), arguments.rounds, arguments.only)
+        return compare(config, measuring_device(arguments), arguments.rounds or 3, arguments.only)
 
     return report_and_exit_code(make, arguments)
 

@@ -41,7 +41,7 @@ from cosa_dist.distributed.worker import warn_on_failure
 from cosa_dist.evaluation.image_set import image_key, image_set
 from cosa_dist.evaluation.pictures import Panel, save_panels
 from cosa_dist.evaluation.pseudo_mask import MaskCounts
-from cosa_dist.inference.actors import map_over_actors
+from cosa_dist.inference.predict import map_over_actors
 from cosa_dist.inference.trained import choose
 from cosa_dist.tracking.mlflow_runs import ending
 from cosa_dist.tracking.tracker import Tracker
