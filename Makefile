@@ -15,13 +15,14 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo test test-slow test-all lint install clean
+.PHONY: help demo sweep-demo test test-slow test-all test-gpu lint install clean
 
 help:
 	@echo "make demo     train CoSA on a generated data set on the CPU, evaluate it, print the leaderboard"
 	@echo "make sweep-demo   a small threshold search on the same data, with table and page"
 	@echo "make test     the fast tests                     make lint     ruff and mypy"
 	@echo "make test-slow   the rest of .ci/run's tests     make test-all all tests, nightly ones too (CONTRIBUTING.md)"
+	@echo "make test-gpu the tests of a GPU: one CUDA device, neither Ray nor MLflow (docs/gpu.md)"
 	@echo "make install  only the environment, in .venv     make clean    remove .venv and every cache"
 
 demo: $(STAMP)
@@ -33,13 +34,16 @@ sweep-demo: $(STAMP)
 		--training.steps 800 --evaluation.every 100 --evaluation.scales '[1.0]' --evaluation.pictures 0
 
 test: $(STAMP)
-	@$(PYTEST) -m "not slow and not nightly" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not nightly and not gpu" $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
-	@$(PYTEST) -m "slow and not nightly" $(PYTEST_ARGS)
+	@$(PYTEST) -m "slow and not nightly and not gpu" $(PYTEST_ARGS)
 
 test-all: $(STAMP)
 	@$(PYTEST) $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)
+	@$(PY) -m pytest -n 0 -m gpu tests/gpu $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

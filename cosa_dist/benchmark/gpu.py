@@ -11,7 +11,6 @@ import gc
 import os
 import statistics
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -51,7 +50,6 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.objective import LossTerms
-from cosa_dist.stopwatch import synchroniser
 from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest, save_checkpoint
 
 FORMATS = {"fp32 ieee": ("fp32", "highest"), "fp32 TF32": ("fp32", "high"), "bf16": ("bf16", "highest")}
@@ -307,7 +305,7 @@ def _measure_the_rest(config: RunConfig, device: torch.device, measurement: Meas
                 measurement.add("parts", {"phase": phase, "part": name, "ms": 1000 * seconds})
         for name, seconds in whole_image_seconds(device, class_count(config) + 1).items():
             measurement.add("parts", {"phase": "one image", "part": name, "ms": 1000 * seconds})
-        measurement.add("checkpoint", checkpoint_row(work, device))
+        measurement.add("checkpoint", checkpoint_row(work, device, step))
     small = with_training(config, global_batch_size=min(2, config.training.global_batch_size))
     difference = resumed_difference(small, device)
     measurement.add("resume", {"bits equal": "no" if difference else "yes", "largest difference": difference})
@@ -341,14 +339,17 @@ def whole_image_seconds(device: torch.device, planes: int) -> dict[str, float]:
     return {name: median_seconds(work, 5, device) for name, work in ways.items()}
 
 
-def checkpoint_row(work: Workload, device: torch.device) -> Row:
-    """How long the loop stands still for a checkpoint, and its size."""
+def checkpoint_row(work: Workload, device: torch.device, step: int) -> Row:
+    """How long the loop stands still for a checkpoint that is written while it goes on, and its size."""
     with tempfile.TemporaryDirectory() as name:
-        writer = CheckpointWriter(Path(name), keep=1)
-        synchroniser(device)()
-        started = time.perf_counter()
-        writer.save(work.state, required=True)
-        still = time.perf_counter() - started
+        # The second one counts: the first makes the buffers in host memory.
+        with CheckpointWriter(Path(name), keep=1) as writer:
+            for _ in range(2):
+                before = writer.standstill
+                writer.save(work.state, required=False)
+                work.take(step, device)
+                writer.finish()
+        still = writer.standstill - before
         size = sum(file.stat().st_size for file in Path(name).rglob("*") if file.is_file())
     return {"loop stands still s": still, "GB": size / 1e9}
 
