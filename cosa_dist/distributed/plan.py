@@ -297,7 +297,7 @@ def await_resources(plan: WorkerPlan, deadline: float) -> None:
 @contextmanager
 def _asked_for(plan: WorkerPlan) -> Iterator[None]:
     """Hold a request for the plan's fewest workers: an autoscaler hears of nothing else."""
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util import placement_group, remove_placement_group
 
     asked = placement_group([plan.resources_per_worker] * plan.fewest, strategy="PACK")
     try:

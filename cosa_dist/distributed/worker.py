@@ -192,8 +192,12 @@ def prepare_state(
     config: RunConfig, classes: int, folder: RunFolder, accelerator: Accelerator
 ) -> tuple[TrainState, nn.Module]:
     """The fresh or restored state, and the online network as the accelerator wraps it."""
-    state = build_state(config, classes, accelerator.device, load_weights=not any_rank(folder.has_checkpoint))
+    # A checkpoint replaces the weights that training starts from: they need not be there any more.
+    resumed = any_rank(folder.has_checkpoint)
+    state = build_state(config, classes, accelerator.device, load_weights=not resumed)
     restored = restore_on_all_ranks(state, folder.checkpoints, accelerator.device)
+    if resumed and not restored:  # some node has seen what rank 0 does not see
+        state = build_state(config, classes, accelerator.device)
     if rank() == 0:
         start = f"continuing from {restored}" if restored else "starting"
         log.info("%s on %d worker(s), %s", start, world_size(), accelerator.device)
