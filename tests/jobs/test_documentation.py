@@ -24,6 +24,7 @@ def messages() -> list[str]:
 def source() -> str:
     """All code, with strings over several lines joined."""
     files = [path for folder in ("cosa_dist", "jobs") for path in (PROJECT / folder).rglob("*.py")]
+    files += (PROJECT / "slurm").glob("*.sh")
     text = "\n".join(path.read_text() for path in files)
     return re.sub(r"\"\s*\n\s*f?\"", "", text)
 

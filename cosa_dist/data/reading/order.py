@@ -52,8 +52,7 @@ def micro_batch(global_batch: int, workers: int, wanted: int = 0) -> int:
     if rest or part == 0:
         raise ConfigError(
             f"training.global_batch_size {global_batch} cannot be shared evenly by {workers} "
-            f"workers; choose a multiple of {workers} or another distributed.workers (0: the most GPUs "
-            "that share it)"
+            f"workers; choose a multiple of {workers} or another distributed.workers"
         )
     micro = min(wanted or part, part)
     if micro < 1 or part % micro:
