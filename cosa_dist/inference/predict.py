@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,10 @@ from cosa_dist.inference.writing import (
 MANIFEST = "predictions.json"
 COCO = "segmentations.json"
 MOST_PROBABILITIES = 2**28  # values (classes x pixels) of one picture's probabilities: 512 MiB of float16
-READERS = 2
+THREADS = 2  # that read, and as many that write
+BATCHES_OF_A_WORKER = 8  # that a worker over Ray is given at a time, so that it can read ahead
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,33 @@ class PredictionWorker:
         )
 
     def predict(self, pictures: Sequence[Picture]) -> list[Predicted | Skipped]:
-        """Predict on a batch and write its files; the outcomes come in the pictures' order."""
-        with ThreadPoolExecutor(READERS) as pool:
-            read = list(pool.map(self._read, pictures))
+        """Predict on some pictures and write their files; the outcomes come in the pictures' order."""
+        return [outcome for batch in self.predict_batches(pictures) for outcome in batch]
+
+    def predict_batches(self, pictures: Sequence[Picture]) -> Outcomes:
+        """The same batch by batch; threads read the next batches and write the last one meanwhile."""
+        size = self.settings.batch_size
+        with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+            read = in_background(self._read, pictures, readers, 2 * size)
+            segmented = (
+                (batch, self._segmentations(list(islice(read, len(batch)))))
+                for batch in _batches(pictures, size)
+            )
+            yield from in_background(self._write_batch, segmented, writers, 1)
+
+    def _segmentations(
+        self, read: Sequence[ReadPicture | Skipped]
+    ) -> list[tuple[ReadPicture, Segmentation] | Skipped]:
         images = [one.pixels for one in read if isinstance(one, ReadPicture)]
         made = iter(self.segmenting(images) if images else [])
+        return [one if isinstance(one, Skipped) else (one, next(made)) for one in read]
+
+    def _write_batch(
+        self, batch: tuple[Sequence[Picture], list[tuple[ReadPicture, Segmentation] | Skipped]]
+    ) -> list[Predicted | Skipped]:
         return [
-            one if isinstance(one, Skipped) else self._write(picture, one, next(made))
-            for picture, one in zip(pictures, read, strict=True)
+            one if isinstance(one, Skipped) else self._write(picture, *one)
+            for picture, one in zip(*batch, strict=True)
         ]
 
     def _read(self, picture: Picture) -> ReadPicture | Skipped:
@@ -146,7 +169,7 @@ def _batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
 
 def predict_here(worker: PredictionWorker, pictures: Sequence[Picture]) -> Outcomes:
     """Predict in this process, batch by batch."""
-    yield from map(worker.predict, _batches(pictures, worker.settings.batch_size))
+    yield from worker.predict_batches(pictures)
 
 
 def predict_over_ray(
@@ -165,11 +188,25 @@ def predict_over_ray(
     room = int(total.get("GPU" if gpu else "CPU", 0))
     if not room:
         raise ValueError(f"--workers {workers}: the cluster has no {'GPU' if gpu else 'CPU'}")
-    batches = _batches(pictures, batch_size)
+    most = max(1, -(-len(pictures) // (batch_size * min(workers, room))))  # batches of each worker
+    batches = _batches(pictures, batch_size * min(BATCHES_OF_A_WORKER, most))
     count = min(workers, room, len(batches))
     cpus = 1 if gpu else max(1, int(total.get("CPU", 1)) // max(count, 1))
     own = replace(task, device="cuda" if gpu else "cpu", threads=cpus)
     return map_over_actors(PredictionWorker, own, "predict", batches, count=count, cpus=cpus, gpus=int(gpu))
+
+
+def in_background(
+    work: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[Result]:
+    """`work` of each item, in the items' order; the pool is up to `ahead` items further than the caller."""
+    begun: deque[Future[Result]] = deque()
+    for item in items:
+        begun.append(pool.submit(work, item))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
 
 def map_over_actors(

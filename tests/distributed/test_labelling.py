@@ -112,6 +112,19 @@ def test_nothing_half_written_remains_when_the_disk_refuses(trained, tmp_path, m
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_threads_change_nothing(trained, tmp_path, monkeypatch):
+    made = []
+    for name in ("threads", "in turn"):
+        task = task_for(trained, tmp_path / name, reliability=True)
+        ShardLabeller(task).label(0)
+        made.append([(tmp_path / name / file).read_bytes() for file in ("00000.arrow", "00000.json")])
+        monkeypatch.setattr(
+            "cosa_dist.distributed.labelling.worker.in_background",
+            lambda work, items, pool, ahead: map(work, items),
+        )
+    assert made[0] == made[1]
+
+
 def test_the_record_is_plain_json(trained, tmp_path):
     task = task_for(trained, tmp_path / "new")
     ShardLabeller(task).label(0)

@@ -7,6 +7,7 @@ last, with the key of all that it was made of, so that an interrupted labelling 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
 from cosa_dist.data.shards.split import describe_split, record_of
 from cosa_dist.data.shards.writer import (
     ShardSummary,
+    Trace,
     finished_shard,
     record_trace,
     shard_writer,
@@ -30,8 +32,11 @@ from cosa_dist.data.shards.writer import (
 )
 from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
 from cosa_dist.evaluation.pseudo_mask import MaskCounts, PseudoMask, pseudo_mask
+from cosa_dist.inference.predict import THREADS, in_background
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.state import autocast
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,25 +107,41 @@ class ShardLabeller:
         classes = self.split.info.num_foreground
         counts, traces = MaskCounts.empty(classes + 1), []
         with shard_writer(shard, features) as write:
-            for row, sample, labelled in self._labelled(source, classes):
-                mask = encode_mask(labelled.classes.cpu().numpy())
-                reliability = (labelled.reliability * 255).round().to(torch.uint8).cpu().numpy()
-                write({**row, "mask": stored(mask), "reliability": stored(encode_mask(reliability))})
-                counts.add(labelled.classes.cpu(), sample.mask)
-                traces.append(record_trace(row["id"], row["image"]["bytes"], mask, row["labels"]))
+            for row, trace, counted in self._labelled_rows(source, classes):
+                write(row)
+                counts += counted
+                traces.append(trace)
         summary = ShardSummary(number, len(traces), shard.stat().st_size)
         write_shard_record(shard, self.task.key, summary, traces, counts=counts.as_row())
         return LabelledShard(summary, counts)
 
+    def _labelled_rows(self, source: Dataset, classes: int) -> Iterator[tuple[Row, Trace, MaskCounts]]:
+        """Each row with its pseudo-mask, in order; threads decode and encode while the network works."""
+        where, size = f"split '{self.split.name}' in {self.split.root}", self.settings.batch_size
+
+        def decoded(row: Row) -> tuple[Row, EvalSample]:
+            return row, evaluation_sample(record_of(row, classes), source=where)
+
+        def encoded(labelled: tuple[Row, EvalSample, PseudoMask]) -> tuple[Row, Trace, MaskCounts]:
+            row, sample, made = labelled
+            mask, counted = encode_mask(made.classes.numpy()), MaskCounts.empty(classes + 1)
+            reliability = encode_mask((made.reliability * 255).round().to(torch.uint8).numpy())
+            counted.add(made.classes, sample.mask)
+            trace = record_trace(row["id"], row["image"]["bytes"], mask, row["labels"])
+            return {**row, "mask": stored(mask), "reliability": stored(reliability)}, trace, counted
+
+        with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+            coming = in_background(decoded, source, readers, 2 * size)
+            yield from in_background(encoded, self._labelled(coming), writers, 2 * size)
+
     def _labelled(
-        self, source: Dataset, classes: int
-    ) -> Iterator[tuple[dict[str, Any], EvalSample, PseudoMask]]:
-        """Each row with its sample and pseudo-mask."""
-        where = f"split '{self.split.name}' in {self.split.root}"
-        rows = iter(source)
-        while batch := list(islice(rows, self.settings.batch_size)):
-            samples = [evaluation_sample(record_of(row, classes), source=where) for row in batch]
-            yield from zip(batch, samples, self.pseudo_masks(samples), strict=True)
+        self, coming: Iterator[tuple[Row, EvalSample]]
+    ) -> Iterator[tuple[Row, EvalSample, PseudoMask]]:
+        """Each row with its sample and, in host memory, its pseudo-mask."""
+        while batch := list(islice(coming, self.settings.batch_size)):
+            masks = self.pseudo_masks([sample for _, sample in batch])
+            for (row, sample), mask in zip(batch, masks, strict=True):
+                yield row, sample, PseudoMask(mask.classes.cpu(), mask.reliability.cpu())
 
     @torch.inference_mode()
     def pseudo_masks(self, samples: Sequence[EvalSample]) -> list[PseudoMask]:
