@@ -99,9 +99,11 @@ def measuring_device(arguments: argparse.Namespace) -> Any:
     """The device to measure on, PyTorch set up as the options say."""
     import torch
 
+    from cosa_dist.training.state import set_arithmetic
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    torch.set_float32_matmul_precision(arguments.matmul_precision)
+    set_arithmetic(arguments.matmul_precision)
     if arguments.device != "auto":
         return torch.device(arguments.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

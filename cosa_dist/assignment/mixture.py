@@ -73,6 +73,16 @@ def _powers(centres: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(x), x, x.square()])
 
 
+def _running_sum(values: Tensor) -> Tensor:
+    """Cumulative sums of `[..., N]` float64; on a GPU a product, as its scan of floats is not repeatable."""
+    return _running_product(values) if values.is_cuda else values.cumsum(dim=-1)
+
+
+def _running_product(values: Tensor) -> Tensor:
+    bins = values.shape[-1]
+    return values @ torch.ones(bins, bins, dtype=values.dtype, device=values.device).triu()
+
+
 def _from_moments(moments: Tensor, regularisation: float) -> Mixture:
     """Mixture of parts with the moments `[..., K, 3]`: their fraction, and their sums of x and of x^2."""
     weight, first, second = moments.unbind(dim=-1)
@@ -138,7 +148,7 @@ def extreme_start(counts: Tensor, centres: Tensor, components: int, variance: fl
     occupied = (fraction > 0).double()
     lowest = occupied.argmax(dim=-1)
     highest = last - occupied.flip(-1).argmax(dim=-1)
-    median = (fraction.cumsum(dim=-1) < 0.5).sum(dim=-1).clamp(max=last)
+    median = (_running_sum(fraction) < 0.5).sum(dim=-1).clamp(max=last)
     bins = [lowest, median, highest] if components == 3 else [lowest, highest]
     mean = centres.double()[torch.stack(bins, dim=-1)]
     return Mixture(torch.full_like(mean, 1 / components), mean, torch.full_like(mean, variance))
@@ -166,7 +176,7 @@ def component_borders(counts: Tensor, centres: Tensor, mixture: Mixture) -> tupl
 
 def _parts_of_cuts(counts: Tensor, centres: Tensor) -> Tensor:
     """Moments `[..., N - 1, 2, 3]` of both parts of each cut."""
-    below = (_fractions(counts).unsqueeze(-2) * _powers(centres)).cumsum(dim=-1).movedim(-1, -2)
+    below = _running_sum(_fractions(counts).unsqueeze(-2) * _powers(centres)).movedim(-1, -2)
     return torch.stack([below, below[..., -1:, :] - below], dim=-2)[..., :-1, :, :]
 
 

@@ -25,6 +25,7 @@ from cosa_dist.config.loading import build_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import synchroniser
 from cosa_dist.training import step as training
+from cosa_dist.training.state import set_arithmetic
 
 
 def with_global_batch(config: RunConfig, workers: int) -> RunConfig:
@@ -64,7 +65,7 @@ def step_seconds(work: Workload, device: torch.device, rounds: int, step: int) -
 def scaling_worker(payload: dict[str, Any]) -> dict[str, float]:
     """What one Ray Train worker does; rank 0's result, the seconds by phase, is that of the run."""
     torch.set_num_threads(payload["threads"])
-    torch.set_float32_matmul_precision(payload["matmul"])
+    set_arithmetic(payload["matmul"])
     config = build_config(payload["config"], "run")
     device = torch.device("cuda" if payload["use_gpu"] else "cpu")
     work = prepare(config, device, world_size(), loader=False)

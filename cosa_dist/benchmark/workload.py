@@ -28,7 +28,13 @@ from cosa_dist.distributed.plan import loader_processes
 from cosa_dist.losses.objective import LossTerms
 from cosa_dist.stopwatch import synchroniser
 from cosa_dist.tracking.provenance import usable_cpus
-from cosa_dist.training.state import TrainState, build_state, make_accelerator, resolve_precision
+from cosa_dist.training.state import (
+    TrainState,
+    build_state,
+    compile_networks,
+    make_accelerator,
+    resolve_precision,
+)
 from cosa_dist.training.step import training_step
 
 WARM_UP, CO_TRAINING = "loss warm-up", "co-training"
@@ -129,8 +135,7 @@ def prepare(config: RunConfig, device: torch.device, world_size: int = 1, loader
     accelerator = make_accelerator(config.training.precision, world_size, device.type == "cpu")
     state = build_state(config, classes, accelerator.device)
     if config.training.compile:
-        state.online.compile()
-        state.assignment.compile()
+        compile_networks(state)
     network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
     network.train()
     parts = batch // world_size // micro

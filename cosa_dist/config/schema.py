@@ -67,7 +67,9 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on GPUs that have it, fp32 elsewhere"""
     matmul_precision: Literal["highest", "high"] = "highest"
-    """matrix products in fp32: `high` lets GPUs that have TF32 use it, several times as fast"""
+    """fp32 matrix products and convolutions: `high` lets GPUs that have TF32 use it, several times as fast"""
+    deterministic: bool = False
+    """results on a GPU repeat bit for bit, more slowly (on a CPU they do anyway)"""
     compile: bool = False
     """torch.compile both networks"""
     log_every: Count = 20

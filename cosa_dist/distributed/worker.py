@@ -35,7 +35,14 @@ from cosa_dist.tracking.tracker import NullTracker, Tracker
 from cosa_dist.training.checkpoint import restore, restore_newest
 from cosa_dist.training.checkpoint_files import BrokenCheckpointError, checkpoint_name
 from cosa_dist.training.loop import OnStep, TrainingContext, TrainingStoppedError, run_training
-from cosa_dist.training.state import TrainState, build_state, make_accelerator, resolve_precision
+from cosa_dist.training.state import (
+    TrainState,
+    build_state,
+    compile_networks,
+    make_accelerator,
+    resolve_precision,
+    set_arithmetic,
+)
 from cosa_dist.training.window import NonFiniteLossError
 
 NON_RETRYABLE_ERRORS = (
@@ -206,8 +213,7 @@ def prepare_state(
         # timm's conversion, as PyTorch's would lose the activation that timm keeps inside a norm.
         convert_sync_batchnorm(state.online)
     if config.training.compile:
-        state.online.compile()
-        state.assignment.compile()
+        compile_networks(state)
     network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
     return state, network
 
@@ -242,7 +248,7 @@ def draw_pictures(
     val: Split,
     folder: RunFolder,
     tracker: Tracker,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> None:
     """Draw validation images with the better network's predictions, and with their labels in training."""
     config = state.config
@@ -256,7 +262,8 @@ def draw_pictures(
         labeller=labeller(state) if config.kind == "cosa" else None,
         config=config.evaluation,
         aux_cam_last_scale_only=config.assignment.aux_cam_last_scale_only,
-        device=device,
+        device=accelerator.device,
+        precision=accelerator.autocast,
         limit=config.evaluation.pictures,
     )
     for picture in pictures:
@@ -278,7 +285,7 @@ def run_worker(
     loaders = loader_processes(config.data, task.cpus, task.use_gpu)
     # The loader processes beside a GPU have most of its CPUs.
     torch.set_num_threads(max(1, task.cpus - (loaders if task.use_gpu else 0)))
-    torch.set_float32_matmul_precision(config.training.matmul_precision)
+    set_arithmetic(config.training.matmul_precision, config.training.deterministic)
     accelerator = make_accelerator(common_precision(config, task), world_size(), not task.use_gpu)
     train = open_reading(config.data, config.data.train_split)
     val = open_reading(config.data, config.data.val_split)
@@ -301,7 +308,7 @@ def run_worker(
                 tracker.log_metrics(evaluation.control(state, train), state.step)
         if rank() == 0 and config.evaluation.pictures:
             with warn_on_failure("pictures"):
-                draw_pictures(state, reports, val, folder, tracker, accelerator.device)
+                draw_pictures(state, reports, val, folder, tracker, accelerator)
     except BaseException as error:
         killed = isinstance(error, TrainingStoppedError | KeyboardInterrupt) or folder.pruned
         tracker.close("KILLED" if killed else "FAILED")

@@ -7,7 +7,8 @@ come in the data set's colours, with a legend of those that occur.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,22 +70,30 @@ class Panel:
     heat_up_to: float = 0.0  # value of the hottest colour; 0: the map holds classes
 
 
-def label_image(labeller: Labeller, sample: EvalSample, size: int, device: torch.device) -> ImageLabels:
+def label_image(
+    labeller: Labeller,
+    sample: EvalSample,
+    size: int,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> ImageLabels:
     """What the assignment network on `device` would tell the online network about a whole tagged image.
 
     The multi-scale pass, thresholds and pseudo-labels of training, but on an evaluation's square of `size`,
-    and brought back to the image's size. Reliability weights are always made, so that a picture shows where
-    the labels are uncertain even if the losses do not use them.
+    and brought back to the image's size; the network runs in the context that `precision` makes. Reliability
+    weights are always made, so that a picture shows where the labels are uncertain even if the losses do not
+    use them.
     """
     image, tags = sample.image.to(device), sample.labels[None].to(device)
-    output = multi_scale(
-        labeller.network,
-        square_image(image, size)[None],
-        labeller.config.scales,
-        flip=labeller.config.flip,
-        aux_cam_last_scale_only=labeller.config.aux_cam_last_scale_only,
-        labels=tags,
-    )
+    with precision():
+        output = multi_scale(
+            labeller.network,
+            square_image(image, size)[None],
+            labeller.config.scales,
+            flip=labeller.config.flip,
+            aux_cam_last_scale_only=labeller.config.aux_cam_last_scale_only,
+            labels=tags,
+        )
     grid = size // labeller.stride
     whole = torch.tensor([[0, size, 0, size]], device=device)
     config = labeller.config.model_copy(update={"reliability": True})
@@ -128,22 +137,25 @@ def save_pictures(
     labeller: Labeller | None = None,
     aux_cam_last_scale_only: bool = False,
     device: torch.device | str = "cpu",
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     limit: int = 8,
 ) -> list[Path]:
     """Draw the first `limit` samples with what a network on `device` predicts; see `save_panels`.
 
     The CAMs and pseudo-labels are the labeller's; without one, the CAMs are the predicting network's and
-    there are no pseudo-labels. Training modes are put back afterwards.
+    there are no pseudo-labels. The networks run in the context that `precision` makes, such as autocast;
+    training modes are put back afterwards.
     """
 
     def panels(sample: EvalSample) -> list[Panel]:
         size = (sample.image.shape[-2], sample.image.shape[-1])
         square = square_image(sample.image.to(device), config.size)[None]
         tags = sample.labels[None].to(device)
-        output = multi_scale_forward(network, square, config, tags, aux_cam_last_scale_only)
+        with precision():
+            output = multi_scale_forward(network, square, config, tags, aux_cam_last_scale_only)
         drawn: list[Panel] = []
         if labeller is not None:
-            found = label_image(labeller, sample, config.size, torch.device(device))
+            found = label_image(labeller, sample, config.size, torch.device(device), precision)
             used = "" if labeller.config.reliability else " (not used)"
             drawn = [
                 Panel("CAM", found.cam, 1.0),

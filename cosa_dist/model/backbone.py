@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,50 @@ class Backbone(nn.Module):
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring a file's headless tensors into this model's form: names, and tables of another size."""
         return state
+
+
+def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of [B, D, h, w] to [B, D, *size]; see `_by_products`."""
+    if _repeatable(maps):
+        return _by_products(maps, size, lambda rows, new: F.adaptive_avg_pool2d(rows, (rows.shape[-2], new)))
+    return F.adaptive_avg_pool2d(maps, size)
+
+
+def bicubic(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resizing of [B, D, h, w] float32, without antialiasing and aligned corners."""
+
+    def along_rows(rows: Tensor, new: int) -> Tensor:
+        return F.interpolate(rows, (rows.shape[-2], new), mode="bicubic", align_corners=False)
+
+    if _repeatable(maps):
+        return _by_products(maps, size, along_rows)
+    return F.interpolate(maps, size, mode="bicubic", align_corners=False)
+
+
+def _repeatable(maps: Tensor) -> bool:
+    return maps.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+
+
+def _by_products(maps: Tensor, size: tuple[int, int], along_rows: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """A resizing of [B, D, h, w], rows and columns by themselves, as matrix products.
+
+    PyTorch has no repeatable gradient of it on GPUs; the matrices are what it makes of unit rows.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        down, right = (
+            along_rows(torch.eye(old, device=maps.device)[None, None], new)[0, 0].t()
+            for old, new in zip(maps.shape[-2:], size, strict=True)
+        )
+        return (down @ maps.float() @ right.t()).to(maps.dtype)
+
+
+class AveragePool(nn.AdaptiveAvgPool2d):
+    """PyTorch's module, repeatable where that is asked for."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Pool [B, D, h, w] to the module's size."""
+        assert isinstance(self.output_size, int)
+        return average_pool(maps, (self.output_size, self.output_size))
 
 
 def auxiliary_index(aux_layer: int, layers: int, what: str) -> int:

@@ -25,7 +25,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
-from cosa_dist.model.backbone import Backbone, auxiliary_index, enlarged, four_channels
+from cosa_dist.model.backbone import Backbone, auxiliary_index, average_pool, enlarged, four_channels
 
 Pair = tuple[int, int]
 
@@ -48,7 +48,7 @@ class SwinBackbone(Backbone):
         """Map images to both maps; h and w are H and W over the stride, rounded up."""
         stages = self.pyramid(images)
         main = stages[-1]
-        return main, F.adaptive_avg_pool2d(stages[self.aux_index], (main.shape[-2], main.shape[-1]))
+        return main, average_pool(stages[self.aux_index], (main.shape[-2], main.shape[-1]))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """The output of each stage, the last one after its norm."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from cosa_dist.model.backbone import Backbone, auxiliary_index, four_channels
+from cosa_dist.model.backbone import Backbone, auxiliary_index, average_pool, bicubic, four_channels
 
 Grid = tuple[int, int]
 
@@ -112,12 +112,12 @@ def resize_position_embedding(embedding: Tensor, prefix_tokens: int, old: Grid, 
         return embedding
     prefix, patches = embedding[:, :prefix_tokens], embedding[:, prefix_tokens:]
     table = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(table.float(), new, mode="bicubic", align_corners=False)
+    resized = bicubic(table.float(), new)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
 def _resized(maps: Tensor, size: Grid) -> Tensor:
     """Average [B, D, h, w] onto a coarser grid, or enlarge it bilinearly to a finer one."""
     if size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]:
-        return F.adaptive_avg_pool2d(maps, size)
+        return average_pool(maps, size)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

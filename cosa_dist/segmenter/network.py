@@ -8,6 +8,8 @@ either.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn import functional
 from cosa_dist.config.method import ModelConfig, SegmenterConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.reading.samples import Batch
-from cosa_dist.model.backbone import Backbone
+from cosa_dist.model.backbone import AveragePool, Backbone
 from cosa_dist.model.build import build_on_backbone
 from cosa_dist.model.network import NetworkOutput
 
@@ -41,7 +43,8 @@ class Segmenter(nn.Module):
         self.decoder = UPerNetDecoder([3, 0, *backbone.pyramid_channels], 5, channels)
         self.head = nn.Conv2d(channels, classes + 1, 1)
         if norm == "group":
-            use_group_norm(self.decoder)
+            replace_modules(self.decoder, nn.BatchNorm2d, _group_norm)
+        replace_modules(self.decoder, nn.AdaptiveAvgPool2d, lambda pool: AveragePool(pool.output_size))
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Segmentation logits `[B, C + 1, H/4, W/4]` of normalised images `[B, 3, H, W]`.
@@ -67,17 +70,22 @@ def image_logits(segmentation: Tensor) -> Tensor:
     return most - torch.log(-torch.expm1(most))
 
 
-def use_group_norm(module: nn.Module) -> None:
-    """Replace every batch norm inside `module` by a group norm.
+def replace_modules(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Put what `make` makes of it in the place of every module of a kind inside `module`."""
+    for name, child in module.named_children():
+        if isinstance(child, kind):
+            setattr(module, name, make(child))
+        else:
+            replace_modules(child, kind, make)
+
+
+def _group_norm(norm: nn.BatchNorm2d) -> nn.GroupNorm:
+    """The group norm in place of a batch norm.
 
     Groups have 16 channels (all, if there are fewer): the pooled map of one cell must not be normed away.
     """
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            groups = math.gcd(max(1, child.num_features // CHANNELS_OF_A_GROUP), child.num_features)
-            setattr(module, name, nn.GroupNorm(groups, child.num_features))
-        else:
-            use_group_norm(child)
+    groups = math.gcd(max(1, norm.num_features // CHANNELS_OF_A_GROUP), norm.num_features)
+    return nn.GroupNorm(groups, norm.num_features)
 
 
 def build_segmenter(model: ModelConfig, config: SegmenterConfig, classes: int, seed: int) -> Segmenter:

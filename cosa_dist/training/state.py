@@ -6,9 +6,11 @@ and rank; so the state holds no generator: the step number determines them all.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import torch
+import torch._dynamo.config
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from cosa_dist.segmenter.network import Segmenter, build_segmenter
 from cosa_dist.training.optimizer import build_optimizer
 
 TrainedNetwork = CosaNetwork | Segmenter
+MOST_GRAPHS = 32
+"""of one network's code that `training.compile` keeps"""
 
 
 @dataclass
@@ -64,7 +68,11 @@ def build_trained_network(config: RunConfig, classes: int, *, load_weights: bool
 
 
 def load_network(config: RunConfig, state: dict[str, Tensor], device: torch.device) -> TrainedNetwork:
-    """A run's network with trained tensors, in evaluation mode; RuntimeError if they do not fit."""
+    """A run's network with trained tensors, in evaluation mode; RuntimeError if they do not fit.
+
+    This process then computes as the run did.
+    """
+    set_arithmetic(config.training.matmul_precision, config.training.deterministic)
     network = build_trained_network(config, classes_of(state), load_weights=False).to(device).eval()
     network.load_state_dict(state)
     return network
@@ -136,6 +144,32 @@ def autocast(setting: str, device: torch.device) -> torch.autocast:
     """The context in which a trained network runs outside training, in the format of its run's setting."""
     enabled = resolve_precision(setting, device.type) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def set_arithmetic(matmul_precision: str, deterministic: bool = False) -> None:
+    """Set how this process computes on a GPU, as `training.matmul_precision` and `.deterministic` say.
+
+    With `highest`, matrix products and convolutions in float32 use no TF32; cuDNN does unless it is told.
+    Called before the first of them. Deterministic operations raise a RuntimeError where PyTorch has none.
+    """
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = matmul_precision != "highest"
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Filling new memory is an aid to debugging that costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def compile_networks(state: TrainState) -> None:
+    """Compile both networks in place (`training.compile`)."""
+    # They share their code, and so its limit of graphs, after which PyTorch warns and runs without: there is
+    # one for each phase, number format, size and kind of batch (5 to 7 in training, more in an evaluation).
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, MOST_GRAPHS)
+    for network in (state.online, state.assignment):
+        network.compile()
 
 
 def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:

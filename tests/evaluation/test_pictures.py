@@ -90,6 +90,23 @@ def labeller_of(network: ColourNetwork) -> Labeller:
     return Labeller(network, 1, Thresholds(border, border), config)
 
 
+def test_both_networks_run_in_the_runs_precision(tmp_path):
+    network, assignment, seen = ColourNetwork(), ColourNetwork(), []
+    for each in (network, assignment):
+        each.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    save_pictures(
+        network,
+        [one_image()],
+        tmp_path,
+        class_names=CLASSES,
+        palette=PALETTE,
+        labeller=labeller_of(assignment),
+        config=PLAIN,
+        precision=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
+    assert seen == [True, True]
+
+
 def test_pseudo_labels_are_drawn_where_an_assignment_network_is_there(tmp_path):
     network, assignment = ColourNetwork(), ColourNetwork()
     plain, labelled = (

@@ -76,7 +76,8 @@ def _whole_steps(config: RunConfig, device: torch.device, rounds: int) -> list[R
 
         def plain(step: int = step) -> None:
             theirs.state.step = step
-            plain_step(theirs.state, next(theirs.steps)[0].to(device), dense_energy_loss)
+            batch, precision = next(theirs.steps)[0].to(device), theirs.accelerator.autocast
+            plain_step(theirs.state, batch, dense_energy_loss, precision)
 
         def own(step: int = step) -> None:
             ours.take(step, device)

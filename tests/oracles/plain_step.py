@@ -8,6 +8,7 @@ parameters one by one. Recipes that ask for what the released code does not have
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ from tests.oracles.plain_losses import plain_cam_to_seg, plain_energy, plain_seg
 from tests.oracles.plain_network import explicit_attention
 from tests.oracles.plain_optimizer import one_by_one, plain_move_towards
 
+Precision = Callable[[], AbstractContextManager[object]]
 EnergyLoss = Callable[..., Tensor]
 """Takes strong views, logits, the main CAM's pseudo-label, boxes and the kernel."""
 
@@ -65,16 +67,17 @@ def check_plain(config: RunConfig) -> None:
             raise ConfigError(f"the plain step has no {key} of this recipe; compare with a *_released recipe")
 
 
-def plain_labels(state: TrainState, batch: Batch) -> PlainLabels:
-    """Let the assignment network label the weak views of a batch."""
+def plain_labels(state: TrainState, batch: Batch, precision: Precision = nullcontext) -> PlainLabels:
+    """Let the assignment network label the weak views of a batch; it runs in the context of `precision`."""
     settings = state.config.assignment
-    seen = plain_multi_scale(
-        state.assignment,
-        normalise(batch.weak),
-        settings.scales,
-        settings.aux_cam_last_scale_only,
-        settings.flip,
-    )
+    with precision():
+        seen = plain_multi_scale(
+            state.assignment,
+            normalise(batch.weak),
+            settings.scales,
+            settings.aux_cam_last_scale_only,
+            settings.flip,
+        )
     stride = state.online.backbone.stride
     grid = (batch.weak.shape[-2] // stride, batch.weak.shape[-1] // stride)
     thresholds = state.thresholds.current()
@@ -91,11 +94,16 @@ def plain_labels(state: TrainState, batch: Batch) -> PlainLabels:
 
 
 def plain_terms(
-    state: TrainState, batch: Batch, labels: PlainLabels, energy: EnergyLoss = plain_energy
+    state: TrainState,
+    batch: Batch,
+    labels: PlainLabels,
+    energy: EnergyLoss = plain_energy,
+    precision: Precision = nullcontext,
 ) -> dict[str, Tensor]:
     """Every loss of the online network on the strong views, and their weighted `total`."""
     losses = state.config.losses
-    output = state.online(normalise(batch.strong))
+    with precision():
+        output = state.online(normalise(batch.strong))
     size = (batch.strong.shape[-2], batch.strong.shape[-1])
     logits = functional.interpolate(
         output.segmentation.float(), size=size, mode="bilinear", align_corners=False
@@ -118,13 +126,16 @@ def plain_terms(
     return {**terms, "total": terms["classification"] + terms["aux_classification"] + gate * gated}
 
 
-def plain_step(state: TrainState, batch: Batch, energy: EnergyLoss = plain_energy) -> dict[str, Tensor]:
+def plain_step(
+    state: TrainState, batch: Batch, energy: EnergyLoss = plain_energy, precision: Precision = nullcontext
+) -> dict[str, Tensor]:
     """Take one optimiser step; the networks end up as after `training.step.training_step`.
 
     Args:
-        state: changed in place; on one rank, in float32.
+        state: changed in place; on one rank.
         batch: the whole global batch on the networks' device.
         energy: computes the energy; the plain one is a hundred times as slow as the released code's C++.
+        precision: makes the context in which both networks run, such as an accelerator's autocast.
 
     Returns:
         The loss terms, detached.
@@ -137,7 +148,8 @@ def plain_step(state: TrainState, batch: Batch, energy: EnergyLoss = plain_energ
     factor = learning_rate_factor(state.step, config.training.steps, config.optimizer)
     set_learning_rate(state.optimizer, factor)
     with explicit_attention(state.online, state.assignment), one_by_one(state.optimizer):
-        terms = plain_terms(state, batch, plain_labels(state, batch), energy)
+        labels = plain_labels(state, batch, precision)
+        terms = plain_terms(state, batch, labels, energy, precision)
         state.optimizer.zero_grad()
         torch.autograd.backward(terms["total"])
         state.optimizer.step()

@@ -41,6 +41,14 @@ WAITS = {
     aten.unique_consecutive.default: 1,
     aten.bincount.default: 2,  # the smallest and the largest value
 }
+SCAN = aten.cumsum.default
+# As in the documentation of `torch.use_deterministic_algorithms`.
+UNREPEATABLE_GRADIENT = {
+    *(aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default),
+    *(aten._upsample_bilinear2d_aa.default, aten._upsample_bicubic2d_aa.default),
+    *(aten._adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default),
+    *(aten.reflection_pad2d.default, aten.grid_sampler_2d.default),
+}
 CACHES = (permutohedral._basis, dense_crf._position_kernel)  # they keep tensors of each device
 
 
@@ -96,11 +104,16 @@ def caller() -> str:
 
 
 class FakeGpu(TorchDispatchMode):
-    """Inside, `cuda:0` is there. `waits` counts the waits of the host by call site."""
+    """Inside, `cuda:0` is there.
+
+    `waits` counts the waits of the host by call site, `unrepeatable` names operations that a real one does
+    not repeat bit for bit, or of whose gradients that is true and asked for.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.unrepeatable: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -121,6 +134,9 @@ class FakeGpu(TorchDispatchMode):
             if others:
                 raise RuntimeError(f"{caller()}: {func} mixes cuda:0 and cpu {tuple(others[0].shape)}")
             self._note_wait(func, args)
+            learned = any(each.requires_grad for each in ours)
+            if (learned and func in UNREPEATABLE_GRADIENT) or (func is SCAN and args[0].is_floating_point()):
+                self.unrepeatable.add(f"{func} in {caller()}")
         elif (device is None and not tensors) or not to_gpu:
             return func(*args, **kwargs)
         if func is aten._fused_sdp_choice.default:

@@ -26,7 +26,7 @@ from cosa_dist.evaluation.pseudo_mask import pseudo_mask
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.model.network import copy_network
 from cosa_dist.training.optimizer import build_optimizer
-from cosa_dist.training.state import TrainState, build_trained_network
+from cosa_dist.training.state import TrainState, build_trained_network, set_arithmetic
 from cosa_dist.training.step import training_step
 from tests.model.tiny_encoders import KINDS, tiny_network
 from tests.support.fake_gpu import GPU, FakeGpu, OneDevice, fake_gpu, onto_gpu
@@ -71,8 +71,8 @@ def state_of(config: RunConfig, gpu: bool) -> TrainState:
     return TrainState(config, online, assignment, optimizer)
 
 
-def batches_of(count: int, masks: bool = False) -> list[Batch]:
-    made = [generated_batch(2, SIDE, CLASSES, seed) for seed in range(count)]
+def batches_of(count: int, masks: bool = False, side: int = SIDE) -> list[Batch]:
+    made = [generated_batch(2, side, CLASSES, seed) for seed in range(count)]
     if not masks:
         return made
     drawn = torch.Generator().manual_seed(4)
@@ -157,6 +157,30 @@ def test_the_warm_up_and_the_segmenter_never_wait():
         of(gpu)
         assert take(state, batches, 1, OneDevice(GPU)) == pytest.approx(expected, rel=1e-4)
         assert of(gpu) == {}
+
+
+@pytest.mark.parametrize("kind", ["cosa", "segmenter"])
+@pytest.mark.parametrize("encoder", ["vit", "swin"])
+def test_a_deterministic_run_has_no_operation_that_does_not_repeat(encoder, kind):
+    # A crop that is not the position embedding's, which learns.
+    config = config_of(
+        encoder=encoder,
+        kind=kind,
+        data={"crop_size": 96},
+        assignment={"scales": (1.0,), "flip": False, "threshold": {"kind": "three_components", "queue": 10}},
+        segmenter={"decoder_channels": 16},
+    )
+    batches = [replace(batch, masks=batch.weak[:, 0] % 3) for batch in batches_of(1, side=96)]
+    results = []
+    for deterministic in (False, True):
+        set_arithmetic("highest", deterministic)
+        try:
+            with fake_gpu() as gpu:
+                results.append(take(state_of(config, gpu=True), batches, 1, OneDevice(GPU)))
+        finally:
+            set_arithmetic("highest")
+        assert bool(gpu.unrepeatable) == (not deterministic), gpu.unrepeatable
+    assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-6)
 
 
 def samples_of(count: int) -> list[EvalSample]:
