@@ -51,6 +51,7 @@ from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.objective import LossTerms
 from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest, save_checkpoint
+from cosa_dist.training.state import set_arithmetic
 
 FORMATS = {"fp32 ieee": ("fp32", "highest"), "fp32 TF32": ("fp32", "high"), "bf16": ("bf16", "highest")}
 """`training.precision` and `training.matmul_precision` of each number format"""
@@ -109,8 +110,7 @@ def cases(config: RunConfig, batches: Sequence[int]) -> Iterator[Case]:
 def fresh(config: RunConfig, device: torch.device) -> Iterator[Workload]:
     """A workload of the run in its number format, with nothing of an earlier one in the device's memory."""
     gc.collect()
-    torch.set_float32_matmul_precision(config.training.matmul_precision)
-    torch.backends.cudnn.allow_tf32 = config.training.matmul_precision != "highest"
+    set_arithmetic(config.training.matmul_precision, config.training.deterministic)
     reset_peak_memory(device)
     yield prepare(config, device, loader=False)
     gc.collect()
@@ -257,7 +257,7 @@ def measure_gpu(
     rates: dict[str, float] = {}
     costs: dict[str, Footprint] = {}
     for name, (precision, matmul) in FORMATS.items():
-        torch.set_float32_matmul_precision(matmul)
+        set_arithmetic(matmul)
         rates[name] = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
         costs[name] = costs["fp32 ieee"] if name == "fp32 TF32" else footprint(
             config, class_count(config), precision == "bf16"

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.training.state import set_arithmetic
 from tests.benchmark.tiny_run import tiny_config
 
 CHOSEN = os.environ.get("COSA_TEST_DEVICE", "cuda")
@@ -41,15 +42,14 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def clean(device: torch.device) -> Iterator[None]:
     """Nothing of another test: neither its precision nor its memory."""
-    matmul, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    matmul = torch.get_float32_matmul_precision()
     AcceleratorState._reset_state(reset_partial_state=True)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     yield
-    torch.set_float32_matmul_precision(matmul)
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_arithmetic(matmul)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from cosa_dist.benchmark.gpu import LOSSES_APART, fresh, with_training
 from cosa_dist.model.network import CamClassifier, LargeFovDecoder
+from cosa_dist.training.state import set_arithmetic
 
 
 def relative_error(found, exact):
@@ -19,8 +20,7 @@ def relative_error(found, exact):
 @pytest.mark.parametrize("matmul", ["highest", "high"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_last_layers_of_the_heads_are_float32(device, matmul, autocast):
-    torch.set_float32_matmul_precision(matmul)
-    torch.backends.cudnn.allow_tf32 = matmul == "high"
+    set_arithmetic(matmul)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 768, 28, 28, generator=generator).to(device)
     torch.manual_seed(0)

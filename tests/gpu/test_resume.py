@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cosa_dist.benchmark.gpu import fresh, resumed_difference
-from cosa_dist.config.schema import TrainingConfig
 from cosa_dist.training.checkpoint import restore_newest, save_checkpoint
 from tests.benchmark.tiny_run import tiny_config
 
@@ -32,7 +31,6 @@ def compare_in_this_process(device: str, precision: str) -> None:
     print(json.dumps([resumed_difference(config, torch.device(device), 3, after) for after in (3, 0)]))
 
 
-@pytest.mark.skipif("deterministic" not in TrainingConfig.model_fields, reason="there is no such option")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_deterministic_resume_gives_the_same_bits(device, precision):
     """In a process of its own, as cuBLAS reads its setting before its first product."""
