@@ -64,6 +64,7 @@ def make_benchmark_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=int, default=0, help="loader, reading, evaluation: images of a round"
     )
+    parser.add_argument("--against", metavar="COMMIT", help="loader: in turn with that commit's loader")
     parser.add_argument(
         "--workers", type=int, default=2, help="scaling, plan --machine this: most workers (2)"
     )
@@ -145,6 +146,8 @@ def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
             if what == "evaluation":
                 some = images or config.evaluation.batch_size
                 return loading.measure_evaluation(config, device, rounds, some)
+            if what == "loader" and arguments.against:
+                return loading.measure_loader_against(config, arguments.against, rounds, images or 256)
             pass_over = loading.measure_loader if what == "loader" else loading.measure_reading
             return pass_over(config, rounds, images or 256)
 

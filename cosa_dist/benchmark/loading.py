@@ -1,4 +1,4 @@
-"""Images per second of the training loader, of both reading modes, and of an evaluation.
+"""Images per second of the training loader, also beside another commit's, of reading and of evaluation.
 
 Without shards a few pictures are generated and written as shards to a temporary folder, since reading and
 decoding are what a loader costs.
@@ -7,6 +7,9 @@ decoding are what a loader costs.
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,8 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import torch
+from PIL import Image
 
 from cosa_dist.benchmark.measure import Report, Row, Table, machine_facts, median_seconds
 from cosa_dist.benchmark.workload import class_count, has_shards, prepare
@@ -24,6 +30,7 @@ from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig, RunConfig
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader, TrainingLoader, open_reading
+from cosa_dist.data.sources.record import SourceRecord
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.evaluation.evaluator import Evaluator
 
@@ -32,6 +39,34 @@ GENERATED_SIDE = 400
 EVALUATED_SIZE = (375, 500)
 """of generated images for the evaluation: the commonest in VOC"""
 BATCH = 8
+COMPARED_SIZES = ((500, 375), (640, 480))
+"""width and height of generated photographs for a comparison: the commonest in VOC and COCO"""
+
+PASS = """
+import json, sys, time, zlib
+import torch
+try:
+    from cosa_dist.data.reading.loader import TrainingLoader
+    from cosa_dist.data.shards.split import open_split
+except ImportError:  # the layout of earlier commits
+    from cosa_dist.data.loader import TrainingLoader
+    from cosa_dist.data.shards import open_split
+torch.set_num_threads(1)  # as in a loader process
+shards, name, crop, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+split = open_split(shards, name)
+settings = {"crop_size": crop, "seed": 0, "global_batch_size": batch}
+list(TrainingLoader(split, stop_step=1, **settings))
+start, batches = time.process_time(), 0
+digest = 0
+seconds = 0.0
+for [made] in TrainingLoader(split, stop_step=steps, **settings):
+    seconds += time.process_time() - start
+    for views in (made.weak, made.strong):
+        digest = zlib.crc32(views.numpy().tobytes(), digest)
+    start = time.process_time()
+print(json.dumps([seconds, digest]))
+"""
+"""a pass of the training loader of any commit: prints its CPU seconds and a digest of its views"""
 
 
 def images_per_second(data: DataConfig, images: int, crop_size: int) -> tuple[float, float]:
@@ -85,6 +120,98 @@ def measure_loader(config: RunConfig, rounds: int, images: int) -> Report:
         f"100 images/s need {100 / per_core:.1f}"
     )
     return Report("loader", facts, [Table("training loader", [row])], [note])
+
+
+def photograph(width: int, height: int, seed: int) -> Image.Image:
+    """A picture with as much detail as photographs have: amplitudes fall as 1 / frequency, in all colours."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    fall = 1 / np.maximum(np.hypot(rows, columns), 1 / max(width, height))
+    grey, *tints = (
+        np.fft.irfft2(np.fft.rfft2(generator.standard_normal((height, width))) * fall, (height, width))
+        for _ in range(4)
+    )
+    planes = [grey / grey.std() + 0.4 * tint / tint.std() for tint in tints]
+    return Image.fromarray(np.clip(120 + 50 * np.stack(planes, axis=2), 0, 255).astype(np.uint8))
+
+
+def photograph_shards(folder: Path, width: int, height: int) -> Path:
+    """Write shards of generated photographs (JPEG, quality 90) below `folder`; return where they are."""
+    records = []
+    for number in range(GENERATED_PICTURES):
+        written = io.BytesIO()
+        photograph(width, height, number).save(written, "JPEG", quality=90)
+        records.append(SourceRecord(f"photograph_{number}", written.getvalue(), tags=(0,)))
+    shards = folder / f"{width}x{height}"
+    ingest({"train": records}, synthetic_info(), shards)
+    return shards
+
+
+@contextmanager
+def build_of(commit: str) -> Iterator[Path]:
+    """A folder with the code of another commit of this repository; ConfigError where git has none."""
+    here = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        build = Path(folder) / "build"
+        command = ["git", "-C", str(here), "worktree", "add", "--detach", str(build), commit]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise ConfigError(f"--against {commit}: {' '.join(made.stderr.split())}")
+        try:
+            yield build
+        finally:
+            command = ["git", "-C", str(here), "worktree", "remove", "--force", str(build)]
+            subprocess.run(command, capture_output=True, check=False)
+
+
+def loader_pass(build: Path, shards: str, split: str, crop_size: int, images: int) -> tuple[float, int]:
+    """CPU seconds and the views' digest of a pass of a build's training loader; RuntimeError: it fails."""
+    words = [shards, split, str(crop_size), str(BATCH), str(images // BATCH)]
+    environment = {**os.environ, "PYTHONPATH": str(build), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PASS, *words]
+    done = subprocess.run(command, cwd=build, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the loader of {build}: {done.stderr.strip().splitlines()[-1]}")
+    seconds, digest = json.loads(done.stdout)
+    return seconds, digest
+
+
+def measure_loader_against(config: RunConfig, commit: str, rounds: int, images: int) -> Report:
+    """The training loader of this code in turn with another commit's: images per CPU second, same views?
+
+    On the run's shards if they are here, else on generated photographs of `COMPARED_SIZES`. The median of
+    `rounds` passes of `images` each counts, CPU time of a process of its own: other work disturbs it little.
+    """
+    if images < BATCH:
+        raise ConfigError(f"--images {images}: give {BATCH} or more, a batch of the loader")
+    here, side, split = Path(__file__).resolve().parents[2], config.data.crop_size, config.data.train_split
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, build_of(commit) as other:
+        if has_shards(config):
+            sources = {config.data.shards: config.data.shards}
+        else:
+            split = "train"
+            sources = {f"{w} x {h}": str(photograph_shards(Path(folder), w, h)) for w, h in COMPARED_SIZES}
+        for name, shards in sources.items():
+            found: dict[Path, list[tuple[float, int]]] = {other: [], here: []}
+            for _ in range(rounds):
+                for build, passes in found.items():
+                    passes.append(loader_pass(build, shards, split, side, images))
+            made = images // BATCH * BATCH
+            before, now = (median(made / seconds for seconds, _ in passes) for passes in found.values())
+            ratios = [old / new for (old, _), (new, _) in zip(*found.values(), strict=True)]
+            same = len({digest for passes in found.values() for _, digest in passes}) == 1
+            rows.append(
+                {
+                    "pictures": name,
+                    f"images/CPU-s, {commit}": before,
+                    "images/CPU-s, this code": now,
+                    "times": median(ratios),
+                    "views": "the same, bit for bit" if same else "differ",
+                }
+            )
+    facts = {**machine_facts(torch.device("cpu")), "crop": side, "images of a pass": images, "rounds": rounds}
+    return Report("loader", facts, [Table(f"training loader, in turn with {commit}", rows)])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from statistics import median
 
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.reading.order import sample_at
-from cosa_dist.data.reading.views import draw_view, strong_view, weak_view
+from cosa_dist.data.reading.views import as_image, draw_view, strong_view, weak_view
 from cosa_dist.data.shards.split import MappedSplit
 from cosa_dist.reports.page import data_uri, mask_colours, render_page, with_box, with_mask
 
@@ -105,8 +105,8 @@ def _card(split: MappedSplit, position: int, settings: ViewSettings) -> SampleCa
         change=f"{draw.operation} {draw.magnitude}",
         image=data_uri(image),
         mask="" if record.mask is None else data_uri(with_mask(image, decode_mask(record.mask))),
-        weak=data_uri(with_box(weak, box)),
-        strong=data_uri(with_box(strong_view(weak, draw.operation, draw.magnitude), box)),
+        weak=data_uri(with_box(as_image(weak), box)),
+        strong=data_uri(with_box(as_image(strong_view(weak, draw.operation, draw.magnitude)), box)),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from cosa_dist.config.loading import to_yaml
 from tests.benchmark.tiny_run import tiny_config
+from tests.integration.small_run import make_shards
 from tests.oracles.__main__ import main as compare_with_oracles
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "benchmark.py"
@@ -74,6 +75,7 @@ def test_options_of_the_run_count(benchmark, tmp_path, monkeypatch, capsys):
         (["plan", "--recipe", "voc_released", "--machine", "a1000"], "no such machine"),
         (["plan", "--recipe", "voc_released", "--rounds", "0"], "--rounds"),
         (["loader", "--recipe", "tiny", "--images", "3", "--data.shards", "S"], "--images 3: give 8 or more"),
+        (["loader", "--recipe", "tiny", "--against", "no-such-commit"], "--against no-such-commit: "),
         (["step", "--recipe", "voc_released", "--losses.energi", "1"], "did you mean losses.energy"),
     ],
 )
@@ -95,3 +97,15 @@ def test_a_plan_for_this_machine_measures_it(benchmark, tmp_path):
     assert "GB/s inside a node" in out
     rows = json.loads(file.read_text())[0]["tables"][0]["rows"]
     assert rows[1]["exchange s"] > 0
+
+
+@pytest.mark.slow
+def test_loaders_of_two_commits_in_turn(benchmark, tmp_path):
+    file = tmp_path / "loader.json"
+    shards = make_shards(tmp_path / "shards")
+    words = ["--against", "HEAD", "--rounds", "1", "--images", "8", "--data.shards", str(shards)]
+    code, out, err = benchmark("loader", "--config", benchmark.config, *words, "--json", str(file))
+    assert code == 0, out + err
+    (row,) = json.loads(file.read_text())[0]["tables"][0]["rows"]
+    assert row["views"] == "the same, bit for bit"
+    assert row["times"] == pytest.approx(row["images/CPU-s, this code"] / row["images/CPU-s, HEAD"])

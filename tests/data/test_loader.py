@@ -15,7 +15,7 @@ from cosa_dist.data.decode import decode_image
 from cosa_dist.data.errors import DataError, RecordError
 from cosa_dist.data.reading import samples
 from cosa_dist.data.reading.loader import Batch, EvaluationLoader, TrainingLoader, open_reading
-from cosa_dist.data.reading.views import draw_view, strong_view, to_tensor, weak_view
+from cosa_dist.data.reading.views import draw_view, strong_view, weak_view
 from cosa_dist.data.shards.split import MappedSplit, Split, open_split
 from tests.data.shard_server import served
 
@@ -80,10 +80,8 @@ def test_a_batch_holds_the_views_of_its_positions(make_shards: Maker, opened: Op
             image = decode_image(record.image)
             draw = draw_view(seed=3, epoch=epoch, position=position, size=image.size, crop_size=24)
             weak, box = weak_view(image, draw, 24)
-            assert torch.equal(batch.weak[row], to_tensor(weak))
-            assert torch.equal(
-                batch.strong[row], to_tensor(strong_view(weak, draw.operation, draw.magnitude))
-            )
+            assert np.array_equal(batch.weak[row], weak)
+            assert np.array_equal(batch.strong[row], strong_view(weak, draw.operation, draw.magnitude))
             assert batch.boxes[row].tolist() == list(box)
             assert batch.labels[row].tolist() == record.labels.tolist()
     seen = [name for batches in steps for batch in batches for name in batch.ids]
@@ -127,14 +125,17 @@ def test_a_mapped_step_is_the_same_for_any_number_of_workers(
 
 
 @pytest.mark.parametrize("reading", ["mapped", "streaming"])
-def test_spawned_workers_give_the_same(make_shards: Maker, reading: str) -> None:
+def test_processes_beside_a_gpu_come_from_a_server_and_give_the_same(
+    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, reading: str
+) -> None:
     split = open_reading(DataConfig(shards=str(make_shards(5)), reading=reading), "train")
-    usual = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        spawned = list(loader(split, stop_step=2, num_workers=1))
-    finally:
-        multiprocessing.set_start_method(usual, force=True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    spawned = []
+    for batches in loader(split, stop_step=2, num_workers=1):
+        spawned.append(batches)
+        methods = {type(process).__name__ for process in multiprocessing.active_children()}
+        assert methods <= {"ForkServerProcess"}
+    monkeypatch.undo()
     for left, right in zip(spawned, loader(split, stop_step=2), strict=True):
         assert_same(left, right)
 

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from cosa_dist.data.errors import DataError
+from cosa_dist.data.reading import views
 from cosa_dist.data.reading.views import (
     COLOUR_OPERATIONS,
     ViewDraw,
@@ -21,6 +23,7 @@ from cosa_dist.data.reading.views import (
     to_tensor,
     weak_view,
 )
+from tests.oracles.plain_views import plain_strong_view, plain_weak_view, planes
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -68,8 +71,8 @@ def test_released_colour_operations(golden: Golden) -> None:
     for name, released in RELEASED_NAMES.items():
         for magnitude in range(1, 10):
             np.testing.assert_array_equal(
-                np.asarray(strong_view(image, name, magnitude)),
-                arrays[f"out_{released}"][magnitude - 1],
+                strong_view(planes(image), name, magnitude),
+                planes(arrays[f"out_{released}"][magnitude - 1]),
                 err_msg=f"{name} {magnitude}",
             )
 
@@ -105,8 +108,8 @@ def test_box_is_exactly_where_the_image_is(position: int) -> None:
     crop, (top, bottom, left, right) = weak_view(image, drawn, 32)
     inside = np.zeros((32, 32), dtype=bool)
     inside[top:bottom, left:right] = True
-    np.testing.assert_array_equal(np.asarray(crop).min(axis=2) == 255, inside)
-    np.testing.assert_array_equal(np.asarray(crop).max(axis=2) == 0, ~inside)
+    np.testing.assert_array_equal(crop.min(axis=0) == 255, inside)
+    np.testing.assert_array_equal(crop.max(axis=0) == 0, ~inside)
 
 
 def test_weak_view_is_scale_flip_crop_blur_in_this_order() -> None:
@@ -115,8 +118,94 @@ def test_weak_view_is_scale_flip_crop_blur_in_this_order() -> None:
     crop, box = weak_view(image, drawn, 32)
     scaled = np.asarray(image.resize((60, 48), Image.Resampling.BILINEAR))[:, ::-1]
     expected = Image.fromarray(scaled[10:42, 20:52].copy()).filter(ImageFilter.GaussianBlur(1.3))
-    np.testing.assert_array_equal(np.asarray(crop), np.asarray(expected))
+    np.testing.assert_array_equal(crop, planes(expected))
     assert box == (0, 32, 0, 32)
+
+
+@pytest.fixture(params=["compiled", "pillow"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiled loops and, as where there is no compiler, without."""
+    if request.param == "pillow":
+        monkeypatch.setattr(views, "compiled_views", lambda: None)
+    elif views.compiled_views() is None:
+        pytest.skip("no C compiler")
+
+
+def photograph(width: int, height: int, kind: int) -> Image.Image:
+    """Noise, waves with some noise, or black and white: rounding shows in each differently."""
+    generator = np.random.default_rng(kind)
+    pixels = generator.integers(0, 256, (height, width, 3))
+    if kind % 3 == 1:
+        y, x = np.mgrid[:height, :width]
+        waves = [np.sin(x / (3 + c)) + np.cos(y / (5 + c)) for c in range(3)]
+        pixels = np.clip(128 + 50 * np.stack(waves, axis=2) + pixels / 16, 0, 255)
+    elif kind % 3 == 2:
+        pixels = np.where(pixels > 127, 255, 0)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+SIZES = [(50, 40), (64, 48), (31, 97), (40, 62), (97, 31), (1, 1), (2, 60), (33, 2)]
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale_range", [(0.5, 2.0), (1.0, 1.0), (0.03, 0.4), (2.0, 6.0)])
+def test_both_views_are_pillows_to_the_last_bit(
+    size: tuple[int, int], scale_range: tuple[float, float]
+) -> None:
+    for position in range(36):
+        image = photograph(*size, position)
+        drawn = draw_view(
+            seed=1, epoch=0, position=position, size=size, crop_size=32, scale_range=scale_range
+        )
+        crop, box = weak_view(image, drawn, 32)
+        expected = plain_weak_view(image, drawn, 32)
+        np.testing.assert_array_equal(crop, planes(expected), err_msg=f"{drawn}")
+        (pad_top, pad_left), (top, left) = drawn.pad, drawn.window
+        assert box == (
+            max(pad_top - top, 0), min(pad_top - top + drawn.height, 32),
+            max(pad_left - left, 0), min(pad_left - left + drawn.width, 32),
+        )  # fmt: skip
+        for operation in COLOUR_OPERATIONS:
+            changed = strong_view(crop, operation, drawn.magnitude)
+            plain = plain_strong_view(expected, operation, drawn.magnitude)
+            np.testing.assert_array_equal(changed, planes(plain), err_msg=f"{operation} {drawn}")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_colour_operations_of_an_even_image(value: int) -> None:
+    image = Image.new("RGB", (9, 9), (value, 255 - value, value))
+    for operation in COLOUR_OPERATIONS:
+        for magnitude in range(1, 10):
+            np.testing.assert_array_equal(
+                strong_view(planes(image), operation, magnitude),
+                planes(plain_strong_view(image, operation, magnitude)),
+                err_msg=f"{operation} {magnitude}",
+            )
+
+
+@pytest.mark.usefixtures("way")
+def test_every_blur_is_pillows_to_the_last_bit() -> None:
+    whole = (0, 24, 0, 24)
+    for radius in np.linspace(0.1, 2.0, 96).tolist():
+        image = photograph(24, 24, int(radius * 100))
+        drawn = replace(
+            draw(), width=24, height=24, flip=False, pad=(0, 0), window=(0, 0), blur_radius=radius
+        )
+        crop, box = weak_view(image, drawn, 24)
+        assert box == whole
+        np.testing.assert_array_equal(crop, planes(plain_weak_view(image, drawn, 24)), err_msg=f"{radius}")
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/cc"])
+def test_without_a_compiler_pillow_does_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert views.compiled_views.__wrapped__() is None
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_draw_is_a_pure_function_of_its_key() -> None:
@@ -149,7 +238,7 @@ def test_draws_cover_what_the_method_asks() -> None:
 def test_a_tiny_image_keeps_a_pixel() -> None:
     drawn = draw_view(seed=0, epoch=0, position=0, size=(1, 1), crop_size=4, scale_range=(0.1, 0.2))
     crop, (top, bottom, left, right) = weak_view(Image.new("RGB", (1, 1)), drawn, 4)
-    assert crop.size == (4, 4)
+    assert crop.shape == (3, 4, 4)
     assert (bottom - top, right - left) == (1, 1)
 
 

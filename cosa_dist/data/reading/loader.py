@@ -9,6 +9,7 @@ with flat memory.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -29,6 +30,7 @@ from cosa_dist.data.reading.samples import (
     training_batch,
 )
 from cosa_dist.data.reading.streaming import Part, StreamingSplit, open_stream
+from cosa_dist.data.reading.views import compiled_views
 from cosa_dist.data.shards.remote import is_remote
 from cosa_dist.data.shards.split import MappedSplit, Split, describe_split, open_split, record_of
 
@@ -91,11 +93,24 @@ def iterate(
         pin_memory=pin_memory,
         # A generator of its own: torch's loader would otherwise draw from the run's random numbers.
         generator=torch.Generator(),
+        multiprocessing_context=_start_method() if num_workers else None,
     )
     for item in loader:
         if isinstance(item, DataError):
             raise item
         yield item
+
+
+def _start_method() -> Any:
+    """How loader processes start: the platform's way, but beside a GPU from a server that never used it.
+
+    A fork of a process that uses CUDA, and perhaps memory registered with a network card, may corrupt it.
+    """
+    if not torch.cuda.is_initialized():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class TrainingLoader:
@@ -134,6 +149,7 @@ class TrainingLoader:
         self._steps = range(start_step, stop_step)
         self._batch = (global_batch_size, rank, world_size, micro)
         self._batches_per_step = global_batch_size // world_size // micro
+        compiled_views()
         settings = ViewSettings(seed, crop_size, scale_range, masks)
         make = partial(training_batch, settings=settings, source=_source_of(split))
         self._dataset: MapDataset | StreamDataset

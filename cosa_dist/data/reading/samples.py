@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.data.decode import decode_image, decode_mask
 from cosa_dist.data.errors import RecordError
-from cosa_dist.data.reading.views import draw_view, mask_view, strong_view, to_tensor, weak_view
+from cosa_dist.data.reading.views import Pixels, draw_view, mask_view, strong_view, to_tensor, weak_view
 
 if TYPE_CHECKING:  # the shards' reader needs Hugging Face datasets, what works on batches does not
     from cosa_dist.data.shards.split import Record
@@ -88,13 +89,15 @@ class ViewSettings:
 
 def training_batch(placed: Iterable[PlacedRecord], settings: ViewSettings, source: str) -> Batch:
     """Return the batch of records; a RecordError names the one of `source` that cannot be decoded."""
-    rows = [_views(sample, settings, source) for sample in placed]
-    ids, positions, weak, strong, labels, boxes, mask_views, reliability = zip(*rows, strict=True)
+    samples = list(placed)
+    weak, strong = np.empty((2, len(samples), 3, settings.crop_size, settings.crop_size), np.uint8)
+    rows = [_views(*each, settings, source) for each in zip(samples, weak, strong, strict=True)]
+    ids, positions, labels, boxes, mask_views, reliability = zip(*rows, strict=True)
     return Batch(
         ids=list(ids),
         positions=torch.tensor(positions, dtype=torch.int64),
-        weak=torch.stack(weak),
-        strong=torch.stack(strong),
+        weak=torch.from_numpy(weak),
+        strong=torch.from_numpy(strong),
         labels=torch.stack(labels),
         boxes=torch.tensor(boxes, dtype=torch.int64),
         masks=_stack_if_all(mask_views),
@@ -115,8 +118,10 @@ def evaluation_sample(record: Record, source: str) -> EvalSample:
         )
 
 
-def _views(sample: PlacedRecord, settings: ViewSettings, source: str) -> tuple[Any, ...]:
-    """One sample's values in the order of a batch's fields; its image is decoded once for both views."""
+def _views(
+    sample: PlacedRecord, weak: Pixels, strong: Pixels, settings: ViewSettings, source: str
+) -> tuple[Any, ...]:
+    """Fill in one sample's views, both from one decode; return its other values in a batch's order."""
     record, side = sample.record, settings.crop_size
     with _naming(record, source):
         image = decode_image(record.image)
@@ -128,8 +133,8 @@ def _views(sample: PlacedRecord, settings: ViewSettings, source: str) -> tuple[A
             crop_size=side,
             scale_range=settings.scale_range,
         )
-        weak, box = weak_view(image, draw, side)
-        views = (to_tensor(weak), to_tensor(strong_view(weak, draw.operation, draw.magnitude)))
+        _, box = weak_view(image, draw, side, weak)
+        strong_view(weak, draw.operation, draw.magnitude, strong)
         mask = reliability = None
         if settings.masks:
             stored, trust = _mask(record.mask, image), _mask(record.reliability, image)
@@ -137,7 +142,7 @@ def _views(sample: PlacedRecord, settings: ViewSettings, source: str) -> tuple[A
                 raise RecordError("it has no mask to train on")
             mask = mask_view(stored, draw, side, IGNORE)
             reliability = None if trust is None else mask_view(trust, draw, side, 0)
-    return record.id, sample.position, *views, torch.from_numpy(record.labels), box, mask, reliability
+    return record.id, sample.position, torch.from_numpy(record.labels), box, mask, reliability
 
 
 def _stack_if_all(planes: Sequence[Tensor | None]) -> Tensor | None:
