@@ -3,6 +3,7 @@
 The step marks its parts with `part(name)`: they appear in a `torch.profiler` trace, and while a `Stopwatch`
 is running their seconds are added up. Parts are exclusive: while an inner part runs the outer one's clock
 stands still, so the parts add up to the whole. On a GPU the stopwatch waits for the device at every border.
+Parts that are small run on one thread of the CPU.
 """
 
 from __future__ import annotations
@@ -63,6 +64,20 @@ class Stopwatch:
             yield
         finally:
             self.change(outer)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run small work on the CPU in one thread; for the main thread.
+
+    A second one gains nothing there, and beside other work every operation would wait until it gets a core.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def multi_scale(
     aux_cam_last_scale_only: bool = False,
     labels: Tensor | None = None,
     most_labels: int = 0,
+    in_turn: bool = False,
 ) -> MultiScaleOutput:
     """Run `network` over scales (and mirror images, if `flip`) and merge its outputs (released code).
 
@@ -69,14 +70,13 @@ def multi_scale(
     classes are not enlarged and come out as zeros; `most_labels` is the largest number of them in an image,
     if it is known: otherwise the host waits for it. With `aux_cam_last_scale_only` (released code, by an
     oversight) the auxiliary CAM is that of the last scale. A network whose CAMs have no classes (a segmenter)
-    gives such maps.
+    gives such maps. With `in_turn` mirror images have a pass of their own, in half the memory.
     """
     height, width = images.shape[-2:]
     present = None if labels is None else present_classes(labels, most_labels)
     sums: dict[str, Tensor] = {}
     for position, scale in enumerate(scales):
-        resized = _resize(images, (int(scale * height), int(scale * width)))
-        output = network(torch.cat([resized, resized.flip(-1)]) if flip else resized)
+        output = _at_scale(network, images, (int(scale * height), int(scale * width)), flip, in_turn)
         parts = {
             "cam": _pair_maximum(output.cam, (height, width), flip, present),
             "segmentation": _resize(reduce(torch.add, _views(output.segmentation, flip)), (height, width)),
@@ -87,6 +87,7 @@ def multi_scale(
             parts["aux_cam"] = _pair_maximum(output.aux_cam, (height, width), flip, present)
         # Not in place: a part may be the network's own output, which two sums may share.
         sums = {name: sums[name] + part if name in sums else part for name, part in parts.items()}
+        del output, parts
     classes = sums["logits"].shape[1]
     return MultiScaleOutput(
         cam=_finish(sums["cam"], present, classes),
@@ -96,6 +97,23 @@ def multi_scale(
         aux_logits=sums["aux_logits"] / len(scales),
         present=present,
     )
+
+
+def _at_scale(
+    network: Callable[[Tensor], NetworkOutput],
+    images: Tensor,
+    size: tuple[int, int],
+    flip: bool,
+    in_turn: bool,
+) -> NetworkOutput:
+    """The network's output for `images` (and, behind them, their mirror images) resized to `size`."""
+    resized = _resize(images, size)
+    if not flip:
+        return network(resized)
+    if not in_turn:
+        return network(torch.cat([resized, resized.flip(-1)]))
+    plain, mirrored = network(resized), network(resized.flip(-1))
+    return plain._make(torch.cat(maps) for maps in zip(plain, mirrored, strict=True))
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cosa_dist.assignment.activation import PresentClasses, inside_boxes_on_grid, strongest_class
+from cosa_dist.stopwatch import one_thread
 
 FLOOR = 0.05
 """Activations up to this value say nothing about the threshold (released code)."""
@@ -42,6 +43,7 @@ def bin_centres(device: torch.device | str = "cpu") -> Tensor:
     return FLOOR + width * (torch.arange(BINS, device=device, dtype=torch.float64) + 0.5)
 
 
+@one_thread()
 def count_activations(value: Tensor, counted: Tensor) -> Tensor:
     """Histogram `[BINS]` int64 of activations above the floor where `counted` is set, NaN not among them."""
     place = ((value.nan_to_num(0.0) - FLOOR) * (BINS / (1.0 - FLOOR))).floor().clamp(0, BINS - 1)
@@ -50,6 +52,7 @@ def count_activations(value: Tensor, counted: Tensor) -> Tensor:
     return counts.scatter_add_(0, place.long().flatten(), weight.flatten())
 
 
+@one_thread()
 def activation_histogram(cam: Tensor, present: PresentClasses, boxes: Tensor) -> Tensor:
     """Histogram `[BINS]` of the strongest present class's activation in `[B, C, H, W]` CAMs (released code).
 

@@ -28,7 +28,7 @@ from cosa_dist.assignment.reliability import ReliablePixels, reliability, reliab
 from cosa_dist.assignment.threshold import Threshold, Thresholds
 from cosa_dist.config.method import AssignmentConfig, SeparationConfig
 from cosa_dist.data.catalog import IGNORE
-from cosa_dist.stopwatch import part
+from cosa_dist.stopwatch import one_thread, part
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def _winner(
     return names.gather(1, slot.flatten(1)).view_as(slot)
 
 
+@one_thread()
 def segmentation_pseudo_label(
     segmentation: Tensor, labels: Tensor, cam_size: tuple[int, int], temperature: float
 ) -> Tensor:

@@ -28,6 +28,7 @@ from cosa_dist.assignment.mixture import (
 from cosa_dist.collective import from_first_rank
 from cosa_dist.config.method import ThresholdConfig
 from cosa_dist.data.catalog import IGNORE
+from cosa_dist.stopwatch import one_thread
 
 FEWEST_VALUES = 100
 """A queue with fewer activations shows no modes."""
@@ -147,6 +148,7 @@ class LearnedThresholds(ThresholdSource):
         return Thresholds(*(Threshold(row[0], row[-1], self._single) for row in self._values))
 
     @torch.no_grad()
+    @one_thread()
     def update(self, histograms: Tensor) -> None:
         """Queue the histograms `[2, BINS]` of one global batch, search, and move the thresholds."""
         self._queue[self._seen % len(self._queue)] = histograms

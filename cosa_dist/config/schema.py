@@ -72,6 +72,8 @@ class TrainingConfig(Section):
     """results on a GPU repeat bit for bit, more slowly (on a CPU they do anyway)"""
     compile: bool = False
     """torch.compile both networks"""
+    activation_checkpointing: bool = False
+    """transformers: compute each block again in the backward pass instead of keeping its activations"""
     log_every: Count = 20
     """steps between two lines of log and two points of the curves"""
     checkpoint_every: Count = 500

@@ -32,7 +32,7 @@ WORKER_ENVIRONMENT = {
 """for processes that train; a worker sets what its node's Ray was started without"""
 ENVIRONMENT = {
     **WORKER_ENVIRONMENT,
-    # Threads that wait for each other should sleep: spinning starves them on a machine with other work.
+    # As in cosa_dist/__init__.py, but some of Ray's processes load torch first.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Ray lowers its workers' priority; on a private cluster they are the work itself.
     "RAY_worker_niceness": "0",

@@ -17,7 +17,7 @@ from cosa_dist.config.method import LossConfig
 from cosa_dist.data.catalog import IGNORE
 from cosa_dist.losses.energy import dense_energy_loss
 from cosa_dist.losses.separation import COUNT_EPSILON, count_anchors, separation_loss
-from cosa_dist.stopwatch import part
+from cosa_dist.stopwatch import one_thread, part
 
 if TYPE_CHECKING:
     from cosa_dist.data.reading.samples import Batch
@@ -61,6 +61,7 @@ def loss_normalizers(counts: Tensor, parts: int) -> LossNormalizers:
 
 
 @part("loss: classification")
+@one_thread()
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Multi-label soft margin loss of `[B, C]` image logits, mean over images and classes (released code)."""
     return F.multilabel_soft_margin_loss(logits.float(), labels.float())
@@ -100,6 +101,7 @@ def cam_to_seg_loss(
 
 
 @part("loss: S2C")
+@one_thread()
 def seg_to_cam_loss(cam: Tensor, target: Tensor) -> Tensor:
     """Segmentation-to-CAM loss (S2C): the raw CAM learns the segmentation pseudo-label (released code).
 
@@ -140,6 +142,9 @@ def co_training_terms(
     label, aux_label = assignment.cam_pseudo_label, assignment.aux_cam_pseudo_label
     size = (label.shape[-2], label.shape[-1])
     logits = F.interpolate(output.segmentation.float(), size=size, mode="bilinear", align_corners=False)
+    # Before C2S: the lattice needs much memory for a moment, and what C2S keeps is not there yet.
+    if config.energy:
+        terms["energy"] = dense_energy_loss(batch.strong, logits, label, batch.boxes, config.energy_kernel)
     if config.cam_to_seg:
         with part("loss: C2S"):
             log_probabilities = logits.log_softmax(dim=1)
@@ -151,8 +156,6 @@ def co_training_terms(
             )
     if config.seg_to_cam:
         terms["seg_to_cam"] = seg_to_cam_loss(output.cam, assignment.segmentation_pseudo_label)
-    if config.energy:
-        terms["energy"] = dense_energy_loss(batch.strong, logits, label, batch.boxes, config.energy_kernel)
     if config.separation:
         if assignment.reliable_pixels is None:
             raise ValueError("separation needs an assignment with reliable pixels")

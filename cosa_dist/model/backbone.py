@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Backbone(nn.Module):
@@ -18,6 +20,8 @@ class Backbone(nn.Module):
     stride: int  # pixels of the input per cell of the maps, along each axis
     pyramid_channels: tuple[int, int, int, int]  # channels of the maps of `pyramid`
     any_size: bool = True  # whether inputs that the stride does not divide are accepted (see `enlarged`)
+    has_blocks: bool = True  # whether it runs its blocks through `run_block`
+    recomputes: bool = False  # whether the backward pass computes the blocks anew
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, 3, H, W] to the main [B, D, h, w] and the auxiliary map [B, D', h, w]."""
@@ -29,6 +33,16 @@ class Backbone(nn.Module):
         Dense heads such as UPerNet read them; the last one is normed.
         """
         raise TypeError(f"{type(self).__name__} defines no pyramid")
+
+    def run_block(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """Tokens after `block(*inputs)`.
+
+        If the backbone recomputes, the backward pass keeps only the inputs and computes the block again, with
+        the same dropout.
+        """
+        if self.recomputes and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
+        return block(*inputs)
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring a file's headless tensors into this model's form: names, and tables of another size."""

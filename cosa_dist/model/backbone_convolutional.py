@@ -16,6 +16,8 @@ from cosa_dist.model.backbone import Backbone, auxiliary_index, enlarged, four_c
 class ConvolutionalBackbone(Backbone):
     """A timm model of `features_only=True`: its last stage and an earlier one (source: ours)."""
 
+    has_blocks = False
+
     def __init__(self, model: nn.Module, aux_layer: int) -> None:
         super().__init__()
         if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):

@@ -55,32 +55,31 @@ class SwinBackbone(Backbone):
         tokens = self.model.patch_embed(enlarged(images, self.stride))
         stages = []
         for stage in self.model.layers:
-            tokens = _run_stage(cast(SwinTransformerStage, stage), tokens)
+            tokens = self._run_stage(cast(SwinTransformerStage, stage), tokens)
             stages.append(tokens)
         stages[-1] = self.model.norm(tokens)
         return [stage.permute(0, 3, 1, 2).contiguous() for stage in stages]
+
+    def _run_stage(self, stage: SwinTransformerStage, tokens: Tensor) -> Tensor:
+        """Run a stage on tokens [B, h, w, D]; the windows of its blocks are planned once."""
+        tokens = stage.downsample(tokens)
+        grid: Pair = (tokens.shape[1], tokens.shape[2])
+        blocks = [cast(SwinTransformerBlock, block) for block in stage.blocks]
+        window = blocks[0].window_size
+        # Fake tensors, and those of a graph that is being traced, must not be kept.
+        real = type(tokens) is Tensor and not torch.compiler.is_compiling()
+        plan = kept_windows if real else plan_windows
+        plain, shifted = (plan(grid, window, choice, tokens.device) for choice in (False, True))
+        for index, block in enumerate(blocks):
+            tokens = self.run_block(run_swin_block, block, tokens, shifted if index % 2 else plain)
+        return tokens
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the authors' original files and resize position tables of other windows, as timm does."""
         return checkpoint_filter_fn(state, self.model)
 
 
-def _run_stage(stage: SwinTransformerStage, tokens: Tensor) -> Tensor:
-    """Run a stage on tokens [B, h, w, D]; the windows of its blocks are planned once."""
-    tokens = stage.downsample(tokens)
-    grid: Pair = (tokens.shape[1], tokens.shape[2])
-    blocks = [cast(SwinTransformerBlock, block) for block in stage.blocks]
-    window = blocks[0].window_size
-    # Fake tensors, and those of a graph that is being traced, must not be kept.
-    real = type(tokens) is Tensor and not torch.compiler.is_compiling()
-    plan = kept_windows if real else plan_windows
-    plain, shifted = (plan(grid, window, choice, tokens.device) for choice in (False, True))
-    for index, block in enumerate(blocks):
-        tokens = run_block(block, tokens, shifted if index % 2 else plain)
-    return tokens
-
-
-def run_block(block: SwinTransformerBlock, tokens: Tensor, windows: Windows) -> Tensor:
+def run_swin_block(block: SwinTransformerBlock, tokens: Tensor, windows: Windows) -> Tensor:
     """Run a block on tokens [B, h, w, D]: attention within windows, then the perceptron."""
     seen = windows.join(block.attn(windows.split(block.norm1(tokens)), windows.mask))
     tokens = tokens + block.drop_path1(seen)

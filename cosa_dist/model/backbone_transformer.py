@@ -66,7 +66,7 @@ class TransformerBackbone(Backbone):
         tokens = self._embed(images, grid)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.model.blocks):
-            tokens = block(tokens)
+            tokens = self.run_block(block, tokens)
             if index in wanted:
                 kept[index] = tokens
         found = [kept[index] for index in wanted]

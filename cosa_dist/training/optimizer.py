@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cosa_dist.config.method import OptimizerConfig
 
 # Beside everything of one dimension: norms and biases.
 NOT_DECAYED = ("pos_embed", "relative_position_bias_table")
+STEP_EVERY = 32 * 2**20
+"""bytes of gradients that `stepping_in_backward` gathers before it steps"""
 
 
 def build_optimizer(
@@ -65,13 +70,41 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Give parameters without a gradient a zero one.
+@contextmanager
+def stepping_in_backward(optimizer: torch.optim.Optimizer, stepped: set[Tensor]) -> Iterator[None]:
+    """Step parameters while the backward pass inside goes on and free their gradients; notes those `stepped`.
+
+    AdamW steps each parameter by itself, so the weights are those of one step at the end; but only some 32 MB
+    of gradients are there at once. For a backward pass that makes whole gradients: one rank, one micro-batch.
+    Parameters whose gradients are still there at the end are left to an ordinary step.
+    """
+    waiting: list[Tensor] = []
+
+    def arrived(parameter: Tensor) -> None:
+        waiting.append(parameter)
+        if sum(each.nbytes for each in waiting) >= STEP_EVERY:
+            optimizer.step()
+            for each in waiting:
+                each.grad = None
+            stepped.update(waiting)
+            waiting.clear()
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fill_missing_gradients(optimizer: torch.optim.Optimizer, stepped: Collection[Tensor] = ()) -> None:
+    """Give parameters without a gradient a zero one, but for those that have been `stepped` already.
 
     The released code multiplies the gated losses by 0 during the loss warm-up, so AdamW decays the
     decoder and counts its steps meanwhile; zero gradients reproduce that without computing the losses.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is None:
+            if parameter.grad is None and parameter not in stepped:
                 parameter.grad = torch.zeros_like(parameter)

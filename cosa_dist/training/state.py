@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.model.backbone import Backbone
 from cosa_dist.model.build import build_network, check_input_size, check_tag
 from cosa_dist.model.network import CosaNetwork, copy_network
 from cosa_dist.model.weights import parse_weight_source, tensors_for
@@ -98,7 +99,8 @@ def build_state(
     Without `load_weights` the network is random: a checkpoint is to follow.
     """
     online = build_trained_network(config, classes, load_weights=load_weights).to(device)
-    _check_sizes(config, online)
+    _check_backbone(config, online.backbone)
+    online.backbone.recomputes = config.training.activation_checkpointing
     return TrainState(
         config=config,
         online=online,
@@ -116,18 +118,24 @@ def check_network(config: RunConfig, classes: int) -> None:
     source = parse_weight_source(config.model.weights)
     with torch.device("meta"):
         network = build_trained_network(config, classes, load_weights=False)
-    _check_sizes(config, network)
+    _check_backbone(config, network.backbone)
     if source.tag:
         check_tag(config.model.backbone, source.tag)
     elif source.file is not None:
         tensors_for(network, source.file, config.model.aux_layer)
 
 
-def _check_sizes(config: RunConfig, online: TrainedNetwork) -> None:
+def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
     crop, size = config.data.crop_size, config.evaluation.size
     scales = (1.0,) if config.kind == "segmenter" else config.assignment.scales
-    check_input_size(online.backbone, "data.crop_size", crop, scales, training=True)
-    check_input_size(online.backbone, "evaluation.size", size, config.evaluation.scales, training=False)
+    check_input_size(backbone, "data.crop_size", crop, scales, training=True)
+    check_input_size(backbone, "evaluation.size", size, config.evaluation.scales, training=False)
+    if config.training.activation_checkpointing and not backbone.has_blocks:
+        # A batch norm would count each batch twice.
+        raise ValueError(
+            f"training.activation_checkpointing: {config.model.backbone} is no transformer (ViT, DeiT, "
+            "Swin); leave it out"
+        )
 
 
 def resolve_precision(setting: str, device_type: str) -> str:

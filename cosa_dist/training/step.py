@@ -33,11 +33,12 @@ from cosa_dist.losses.objective import (
 )
 from cosa_dist.model.network import CosaNetwork, update_ema
 from cosa_dist.segmenter.network import mask_loss, pixel_weights
-from cosa_dist.stopwatch import part
+from cosa_dist.stopwatch import one_thread, part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
     learning_rate_factor,
     set_learning_rate,
+    stepping_in_backward,
 )
 from cosa_dist.training.state import TrainState
 
@@ -63,17 +64,20 @@ def training_step(
     terms_of_batches = losses(state, network, batches, accelerator)
     state.optimizer.zero_grad(set_to_none=True)
     means: LossTerms = {}
+    stepped: set[Tensor] = set()
+    sparing = config.training.activation_checkpointing and len(batches) == 1 and world_size() == 1
+    backward = stepping_in_backward(state.optimizer, stepped) if sparing else nullcontext()
     for index in range(len(batches)):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(network):
             terms = next(terms_of_batches)
-            with part("backward"):
+            with part("backward"), backward:
                 accelerator.backward(terms["total"] / len(batches))
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / len(batches)
 
     if config.losses.zero_gradients_in_warmup and not segmenter:
-        fill_missing_gradients(state.optimizer)
+        fill_missing_gradients(state.optimizer, stepped)
     with part("optimiser"):
         state.optimizer.step()
     ema_decay = config.segmenter.momentum if segmenter else config.assignment.momentum
@@ -110,6 +114,7 @@ def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignm
             aux_cam_last_scale_only=config.aux_cam_last_scale_only,
             labels=batch.labels,
             most_labels=batch.most_tags,
+            in_turn=state.config.training.activation_checkpointing,
         )
     stride = cast(CosaNetwork, state.assignment).backbone.stride
     height, width = batch.weak.shape[-2:]
@@ -126,6 +131,7 @@ def assign(state: TrainState, batch: Batch, accelerator: Accelerator) -> Assignm
 
 
 @part("normalisers")
+@one_thread()
 def global_normalizers(assignments: Sequence[Assignment]) -> LossNormalizers:
     """What to divide this rank's losses by, from all micro-batches of all ranks (ours)."""
     counts = torch.stack([count_targets(assignment) for assignment in assignments]).sum(0)

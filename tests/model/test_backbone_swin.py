@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from cosa_dist.model.backbone_swin import plan_windows, run_block
+from cosa_dist.model.backbone_swin import plan_windows, run_swin_block
 from tests.model.tiny_encoders import SWIN, tiny_network
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -37,7 +37,7 @@ def test_opposite_borders_do_not_see_each_other_through_padding():
     tokens = torch.rand(1, 5, 5, 16)
     changed = tokens.clone()
     changed[:, 0] += 1
-    before, after = run_block(block, tokens, windows), run_block(block, changed, windows)
+    before, after = (run_swin_block(block, each, windows) for each in (tokens, changed))
     assert not torch.allclose(before[:, 0], after[:, 0])
     assert torch.equal(before[:, 1:], after[:, 1:])
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, run_facts
+from cosa_dist.benchmark.measure import Report, Row, Table, in_turn, median_seconds, run_facts
 from cosa_dist.benchmark.workload import phase_steps, prepare
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.schema import RunConfig
@@ -16,6 +20,8 @@ from cosa_dist.stopwatch import synchroniser
 from tests.oracles.components import COMPONENTS, make_inputs
 from tests.oracles.plain_step import check_plain, plain_step
 
+SHORTEST = 0.3
+"""seconds of a round: what is shorter is called several times, so that the scheduler has its turns"""
 WHOLE = "step"
 NAMES = (*COMPONENTS, WHOLE)
 
@@ -55,6 +61,7 @@ def compare(config: RunConfig, device: torch.device, rounds: int, only: Sequence
             "the whole plain step uses our lattice for its energy: the released code's is compiled, "
             "the plain one is not",
             "losses are measured forward and backward",
+            "beside a busy core: ours again in the same turns, while another process computes without end",
         ],
     )
 
@@ -62,9 +69,37 @@ def compare(config: RunConfig, device: torch.device, rounds: int, only: Sequence
 def _row(
     name: str, plain: Callable[[], object], ours: Callable[[], object], device: torch.device, rounds: int
 ) -> Row:
-    seconds = in_turn({"plain": plain, "ours": ours}, rounds, synchroniser(device))
-    slow, fast = statistics.median(seconds["plain"]), statistics.median(seconds["ours"])
-    return {"what": name, "plain s": slow, "ours s": fast, "times faster": slow / fast}
+    with busy_process() as busy:
+
+        def beside() -> None:
+            busy.send_signal(signal.SIGCONT)
+            several()
+            busy.send_signal(signal.SIGSTOP)
+
+        def several() -> None:
+            for _ in range(calls):
+                ours()
+
+        calls = max(1, int(SHORTEST / median_seconds(ours, 1, device)))
+        ways = {"plain": plain, "ours": several} | ({"busy": beside} if device.type == "cpu" else {})
+        seconds = in_turn(ways, rounds, synchroniser(device))
+    slow, fast = statistics.median(seconds["plain"]), statistics.median(seconds["ours"]) / calls
+    row: Row = {"what": name, "plain s": slow, "ours s": fast, "times faster": slow / fast}
+    if device.type == "cpu":
+        crowded = statistics.median(seconds["busy"]) / calls
+        row |= {"beside a busy core s": crowded, "times alone": crowded / fast}
+    return row
+
+
+@contextmanager
+def busy_process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that keeps one core busy between the signals SIGCONT and SIGSTOP."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        busy.send_signal(signal.SIGSTOP)
+        try:
+            yield busy
+        finally:
+            busy.kill()
 
 
 def _whole_steps(config: RunConfig, device: torch.device, rounds: int) -> list[Row]:
