@@ -40,6 +40,8 @@ class Footprint:
     kept_once: int
     """bytes that it keeps whatever the number of images, such as bf16 copies of the weights"""
     classes: int
+    recomputed: int = 0
+    """bytes that one block keeps of each image while the backward pass computes it again"""
 
     @property
     def co_training(self) -> int:
@@ -68,15 +70,19 @@ class _FakeNetwork:
     def __init__(self, config: RunConfig, classes: int) -> None:
         self.network = build_network(config.model.model_copy(update={"weights": "none"}), classes, 0).train()
         self.mode = FakeTensorMode()
-        named = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        self.tensors: dict[str, Tensor] = {
-            name: self.mode.from_tensor(tensor) for name, tensor in named.items()
-        }
+        self.network.backbone.recomputes = config.training.activation_checkpointing
+        self.tensors: list[Tensor] = []
+        for module in self.network.modules():
+            # Not for the time of a call: blocks that are computed again read their parameters later.
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        store[name] = self.mode.from_tensor(tensor)
+                        self.tensors.append(store[name])
 
     def __call__(self, side: int, images: int = 1, segment: bool = True) -> Any:
         """The output for fake images `[B, 3, side, side]`; to be called inside `mode`."""
-        given = (torch.empty(images, 3, side, side), segment)
-        return torch.func.functional_call(self.network, self.tensors, given)
+        return self.network(torch.empty(images, 3, side, side), segment)
 
     def train_operations(self, side: int, segment: bool) -> int:
         """Operations of the forward and the backward pass of one image."""
@@ -85,17 +91,48 @@ class _FakeNetwork:
 
     def kept_bytes(self, side: int, images: int, bf16: bool) -> int:
         """Bytes that a forward pass keeps, parameters left out, shared memory counted once."""
-        own = {tensor.untyped_storage()._cdata for tensor in self.tensors.values()}
-        kept: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # held: its address is not reused
-            return tensor
-
         cast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-        with self.mode, cast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = _Kept()
+        with self.mode, cast, kept:
             self(side, images)
-        return sum(kept[each].untyped_storage().nbytes() for each in kept.keys() - own)
+        return kept.bytes_beside(self.tensors)
+
+    def block_bytes(self, side: int, bf16: bool) -> int:
+        """The same of the one block that keeps most of one image; 0 if nothing is computed again."""
+        backbone, largest = self.network.backbone, [0]
+
+        def measured(block: Callable[..., Tensor], *inputs: object) -> Tensor:
+            kept = _Kept()
+            with kept:
+                tokens = block(*inputs)
+            largest.append(kept.bytes_beside(self.tensors))
+            return tokens
+
+        if not backbone.recomputes:
+            return 0
+        cast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+        backbone.run_block = measured  # type: ignore[method-assign]
+        with self.mode, cast:
+            self(side)
+        del backbone.run_block
+        return max(largest)
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """The tensors that are kept for a backward pass inside."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, Tensor] = {}
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self.tensors.setdefault(tensor.untyped_storage()._cdata, tensor)  # held: its address is not reused
+        return tensor
+
+    def bytes_beside(self, others: list[Tensor]) -> int:
+        """Bytes of their memory, but for that of others."""
+        own = {tensor.untyped_storage()._cdata for tensor in others}
+        return sum(self.tensors[each].untyped_storage().nbytes() for each in self.tensors.keys() - own)
 
 
 def _sum(output: Any, segment: bool) -> Tensor:
@@ -121,4 +158,5 @@ def footprint(config: RunConfig, classes: int, bf16: bool = False) -> Footprint:
         activations=two - one,
         kept_once=2 * one - two,
         classes=classes,
+        recomputed=network.block_bytes(side, bf16),
     )

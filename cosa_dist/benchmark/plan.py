@@ -193,11 +193,20 @@ def exchange_seconds(machine: Machine, size: float, workers: int) -> float:
     return (sending + hops * 1e-6 * machine.latency_us * math.ceil(size / BUCKET)) * (1 - machine.overlap)
 
 
-def memory_gb(config: RunConfig, cost: Footprint, images: int) -> float:
-    """Memory of one worker: copies of the parameters, activations kept for the backward pass, maps."""
+def memory_gb(config: RunConfig, cost: Footprint, images: int, alone: bool = False) -> float:
+    """Memory of one worker: copies of the parameters, activations kept for the backward pass, maps.
+
+    A worker that is `alone` with a whole batch gets its gradients as the activations go: both are never there
+    at once. With activation checkpointing it has hardly any (`stepping_in_backward`), and a block that is
+    computed again may need more than the maps.
+    """
+    copy = cost.parameters * BYTES
     maps = FULL_MAPS * images * (cost.classes + 1) * config.data.crop_size**2 * BYTES
-    kept = cost.kept_once + images * cost.activations
-    return (RESIDENT_COPIES * cost.parameters * BYTES + kept + maps) / 1e9
+    kept = cost.kept_once + images * cost.activations + max(maps, images * cost.recomputed)
+    if not alone:
+        return (RESIDENT_COPIES * copy + kept) / 1e9
+    gradients = 0 if config.training.activation_checkpointing else copy
+    return ((RESIDENT_COPIES - 1) * copy + max(kept, gradients)) / 1e9
 
 
 def predict(config: RunConfig, cost: Footprint, machine: Machine, workers: int) -> Row:
@@ -217,7 +226,7 @@ def predict(config: RunConfig, cost: Footprint, machine: Machine, workers: int) 
     control = config.kind == "control"
     first = steps if control else config.losses.warmup_steps
     hours = (first * warmup + (steps - first) * step) / 3600
-    memory = memory_gb(config, cost, micro)
+    memory = memory_gb(config, cost, micro, alone=workers == parts == 1)
     remarks = []
     if machine.memory_gb and memory > machine.memory_gb - CONTEXTS_GB:
         remarks.append(f"more than {machine.memory_gb:g} GB less {CONTEXTS_GB:g} of contexts")
@@ -281,6 +290,7 @@ def assumptions(config: RunConfig, cost: Footprint, machine: Machine) -> list[st
         f"{machine.bandwidth_gbs:.3g} GB/s inside a node, {machine.node_bandwidth_gbs:.3g} GB/s between "
         f"nodes, {machine.latency_us:g} us a message, {100 * machine.overlap:.0f} % of it hidden",
         f"memory: {RESIDENT_COPIES} copies of {cost.parameters / 1e6:.1f} M parameters, "
-        f"{cost.activations / 1e6:,.0f} MB of activations per image, {FULL_MAPS} maps of the crop per class",
+        f"{cost.activations / 1e6:,.0f} MB of activations per image, {FULL_MAPS} maps of the crop per class"
+        + (", blocks computed again" if config.training.activation_checkpointing else ""),
         "loading, evaluation, checkpoints and the start are not counted",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,20 @@ def test_one_batch_per_scale_of_the_sizes_rounded_down():
     network = random_network()
     multi_scale(network, torch.randn(2, 3, 57, 75), [1.0, 0.5, 1.5])
     assert network.sizes == [(4, 3, 57, 75), (4, 3, 28, 37), (4, 3, 85, 112)]
+
+
+def test_mirror_images_may_have_a_pass_of_their_own():
+    together, apart, images = random_network(), random_network(), torch.randn(2, 3, 56, 72)
+    expected = multi_scale(together, images, [1.0, 0.5])
+
+    def named(views):
+        output = vars(apart(views))
+        return namedtuple("Output", output)(**output)
+
+    output = multi_scale(named, images, [1.0, 0.5], in_turn=True)
+    assert apart.sizes == [(2, 3, 56, 72)] * 2 + [(2, 3, 28, 36)] * 2
+    for field in FIELDS:
+        torch.testing.assert_close(getattr(output, field), getattr(expected, field))
 
 
 def test_without_flip_one_view_per_scale():

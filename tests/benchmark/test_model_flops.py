@@ -76,6 +76,21 @@ def test_parameters_and_activations():
     assert half.kept_once > size.kept_once
 
 
+def test_blocks_that_are_computed_again_keep_their_inputs_only():
+    config = tiny_config(training={"activation_checkpointing": True})
+    network = prepare(config, CPU).state.online
+    size, whole = footprint(config, 20), footprint(tiny_config(), 20)
+    assert size.kept_once + 5 * size.activations == pytest.approx(real_bytes(network, 5), rel=0.1)
+    # The insides of the three alike blocks have gone; their inputs, 17 tokens of 24 numbers, are there.
+    inputs = 17 * 24 * 4
+    assert whole.activations - size.activations == pytest.approx(3 * (size.recomputed - inputs), rel=0.1)
+    assert whole.recomputed == 0
+    assert size.assignment_pass == whole.assignment_pass
+    forward = (whole.training_pass - whole.warmup) / 2  # of the decoder, which is not computed again
+    assert 0 < size.training_pass - whole.training_pass < whole.training_pass / 3
+    assert size.training_pass - whole.training_pass == size.warmup - whole.warmup > forward / 100
+
+
 def test_the_rate_of_a_product_is_operations_over_seconds(monkeypatch):
     given = {}
 

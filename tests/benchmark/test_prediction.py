@@ -13,6 +13,7 @@ from cosa_dist.benchmark.plan import (
     Machine,
     exchange_seconds,
     machine_of_device,
+    memory_gb,
     plan,
     predict,
     read_machine,
@@ -64,7 +65,28 @@ def test_one_worker_by_hand():
     assert found["wall hours"] == pytest.approx((2 * 0.32 + 3600 * 0.72) / 3600)
     assert found["exchange s"] == 0
     maps = 6 * 4 * 21 * 32**2 * 4
-    assert found["GB/worker"] == pytest.approx((5 * 30e6 * 4 + 4 * 1e8 + maps) / 1e9)
+    assert found["GB/worker"] == pytest.approx((4 * 30e6 * 4 + 4 * 1e8 + maps) / 1e9)
+
+
+def test_memory_by_hand():
+    copy, maps = 30e6 * 4, 6 * 21 * 32**2 * 4
+    plain, sparing = tiny_config(), tiny_config(training={"activation_checkpointing": True})
+    again = replace(IMAGE, activations=10**7, recomputed=2 * 10**7)
+
+    def needed(config, cost, images, alone):
+        return 1e9 * memory_gb(config, cost, images, alone)
+
+    # Two images keep less than the gradients occupy, which come when they have gone; four keep more.
+    few = replace(IMAGE, activations=10**7)
+    assert needed(plain, few, 2, True) == pytest.approx(5 * copy)
+    assert needed(plain, IMAGE, 4, True) == pytest.approx(4 * copy + 4 * (1e8 + maps))
+    assert needed(plain, IMAGE, 4, False) == pytest.approx(5 * copy + 4 * (1e8 + maps))
+    # A block of an image needs 20 MB, its maps 0.5.
+    assert needed(sparing, again, 2, True) == pytest.approx(4 * copy + 2 * 3e7)
+    assert needed(sparing, again, 2, False) == pytest.approx(5 * copy + 2 * 3e7)
+    assert needed(sparing, replace(again, recomputed=0), 2, True) == pytest.approx(
+        4 * copy + 2 * (1e7 + maps)
+    )
 
 
 def test_more_workers_share_the_batch_and_pay_for_the_slowest_link():
