@@ -113,7 +113,7 @@ def _at_scale(
     if not in_turn:
         return network(torch.cat([resized, resized.flip(-1)]))
     plain, mirrored = network(resized), network(resized.flip(-1))
-    return plain._make(torch.cat(maps) for maps in zip(plain, mirrored, strict=True))
+    return type(plain)(*map(torch.cat, zip(plain, mirrored, strict=True)))
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -77,8 +77,9 @@ class _FakeNetwork:
             for store in (module._parameters, module._buffers):
                 for name, tensor in store.items():
                     if tensor is not None:
-                        store[name] = self.mode.from_tensor(tensor)
-                        self.tensors.append(store[name])
+                        fake: Any = self.mode.from_tensor(tensor)
+                        store[name] = fake
+                        self.tensors.append(fake)
 
     def __call__(self, side: int, images: int = 1, segment: bool = True) -> Any:
         """The output for fake images `[B, 3, side, side]`; to be called inside `mode`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ class Backbone(nn.Module):
         the same dropout.
         """
         if self.recomputes and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
+            return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
