@@ -22,10 +22,18 @@ from cosa_dist.tracking.mlflow_runs import connect
 from tests.integration.small_run import SETTINGS, curve, make_shards
 from tests.support.programs import PROJECT, kill_family, wait_until
 
-pytestmark = [pytest.mark.nightly, pytest.mark.integration]
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 BIN = Path(sys.executable).parent
 STEPS = 800
+# As `ray start --head`, but without its server for ray:// addresses: it gives its node 30 s to register, and
+# ends the head on a busy machine.
+HEAD = """
+import json, signal, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args=json.loads(sys.argv[1]))
+signal.pause()
+"""
 Ray = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -39,7 +47,7 @@ def answers(port: int) -> bool:
 def ray_command(tmp_path_factory) -> Iterator[Ray]:
     """A head node of its own that asks for a token, and the `ray` command of a user who has it."""
     home = tmp_path_factory.mktemp("r")
-    port, dashboard, agent = free_port(), free_port(), free_port()
+    dashboard, agent = free_port(), free_port()
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -61,21 +69,20 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
             env=environment | changes,
         )
 
-    command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     # The agent starts the jobs; its usual port may belong to another Ray on this machine.
-    command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={home}", "--disable-usage-stats"]
-
-    def start() -> subprocess.Popen[bytes]:
-        with (home / "head.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    head = start()
+    head_node = {
+        "num_cpus": 2,
+        "include_dashboard": True,
+        "dashboard_port": dashboard,
+        "dashboard_agent_listen_port": agent,
+        "temp_dir": str(home),
+    }
+    command = [sys.executable, "-c", HEAD, json.dumps(head_node)]
+    with (home / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         wait_until(lambda: answers(dashboard) or head.poll() is not None, "the start of Ray")
-        if head.poll() is not None:  # on a busy machine a part of Ray may not hear of its node in time
-            head = start()
-            wait_until(lambda: answers(dashboard), "the second start of Ray")
+        assert head.poll() is None, (home / "head.log").read_text()
         wait_until(lambda: ray("job", "list").returncode == 0, "the start of Ray's jobs")
         yield ray
     finally:
@@ -133,7 +140,7 @@ def test_a_job_is_submitted_followed_stopped_and_resumed(ray_command, tmp_path):
     folder = tmp_path / "runs" / "submitted"
 
     submit(ray, checkout, "first", "--config", str(tmp_path / "run.yaml"))
-    wait_until(lambda: (folder / "checkpoints" / "step-00000005").is_dir(), "the fifth step")
+    wait_until(lambda: any(folder.glob("checkpoints/step-*")), "the first checkpoint")
     # At once: the job is short, and each call of the command takes seconds.
     stopped = ray("job", "stop", "first")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
