@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -44,12 +45,13 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture
-def ray_command(tmp_path_factory) -> Iterator[Ray]:
+def ray_command() -> Iterator[Ray]:
     """A head node of its own that asks for a token, and the `ray` command of a user who has it."""
-    home = tmp_path_factory.mktemp("r")
+    home = Path(mkdtemp(prefix="r"))  # short, as Ray's sockets lie in it
     dashboard, agent = free_port(), free_port()
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_TMPDIR": str(home),  # the address that a job is given stands in a file there
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
@@ -75,7 +77,6 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
         "include_dashboard": True,
         "dashboard_port": dashboard,
         "dashboard_agent_listen_port": agent,
-        "temp_dir": str(home),
     }
     command = [sys.executable, "-c", HEAD, json.dumps(head_node)]
     with (home / "head.log").open("wb") as log:
@@ -87,6 +88,7 @@ def ray_command(tmp_path_factory) -> Iterator[Ray]:
         yield ray
     finally:
         kill_family(head)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def submit(ray: Ray, checkout: Path, job: str, *words: str) -> None:
