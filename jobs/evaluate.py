@@ -2,6 +2,7 @@
 
 Prints mIoU by protocol for both networks and the per-class table, writes the reports as JSON, and with
 `--control` measures the CAM with predicted labels, its background level chosen on the training images.
+`torchrun --nproc-per-node 8 jobs/evaluate.py ...` shares the images among the GPUs of a node (or of several).
 `--crf` also measures `unfiltered_crf` and `true_labels_crf`, after a dense CRF on the original image: that of
 the run's `evaluation.crf` (the released evaluation's unless changed), or one by name.
 """
@@ -10,17 +11,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosa_dist.atomic import atomic_write
+from cosa_dist.collective import rank, world_size
 from cosa_dist.config.paths import lasting_place, place, place_or_url
 
 if TYPE_CHECKING:
+    import torch
+
     from cosa_dist.data.shards.split import Split
     from cosa_dist.evaluation.report import EvalReport
 
@@ -49,19 +56,46 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def one_of_several(device: torch.device) -> Iterator[torch.device]:
+    """This process's device; where torchrun started several processes, they form a group meanwhile."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        # The first process speaks for all.
+        with redirect_stdout(StringIO()) if torch.distributed.get_rank() else nullcontext():
+            yield device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Load, evaluate, print and store."""
+    """Evaluate on the chosen device, alone or as one of several processes."""
+    from cosa_dist.inference.trained import device_named
+
+    with one_of_several(device_named(arguments.device)) as device:
+        evaluate(arguments, device)
+
+
+def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Load, evaluate, print and store; of several processes, the first one prints and stores."""
     from rich.progress import Progress
 
     from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
     from cosa_dist.distributed.plan import loader_processes
     from cosa_dist.evaluation.evaluator import Evaluator, classification_control, with_crf
     from cosa_dist.evaluation.report import as_text
-    from cosa_dist.inference.trained import device_named, load_chosen
+    from cosa_dist.inference.trained import load_chosen
     from cosa_dist.tracking.provenance import usable_cpus
     from cosa_dist.training.state import autocast
 
-    device = device_named(arguments.device)
     chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)
     if arguments.network:
         networks = {chosen.network: networks[chosen.network]}
@@ -76,10 +110,10 @@ def run(arguments: argparse.Namespace) -> None:
         crf = config.evaluation.crf if arguments.crf == "configured" else arguments.crf
         evaluator = replace(evaluator, config=with_crf(config.evaluation, crf))
 
-    loaders = loader_processes(config.data, usable_cpus(), device.type == "cuda")
+    loaders = loader_processes(config.data, max(1, usable_cpus() // world_size()), device.type == "cuda")
 
     def samples(part: Split) -> EvaluationLoader:
-        return EvaluationLoader(part, 0, 1, arguments.limit or None, loaders)
+        return EvaluationLoader(part, rank(), world_size(), arguments.limit or None, loaders)
 
     loader = samples(split)
     with Progress() as progress:
@@ -87,7 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
         shown = replace(evaluator, progress=lambda done: progress.update(task, completed=done))
         reports = shown.evaluate(networks, loader)
     print(as_text(list(reports.values())))
-    store(reports, arguments.out or arguments.run, split.name)
+    if rank() == 0:
+        store(reports, arguments.out or arguments.run, split.name)
     if not arguments.control:
         return
     train = open_reading(data, config.data.train_split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from cosa_dist.config.options import known_keys
 from cosa_dist.distributed.worker import run_worker
+from cosa_dist.evaluation.report import EvalReport
 from tests.integration.small_run import make_shards, small_config, task_of
 from tests.support.programs import PATIENCE, command
 
@@ -119,3 +121,26 @@ def test_a_finished_run_is_evaluated_again_with_the_same_numbers(run_job, tmp_pa
     missing = run_job("jobs/evaluate.py", folder, "--checkpoint", "99")
     assert missing.code == 2
     assert "there are: step-00000003" in missing.err
+
+
+@pytest.mark.slow
+def test_several_processes_share_an_evaluation(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    folder, out = tmp_path / "run", tmp_path / "out"
+    config = small_config(shards, tmp_path, "run", training={"steps": 3, "checkpoint_every": 3})
+    reports = run_worker(task_of(config, folder, 4))
+    out.mkdir()
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "jobs/evaluate.py"]
+    done = subprocess.run(
+        [sys.executable, *words, str(folder), "--device", "cpu", "--out", str(out), "--control"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written") == 2, "the first process speaks for both"
+    shared = EvalReport.from_json((out / "evaluation_val_online.json").read_text())
+    alone = reports["online"]
+    assert (shared.images, shared.image_set) == (alone.images, alone.image_set)
+    assert shared.miou() == pytest.approx(alone.miou(), abs=0.05)
