@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch._dynamo
@@ -16,7 +18,10 @@ MOST_GRAPHS = 8
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_losses_and_graphs(device, precision):
+def test_losses_and_graphs(device, precision, monkeypatch):
+    if device.type == "cpu":  # the graphs are those of a GPU; its compiler would take minutes here
+        compiled = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+        monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     changes = {"precision": precision}
     plain = steps(tiny_config(training=changes), device)
     torch._dynamo.reset()
