@@ -10,6 +10,7 @@ otherwise: the weights change no speed, and nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,8 @@ def measure_one_gpu(arguments: argparse.Namespace, config: RunConfig, device: An
         raise ConfigError("gpu: this machine has no CUDA device: `step` measures CPUs, `plan` predicts")
     if min(arguments.batches) < 1:
         raise ConfigError(f"--batches {min(arguments.batches)}: give 1 or more")
+    # cuBLAS reads it before its first product; the deterministic resume needs it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from cosa_dist.benchmark.gpu import measure_gpu
     from cosa_dist.benchmark.measure import as_text
 
