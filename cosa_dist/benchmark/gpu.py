@@ -170,7 +170,7 @@ def mean_losses(terms: Sequence[LossTerms]) -> dict[str, tuple[float, float]]:
 
 def memory_row(case: Case, cost: Footprint, device: torch.device, waits: Mapping[str, int]) -> Row:
     """What the steps since the last reset took of the memory, and where they waited."""
-    predicted = memory_gb(case.config, cost, case.config.training.global_batch_size)
+    predicted = memory_gb(case.config, cost, case.config.training.global_batch_size, alone=True)
     measured = peak_memory(device)
     reserved = torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None
     return {

@@ -17,7 +17,7 @@ from tests.benchmark.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
 PROJECT = Path(__file__).resolve().parents[2]
-NOT_NEEDED = ("ray", "mlflow", "datasets", "pandas", "pyarrow", "segmentation_models_pytorch", "scipy",
+NOT_NEEDED = ("ray", "mlflow", "datasets", "pandas", "segmentation_models_pytorch", "scipy",
               "pycocotools", "sklearn", "optuna", "plotly")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_a_co_training_step_takes_the_predicted_memory(
     training = {"precision": precision, "global_batch_size": images}
     config = full_config(data={"label": label, "shards": "nowhere"}, training=training)
     assert class_count(config) == classes
-    predicted = memory_gb(config, footprint(config, classes, precision == "bf16"), images)
+    predicted = memory_gb(config, footprint(config, classes, precision == "bf16"), images, alone=True)
     with fresh(config, device) as work:
         for _ in range(2):
             work.take(config.losses.warmup_steps, device)
