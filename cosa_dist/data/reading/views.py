@@ -138,7 +138,8 @@ def weak_view(
     """
     crop = np.empty((3, crop_size, crop_size), np.uint8) if out is None else out
     box, shown = _shown((draw.height, draw.width), crop_size, draw.pad, draw.window)
-    crop[...] = 0
+    if box != (0, crop_size, 0, crop_size):
+        crop[...] = 0
     if not _resize(image, draw, shown, crop[:, box[0] :, box[2] :]):
         scaled = _scaled(image, draw, Image.Resampling.BILINEAR)
         crop[...] = _planes(place_and_crop(scaled, crop_size, draw.pad, draw.window)[0])
