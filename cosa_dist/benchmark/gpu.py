@@ -24,7 +24,6 @@ from torch.autograd import DeviceType
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from cosa_dist.benchmark.flops import Footprint, footprint
 from cosa_dist.benchmark.measure import (
     Report,
     Row,
@@ -51,6 +50,7 @@ from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.objective import LossTerms
 from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest, save_checkpoint
+from cosa_dist.training.flops import Footprint, footprint
 from cosa_dist.training.state import set_arithmetic
 
 FORMATS = {"fp32 ieee": ("fp32", "highest"), "fp32 TF32": ("fp32", "high"), "bf16": ("bf16", "highest")}

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, ValidationError
 
-from cosa_dist.benchmark.flops import BYTES, Footprint, footprint
 from cosa_dist.benchmark.measure import Report, Row, Table, matrix_rate
 from cosa_dist.benchmark.workload import (
     CO_TRAINING,
@@ -32,6 +31,7 @@ from cosa_dist.config.method import Fraction, NonNegative, Positive, Section
 from cosa_dist.config.paths import place
 from cosa_dist.config.schema import Count, RunConfig
 from cosa_dist.data.reading.order import micro_batch
+from cosa_dist.training.flops import BYTES, PEAK_TFLOPS, Footprint, footprint, known_gpu
 
 BUCKET = 25e6
 """bytes of one bucket of DistributedDataParallel"""
@@ -41,24 +41,15 @@ FULL_MAPS = 6
 """planes of the crop's size that are alive at once for each class: logits, probabilities, their gradients"""
 CONTEXTS_GB = 3.0
 """memory of a GPU that tensors do not get: CUDA's context, workspaces of cuBLAS and cuDNN, buffers of NCCL"""
-_HOPPER = {"fp32_tflops": 67.0, "tf32_tflops": 494.5, "bf16_tflops": 989.0, "bandwidth_gbs": 400}
+_BESIDE_THE_PEAKS: dict[str, dict[str, float]] = {
+    "rtx3090": {"memory_gb": 24, "bandwidth_gbs": 10},
+    "a100": {"memory_gb": 80, "bandwidth_gbs": 250},
+    "h100": {"memory_gb": 80, "bandwidth_gbs": 400},
+    "h200": {"memory_gb": 141, "bandwidth_gbs": 400},
+}
 KNOWN_MACHINES: dict[str, dict[str, Any]] = {
-    "rtx3090": {
-        "fp32_tflops": 35.6,
-        "tf32_tflops": 35.6,
-        "bf16_tflops": 71.0,
-        "memory_gb": 24,
-        "bandwidth_gbs": 10,
-    },
-    "a100": {
-        "fp32_tflops": 19.5,
-        "tf32_tflops": 156.0,
-        "bf16_tflops": 312.0,
-        "memory_gb": 80,
-        "bandwidth_gbs": 250,
-    },
-    "h100": {**_HOPPER, "memory_gb": 80},
-    "h200": {**_HOPPER, "memory_gb": 141},
+    name: {f"{form}_tflops": peak for form, peak in PEAK_TFLOPS[name].items()} | facts
+    for name, facts in _BESIDE_THE_PEAKS.items()
 }
 """data sheets' dense peaks and memory; bandwidths are round numbers of PCIe 4 and of NVLink"""
 THIS = "this"
@@ -115,8 +106,8 @@ class Machine(Section):
 
 def machine_of_device(name: str) -> Machine | None:
     """The known machine that a device's full name speaks of, such as "NVIDIA H200"; None of another."""
-    known = (each for each in KNOWN_MACHINES if each in name.lower().replace(" ", ""))
-    return next((Machine(name=each, **KNOWN_MACHINES[each]) for each in known), None)
+    known = known_gpu(name)
+    return Machine(name=known, **KNOWN_MACHINES[known]) if known else None
 
 
 def read_machine(name_or_file: str, changes: dict[str, Any]) -> Machine:

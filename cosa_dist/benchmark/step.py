@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cosa_dist.benchmark.flops import footprint
 from cosa_dist.benchmark.measure import (
     Report,
     Row,
@@ -40,6 +39,7 @@ from cosa_dist.stopwatch import Stopwatch, part, synchroniser
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import prepare_store
 from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.training.flops import footprint
 from cosa_dist.training.step import training_step
 
 LOSS_BACKWARD, NETWORK_BACKWARD = "backward", "backward: network"

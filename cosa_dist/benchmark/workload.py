@@ -34,6 +34,7 @@ from cosa_dist.training.state import (
     compile_networks,
     make_accelerator,
     resolve_precision,
+    wrap_online,
 )
 from cosa_dist.training.step import training_step
 
@@ -136,7 +137,7 @@ def prepare(config: RunConfig, device: torch.device, world_size: int = 1, loader
     state = build_state(config, classes, accelerator.device)
     if config.training.compile:
         compile_networks(state)
-    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    network = wrap_online(state, accelerator)
     network.train()
     parts = batch // world_size // micro
     if loader and world_size == 1 and has_shards(config):

@@ -175,6 +175,8 @@ class OptimizerConfig(Section):
     """factor that the warm-up starts from"""
     power: NonNegative = 0.9
     """power of the polynomial decay"""
+    clip_norm: NonNegative = 0.0
+    """gradients of a larger norm are scaled down to it (0: never)"""
 
 
 class SegmenterConfig(Section):

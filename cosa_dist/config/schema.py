@@ -156,6 +156,8 @@ class DistributedConfig(Section):
     """seconds to wait for a place for the workers, at the start and after a loss, before giving up"""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """restarts after a lost worker, over the whole run"""
+    bf16_gradients: bool = False
+    """exchange gradients in bf16: half the bytes, each rounded to eight bits"""
     timeout: Positive = 600.0
     """seconds after which a collective operation without answer fails (with data.cache, more than one node's
     fetching may take longer than another's)"""

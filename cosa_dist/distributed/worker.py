@@ -42,6 +42,7 @@ from cosa_dist.training.state import (
     make_accelerator,
     resolve_precision,
     set_arithmetic,
+    wrap_online,
 )
 from cosa_dist.training.window import NonFiniteLossError
 
@@ -214,7 +215,7 @@ def prepare_state(
         convert_sync_batchnorm(state.online)
     if config.training.compile:
         compile_networks(state)
-    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    network = wrap_online(state, accelerator)
     return state, network
 
 
@@ -286,7 +287,8 @@ def run_worker(
     # The loader processes beside a GPU have most of its CPUs.
     torch.set_num_threads(max(1, task.cpus - (loaders if task.use_gpu else 0)))
     set_arithmetic(config.training.matmul_precision, config.training.deterministic)
-    accelerator = make_accelerator(common_precision(config, task), world_size(), not task.use_gpu)
+    precision, half = common_precision(config, task), config.distributed.bf16_gradients
+    accelerator = make_accelerator(precision, world_size(), not task.use_gpu, bf16_gradients=half)
     train = open_reading(config.data, config.data.train_split)
     val = open_reading(config.data, config.data.val_split)
     state, network = prepare_state(config, len(train.class_names), folder, accelerator)

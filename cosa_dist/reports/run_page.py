@@ -28,7 +28,13 @@ from cosa_dist.tracking.store import require_store, store_errors
 PICTURE_SIDE = 1100
 CURVE_PREFIXES = ("train/", "val/")
 THRESHOLDS = "train/threshold_"
-SPEED = ("train/learning_rate", "train/images_per_second")
+SPEED = tuple(
+    f"train/{name}"
+    for name in (
+        *("learning_rate", "gradient_norm", "images_per_second", "loader_wait_share"),
+        *("model_tflops", "mfu", "gpu_memory_gb", "gpu_memory_reserved_gb"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def _plots(run: RunContent, errors: ErrorAnalysis | str) -> dict[str, Any]:
         "losses": [key for key in trained if not key.startswith((THRESHOLDS, *SPEED))],
         "scores": [key for key in curves if key.startswith("val/") and "miou" in key],
         "thresholds": [key for key in trained if key.startswith(THRESHOLDS)],
-        "other": SPEED,
+        "other": [key for key in SPEED if key in curves],
         "curves": curves,
         "names": names,
         "iou": {

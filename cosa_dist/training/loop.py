@@ -17,16 +17,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from cosa_dist.collective import rank, sum_over_ranks
+from cosa_dist.collective import rank, sum_over_ranks, world_size
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.samples import Batch
 from cosa_dist.evaluation.report import EvalReport, better_report
 from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.checkpoint import CheckpointWriter
 from cosa_dist.training.checkpoint_files import Score
-from cosa_dist.training.state import TrainState
+from cosa_dist.training.flops import image_operations, peak_rate
+from cosa_dist.training.state import TrainState, classes_of
 from cosa_dist.training.step import training_step
-from cosa_dist.training.window import LossWindow
+from cosa_dist.training.window import LossWindow, timed
 
 log = logging.getLogger(__name__)
 Reports = dict[str, EvalReport]
@@ -86,18 +87,19 @@ def run_training(
     network.train()
     window = LossWindow()
     with CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints) as writer:
-        for batches in steps:
+        for waited, batches in timed(steps):
             on_device = [batch.to(context.accelerator.device) for batch in batches]
-            window.add(training_step(state, network, on_device, context.accelerator), batches)
+            window.add(training_step(state, network, on_device, context.accelerator), batches, waited)
             context.on_step(state, batches)
             due = due_after(state.step, state.config)
             if not due.log:
                 continue
             means, seconds = window.means(state.step), time.perf_counter() - window.started
             state.seconds += seconds
+            stop, save, share = _agree(state, context, writer, window.waited / seconds)
             if rank() == 0:
-                _log_window(state, means, seconds / window.steps, context.tracker)
-            stop, save = _asked(state, context, writer)
+                means["loader_wait_share"] = share
+                _log_window(state, means, seconds / window.steps, context)
             stop = stop and not due.last
             window = LossWindow()
             if due.last:
@@ -113,20 +115,23 @@ def run_training(
         return reports or _evaluate(state, context, writer, last=True, required=True)
 
 
-def _asked(state: TrainState, context: TrainingContext, writer: CheckpointWriter) -> tuple[bool, bool]:
-    """Whether to stop, as any rank was asked to, and whether rank 0 finds a checkpoint due by the clock.
+def _agree(
+    state: TrainState, context: TrainingContext, writer: CheckpointWriter, waiting: float
+) -> tuple[bool, bool, float]:
+    """Whether to stop, whether to save, and the mean share of time spent `waiting` for the loader.
 
-    No rank decides alone: the answers are the same on all.
+    The answers are the same on all ranks, and none decides alone: they stop where one was asked to, and save
+    by the clock of rank 0.
     """
     minutes = state.config.training.checkpoint_minutes
     due = rank() == 0 and 0 < 60 * minutes <= time.monotonic() - writer.saved_at
-    own = torch.tensor([float(context.stop_requested()), float(due)], device=context.accelerator.device)
-    stop, save = (sum_over_ranks(own) > 0).tolist()
-    return stop, save
+    own = torch.tensor([context.stop_requested(), due, waiting], device=context.accelerator.device)
+    stops, dues, share = sum_over_ranks(own).tolist()
+    return stops > 0, dues > 0, share / world_size()
 
 
 def _log_window(
-    state: TrainState, means: Mapping[str, float], seconds_per_step: float, tracker: Tracker
+    state: TrainState, means: Mapping[str, float], seconds_per_step: float, context: TrainingContext
 ) -> None:
     """Write one line of log and one point of each curve."""
     settings = state.config.training
@@ -134,9 +139,10 @@ def _log_window(
     thresholds = state.thresholds.current().values()
     values = {**means, "images_per_second": images_per_second}
     values["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+    values |= _use_of_the_device(state, images_per_second / world_size(), context.accelerator.device)
     if state.config.kind != "segmenter":
         values |= thresholds
-    tracker.log_metrics({f"train/{name}": value for name, value in values.items()}, state.step)
+    context.tracker.log_metrics({f"train/{name}": value for name, value in values.items()}, state.step)
     for notice in state.thresholds.notices():
         log.warning("step %d: %s", state.step, notice)
     parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if value)
@@ -146,6 +152,26 @@ def _log_window(
     log.info(
         f"step {state.step}/{settings.steps}  {parts}  {images_per_second:.1f} images/s  {int(left)} s left"
     )
+
+
+def _use_of_the_device(state: TrainState, images_per_second: float, device: torch.device) -> dict[str, float]:
+    """This worker's rate of the model's operations, 10^12 a second, its MFU, and peaks of a GPU's memory.
+
+    Operations are those of the last step's phase; an MFU needs the GPU's data sheet, peaks are since the last
+    line of log.
+    """
+    config, classes = state.config, classes_of(state.online.state_dict())
+    co_training = config.kind == "cosa" and state.step > config.losses.warmup_steps
+    found: dict[str, float] = {}
+    if operations := image_operations(config, classes, co_training=co_training):
+        found["model_tflops"] = images_per_second * operations / 1e12
+        if peak := peak_rate(config, device):
+            found["mfu"] = images_per_second * operations / peak
+    if device.type == "cuda":
+        found["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        found["gpu_memory_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+        torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
 def _evaluate(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from cosa_dist.config.method import OptimizerConfig
+from cosa_dist.stopwatch import part
 
 # Beside everything of one dimension: norms and biases.
 NOT_DECAYED = ("pos_embed", "relative_position_bias_table")
@@ -71,8 +73,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @contextmanager
-def stepping_in_backward(optimizer: torch.optim.Optimizer, stepped: set[Tensor]) -> Iterator[None]:
-    """Step parameters while the backward pass inside goes on and free their gradients; notes those `stepped`.
+def stepping_in_backward(
+    optimizer: torch.optim.Optimizer, stepped: set[Tensor], norms: list[Tensor]
+) -> Iterator[None]:
+    """Step parameters while the backward pass inside goes on and free their gradients.
+
+    Notes those `stepped`, and the `norms` of their gradients.
 
     AdamW steps each parameter by itself, so the weights are those of one step at the end; but only some 32 MB
     of gradients are there at once. For a backward pass that makes whole gradients: one rank, one micro-batch.
@@ -83,6 +89,7 @@ def stepping_in_backward(optimizer: torch.optim.Optimizer, stepped: set[Tensor])
     def arrived(parameter: Tensor) -> None:
         waiting.append(parameter)
         if sum(each.nbytes for each in waiting) >= STEP_EVERY:
+            norms.append(_norm(waiting))
             optimizer.step()
             for each in waiting:
                 each.grad = None
@@ -108,3 +115,23 @@ def fill_missing_gradients(optimizer: torch.optim.Optimizer, stepped: Collection
         for parameter in group["params"]:
             if parameter.grad is None and parameter not in stepped:
                 parameter.grad = torch.zeros_like(parameter)
+
+
+@part("gradient norm")
+def limit_gradients(
+    optimizer: torch.optim.Optimizer, most: float, norms_of_stepped: Sequence[Tensor] = ()
+) -> Tensor:
+    """Norm of all gradients as one vector, 0-dimensional, before they are scaled down to `most` (0: never).
+
+    Of those that are gone already, `stepping_in_backward` gave the norms. Waits for no device.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norms = [*norms_of_stepped, *([_norm(parameters)] if parameters else [])]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
+
+
+def _norm(parameters: Sequence[Tensor]) -> Tensor:
+    return nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])

@@ -7,13 +7,16 @@ and rank; so the state holds no generator: the step number determines them all.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch._dynamo.config
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
 from cosa_dist.config.schema import RunConfig
@@ -41,6 +44,8 @@ class TrainState:
     best_score: float = float("-inf")  # highest unfiltered mIoU (%) of either network so far
     seconds: float = 0.0  # training time so far, over all resumes
     thresholds: ThresholdSource = field(init=False)  # of both CAMs, on the networks' device
+    idle: dict[bool, list[nn.Parameter]] = field(init=False, default_factory=dict)
+    """parameters that the loss does not reach, before and in co-training; filled by several ranks only"""
 
     def __post_init__(self) -> None:
         device = next(self.online.parameters()).device
@@ -180,17 +185,71 @@ def compile_networks(state: TrainState) -> None:
         network.compile()
 
 
-def make_accelerator(precision: str, world_size: int, cpu: bool) -> Accelerator:
+def make_accelerator(
+    precision: str, world_size: int, cpu: bool, *, bf16_gradients: bool = False
+) -> Accelerator:
     """Return an Accelerator of the precision `auto`, `fp32` or `bf16` that has seen all ranks."""
+    hook = DDPCommunicationHookType.BF16 if bf16_gradients else DDPCommunicationHookType.NO
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=resolve_precision(precision, "cpu" if cpu else "cuda"),
-        # The loss warm-up leaves the decoder without gradients; a view saves a copy of all gradients.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
-        ],
+        # Without a view the reduction saves a copy of all gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, comm_hook=hook)],
     )
     # On the CPU Accelerate ignores a running process group unless told so: every rank would train alone.
     if accelerator.num_processes != world_size:
         raise RuntimeError(f"Accelerate sees {accelerator.num_processes} processes, the run has {world_size}")
     return accelerator
+
+
+def wrap_online(state: TrainState, accelerator: Accelerator) -> nn.Module:
+    """The online network as the accelerator prepares it; the state's optimiser becomes the accelerator's.
+
+    DistributedDataParallel lays out its buckets anew by the order in which the first gradients come. That of
+    a first step is not that of a resumed one, and sums over three ranks or more depend on the layout: so the
+    first gradients are zeros, in the order of the parameters.
+    """
+    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    if isinstance(network, DistributedDataParallel):
+        module, network.module = network.module, _Zero(state.online)
+        network().backward()
+        network.module = module
+        network.zero_grad(set_to_none=True)
+    return cast(nn.Module, network)
+
+
+class _Zero(nn.Module):
+    """Gives 0 with a gradient of 0 for each parameter of another network, which is no part of this one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+    def forward(self) -> Tensor:
+        return zero_of(self.trained)
+
+
+def zero_of(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """0 with a gradient of 0 for each of the parameters (one or more), whatever they hold."""
+    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
+
+
+def with_idle_parameters(state: TrainState, loss: Tensor) -> Tensor:
+    """The loss, with a gradient of 0 for the parameters that it does not reach.
+
+    DistributedDataParallel waits for a gradient of each, and looking for those that get none would cost a
+    search and an exchange in each step; which they are depends on the phase alone.
+    """
+    if state.co_training not in state.idle:
+        reached, seen, nodes = set(), set(), [loss.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            reached.add(id(getattr(node, "variable", None)))
+            nodes += [following for following, _ in node.next_functions]
+        trained = [parameter for parameter in state.online.parameters() if parameter.requires_grad]
+        state.idle[state.co_training] = [one for one in trained if id(one) not in reached]
+    idle = state.idle[state.co_training]
+    return loss + zero_of(idle) if idle else loss

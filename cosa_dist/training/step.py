@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cosa_dist.assignment.inference import multi_scale
 from cosa_dist.assignment.pseudo_labels import Assignment, make_assignment
@@ -37,10 +38,11 @@ from cosa_dist.stopwatch import one_thread, part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
     learning_rate_factor,
+    limit_gradients,
     set_learning_rate,
     stepping_in_backward,
 )
-from cosa_dist.training.state import TrainState
+from cosa_dist.training.state import TrainState, with_idle_parameters
 
 
 def training_step(
@@ -49,7 +51,8 @@ def training_step(
     """Take one optimiser step with this rank's micro-batches of the global batch, on the device.
 
     `network` is the online network as the accelerator prepared it; the state is changed in place. Returns the
-    unweighted loss terms and the weighted `total`, means over the micro-batches, on the device.
+    unweighted loss terms and the weighted `total`, means over the micro-batches, and the `gradient_norm`, all
+    on the device.
 
     Raises:
         ValueError: a segmenter's batch without masks, or without the reliability that should weigh.
@@ -65,17 +68,25 @@ def training_step(
     state.optimizer.zero_grad(set_to_none=True)
     means: LossTerms = {}
     stepped: set[Tensor] = set()
+    norms: list[Tensor] = []
+    distributed = isinstance(network, DistributedDataParallel)
+    # Clipping needs all gradients before the first step.
     sparing = config.training.activation_checkpointing and len(batches) == 1 and world_size() == 1
-    backward = stepping_in_backward(state.optimizer, stepped) if sparing else nullcontext()
+    sparing = sparing and not config.optimizer.clip_norm
+    backward = stepping_in_backward(state.optimizer, stepped, norms) if sparing else nullcontext()
     for index in range(len(batches)):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(network):
             terms = next(terms_of_batches)
+            loss = terms["total"] / len(batches)
             with part("backward"), backward:
-                accelerator.backward(terms["total"] / len(batches))
+                accelerator.backward(with_idle_parameters(state, loss) if distributed else loss)
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / len(batches)
 
+    for parameter in state.idle.get(state.co_training, ()):
+        parameter.grad = None
+    means["gradient_norm"] = limit_gradients(state.optimizer, config.optimizer.clip_norm, norms)
     if config.losses.zero_gradients_in_warmup and not segmenter:
         fill_missing_gradients(state.optimizer, stepped)
     with part("optimiser"):

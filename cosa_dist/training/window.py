@@ -7,14 +7,30 @@ well: a term that is not finite is found at the step where it first appeared, wi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cosa_dist.collective import gather_objects, sum_over_ranks, world_size
 from cosa_dist.data.reading.samples import Batch
+
+SHARED = ("gradient_norm",)  # terms that are the same on every rank, whoever broke them
+T = TypeVar("T")
+
+
+def timed(items: Iterable[T]) -> Iterator[tuple[float, T]]:
+    """Each item, and before it the seconds that it was waited for."""
+    iterator = iter(items)
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield time.perf_counter() - started, item
 
 
 class NonFiniteLossError(RuntimeError):
@@ -23,20 +39,22 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class LossWindow:
-    """Loss terms and sample ids of some consecutive steps, and the time since the window was opened."""
+    """Loss terms, samples and waits of some consecutive steps, and the time since the window was opened."""
 
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     samples: list[list[str]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0  # seconds for the loader
 
     @property
     def steps(self) -> int:
         """Number of steps so far."""
         return len(self.terms)
 
-    def add(self, terms: dict[str, Tensor], batches: Sequence[Batch]) -> None:
-        """Add one step: its terms stay on the device."""
+    def add(self, terms: dict[str, Tensor], batches: Sequence[Batch], waited: float = 0.0) -> None:
+        """Add one step, whose batches took `waited` seconds to come: its terms stay on the device."""
         self.terms.append(terms)
+        self.waited += waited
         self.samples.append([sample for batch in batches for sample in batch.ids])
 
     def means(self, last_step: int) -> dict[str, float]:
@@ -52,10 +70,14 @@ class LossWindow:
         for index, good in enumerate(finite):
             if not all(good):
                 bad = ", ".join(name for name, is_finite in zip(names, good, strict=True) if not is_finite)
-                samples = [] if bool(own[index].isfinite().all()) else self.samples[index]
+                of_this_rank = [name not in SHARED for name in names]
+                broken = not bool(own[index, of_this_rank].isfinite().all())
+                # Where no rank's own terms are broken, all of the samples made the gradients.
+                samples = _samples_of_all_ranks(self.samples[index] if broken else [])
+                samples = samples or _samples_of_all_ranks(self.samples[index])
                 raise NonFiniteLossError(
                     f"step {last_step - self.steps + 1 + index}: {bad} not finite; "
-                    f"{_samples_of_all_ranks(samples)}; the last checkpoint is kept"
+                    f"{samples}; the last checkpoint is kept"
                 )
         return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 

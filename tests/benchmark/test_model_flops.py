@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as functional
 
-from cosa_dist.benchmark.flops import counted, footprint
 from cosa_dist.benchmark.measure import matrix_rate, peak_memory, reset_peak_memory
 from cosa_dist.benchmark.workload import generated_batch, prepare
+from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.training.flops import counted, footprint, image_operations, peak_rate
+from cosa_dist.training.state import build_state, classes_of, make_accelerator, wrap_online
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
 
@@ -37,6 +41,57 @@ def test_a_step_counts_what_the_real_one_does(phase, flip):
     real = counted(lambda: training_step(work.state, work.network, [batch], work.accelerator))
     expected = 4 * getattr(footprint(config, 20), phase)
     assert real == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["cosa", "control", "segmenter"])
+def test_a_runs_own_step_counts_what_it_does(kind):
+    config = tiny_config(losses={"warmup_steps": 0}, kind=kind)
+    if kind == "segmenter":
+        settings = {"supervision": "truth", "losses": {"warmup_steps": 0}}
+        config = build_config(merge(read_recipe("tiny_ms"), settings))
+    co_training = kind == "cosa"
+    accelerator = make_accelerator("fp32", 1, cpu=True)
+    state = build_state(config, 20, accelerator.device)
+    network = wrap_online(state, accelerator).train()
+    side = config.data.crop_size
+    batch = replace(generated_batch(4, side, 20), masks=torch.ones(4, side, side, dtype=torch.uint8))
+    real = counted(lambda: training_step(state, network, [batch], accelerator))
+    found = image_operations(config, classes_of(state.online.state_dict()), co_training=co_training)
+    assert real == pytest.approx(4 * found, rel=0.02)
+
+
+def test_an_encoder_that_cannot_be_counted_costs_a_line_and_no_run(monkeypatch, caplog):
+    def refuse(*_: object, **__: object) -> int:
+        raise RuntimeError("data-dependent")
+
+    monkeypatch.setattr("cosa_dist.training.flops._FakeNetwork.train_operations", refuse)
+    assert image_operations(tiny_config(), 7, co_training=False) == 0
+    assert "cannot be counted: data-dependent" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA H200", "bf16", 989.0),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.0),
+        ("NVIDIA GH200 480GB", "bf16", None),
+        ("NVIDIA H100 PCIe", "bf16", None),
+        ("NVIDIA H100 NVL", "bf16", None),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "fp32", None),
+        ("NVIDIA GeForce RTX 3090", "bf16", 71.0),
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16", None),
+    ],
+)
+def test_the_data_sheet_is_that_of_this_very_gpu(monkeypatch, name, precision, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    found = peak_rate(tiny_config(training={"precision": precision}), torch.device("cuda"))
+    assert found == (None if tflops is None else tflops * 1e12)
+    assert peak_rate(tiny_config(), CPU) is None
+    high = tiny_config(training={"precision": "fp32", "matmul_precision": "high"})
+    if name == "NVIDIA A100-SXM4-80GB":
+        assert peak_rate(high, torch.device("cuda")) == 156e12
 
 
 def test_the_assignment_pass_is_the_sum_over_its_scales():

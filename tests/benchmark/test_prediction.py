@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cosa_dist.benchmark import plan as planning
-from cosa_dist.benchmark.flops import Footprint
 from cosa_dist.benchmark.plan import (
     Machine,
     exchange_seconds,
@@ -20,6 +19,7 @@ from cosa_dist.benchmark.plan import (
     worker_counts,
 )
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.training.flops import Footprint
 from tests.benchmark.tiny_run import tiny_config
 
 IMAGE = Footprint(

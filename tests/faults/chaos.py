@@ -31,7 +31,7 @@ from tests.support.programs import PATIENCE, NotInTimeError
 VICTIMS = ("worker", "node", "driver", "tracker")
 LONGEST_ABSENCE = 6.0
 """Seconds that a killed node or tracker stays away at most."""
-MEASURED = ("seconds", "images_per_second")
+MEASURED = ("seconds", "images_per_second", "loader_wait_share", "model_tflops")
 """Ends of the names of metrics that measure time and differ from run to run."""
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cosa_dist.benchmark.flops import footprint
 from cosa_dist.benchmark.gpu import MEMORY_APART, fresh
 from cosa_dist.benchmark.loading import generated_samples
 from cosa_dist.benchmark.measure import peak_memory
 from cosa_dist.benchmark.plan import memory_gb
 from cosa_dist.benchmark.workload import class_count
 from cosa_dist.evaluation.evaluator import Evaluator
+from cosa_dist.training.flops import footprint
 
 
 @pytest.mark.parametrize(("label", "classes"), [("VOC", 20), ("COCO", 80)])

@@ -20,7 +20,7 @@ from cosa_dist.training.state import TrainState
 from tests.integration.small_run import ALL_PARTS, PulledPlugError, make_shards, small_config, task_of, watch
 
 STEPS = ALL_PARTS["training"]["steps"]
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "loader_wait_share", "model_tflops")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,9 @@ def test_a_run_leaves_reports_pictures_metrics_and_checkpoints(straight):
     assert len(list((folder / "pictures").glob("*.png"))) == 1
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"best.json"}
     assert len(curve(folder, "train/total")) == 10
+    assert all(value > 0 for value in curve(folder, "train/gradient_norm"))
+    assert len(curve(folder, "train/model_tflops")) == 10
+    assert all(0 <= value < 1 for value in curve(folder, "train/loader_wait_share"))
     assert len(curve(folder, "final/online/miou_unfiltered")) == 1
     assert "predicted_labels" in (folder / "results.txt").read_text()
 

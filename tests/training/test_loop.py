@@ -14,7 +14,7 @@ import torch
 from cosa_dist.benchmark.workload import generated_batch
 from cosa_dist.config.loading import build_config, merge, read_recipe
 from cosa_dist.training.checkpoint import CheckpointWriter
-from cosa_dist.training.loop import TrainingContext, _asked
+from cosa_dist.training.loop import TrainingContext, _agree
 from cosa_dist.training.state import build_state, make_accelerator
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
@@ -34,7 +34,7 @@ def _ask(index: int, folder: str) -> None:
             stop_requested=lambda stopped=stopped: index == stopped,
         )
         writer.saved_at = time.monotonic() - (601 if index == late else 500)
-        answers.append(_asked(state, cast(TrainingContext, context), writer))
+        answers.append(_agree(state, cast(TrainingContext, context), writer, 0.2 + 0.4 * index))
     torch.save(answers, Path(folder) / f"{index}.pt")
 
     thresholds = learning_state().thresholds
@@ -50,10 +50,11 @@ def test_every_rank_stops_and_saves_where_one_does(tmp_path):
     run_ranks(_ask, 2, str(tmp_path))
     for index in range(2):
         quiet, own, other, due, late = torch.load(tmp_path / f"{index}.pt", weights_only=True)
-        assert quiet == (False, False)
-        assert own == other == (True, False)  # a stop file that only one node sees counts
-        assert due == (False, True)
-        assert late == (False, False)  # only the clock of rank 0 counts
+        assert quiet[:2] == (False, False)
+        assert own[:2] == other[:2] == (True, False)  # a stop file that only one node sees counts
+        assert due[:2] == (False, True)
+        assert late[:2] == (False, False)  # only the clock of rank 0 counts
+        assert {round(answer[2], 6) for answer in (quiet, own, other, due, late)} == {0.4}
     ours, others = (torch.load(tmp_path / f"thresholds{index}.pt", weights_only=True) for index in range(2))
     assert all(torch.equal(value, others[key]) for key, value in ours.items())
     assert ours["usable"].tolist() == [False, True]

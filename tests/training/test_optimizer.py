@@ -11,6 +11,7 @@ from cosa_dist.training.optimizer import (
     build_optimizer,
     fill_missing_gradients,
     learning_rate_factor,
+    limit_gradients,
     set_learning_rate,
 )
 from tests.model.test_network_golden import tiny_network
@@ -53,3 +54,14 @@ def test_zero_gradients_let_weight_decay_act():
     fill_missing_gradients(optimizer)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.95))
+
+
+@pytest.mark.parametrize(("most", "factor"), [(0.0, 1.0), (20.0, 1.0), (1.3, 0.1)])
+def test_the_norm_is_that_of_all_gradients_and_only_larger_ones_are_scaled_down(most, factor):
+    one, other, idle = (torch.nn.Parameter(torch.zeros(size)) for size in (2, 1, 3))
+    one.grad, other.grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
+    optimizer = torch.optim.SGD([{"params": [one]}, {"params": [other, idle]}], lr=1.0)
+    assert limit_gradients(optimizer, most).item() == 13.0
+    torch.testing.assert_close(one.grad, factor * torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(other.grad, factor * torch.tensor([12.0]))
+    assert idle.grad is None
