@@ -87,6 +87,9 @@ def test_blocks_computed_again_change_no_bit(kind, precision, parts, gathered, m
     again = count_calls(monkeypatch)
     sparing_terms, sparing_tensors = steps_of(kind, precision, True, parts)
     assert again() > 0
+    # The norm of all gradients is put together from those of the parts: in another order.
+    norms = [[float(step.pop("gradient_norm")) for step in found] for found in (sparing_terms, terms)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     assert sparing_terms == terms
     assert sparing_tensors.keys() == tensors.keys()
     assert all(torch.equal(sparing_tensors[name], tensors[name]) for name in tensors)
@@ -139,15 +142,18 @@ def test_gradients_go_with_the_backward_pass():
     weights = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
     adam = torch.optim.AdamW(weights, lr=0.1)
     stepped: set[torch.Tensor] = set()
-    with optimizer.stepping_in_backward(adam, stepped):
+    norms: list[torch.Tensor] = []
+    with optimizer.stepping_in_backward(adam, stepped, norms):
         (weights[0] * weights[1]).sum().backward()
         assert stepped == set()  # 32 bytes are not worth a step
     assert [weight.grad is None for weight in weights] == [False, False, True]
     adam.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer, "STEP_EVERY", 32)
-        with optimizer.stepping_in_backward(adam, stepped):
+        before = torch.cat([weight.detach() for weight in weights[:2]])
+        with optimizer.stepping_in_backward(adam, stepped, norms):
             (weights[0] * weights[1]).sum().backward()
+    torch.testing.assert_close(optimizer.limit_gradients(adam, 0.0, norms), before.norm())
     assert stepped == set(weights[:2])
     assert all(weight.grad is None for weight in weights)
     assert [bool((weight < 1).all()) for weight in weights] == [True, True, False]
