@@ -1,8 +1,9 @@
 """Measure or predict what a run costs: `python jobs/benchmark.py WHAT --recipe voc_released [options]`.
 
 WHAT is one of: `step` (a whole training step and its parts), `gpu` (steps of one GPU for several batches and
-number formats, with a sanity check), `loader`, `reading` (mapped and streaming, local and over HTTP),
-`evaluation`, `scaling` (1..N Ray Train workers), `plan` (prediction for a described machine).
+number formats, with a sanity check), `checkpoint` (how long training stands still for one), `loader`,
+`reading` (mapped and streaming, local and over HTTP), `evaluation`, `scaling` (1..N Ray Train workers),
+`plan` (prediction for a described machine).
 Every option of the run (`--a.b VALUE`) may follow. Weights are random and measurements in float32 unless told
 otherwise: the weights change no speed, and nothing is downloaded.
 """
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cosa_dist.config.schema import RunConfig
 
 WIDTH_OF_A_FILE = 150
-WHAT = ("step", "gpu", "loader", "reading", "evaluation", "scaling", "plan")
+WHAT = ("step", "gpu", "checkpoint", "loader", "reading", "evaluation", "scaling", "plan")
 MACHINE_FIELDS = {
     "nodes": int,
     "gpus_per_node": int,
@@ -65,7 +66,7 @@ def make_benchmark_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=int, default=0, help="loader, reading, evaluation: images of a round"
     )
-    parser.add_argument("--against", metavar="COMMIT", help="loader: in turn with that commit's loader")
+    parser.add_argument("--against", metavar="COMMIT", help="loader, checkpoint: in turn with that commit")
     parser.add_argument(
         "--workers", type=int, default=2, help="scaling, plan --machine this: most workers (2)"
     )
@@ -128,6 +129,10 @@ def measure(arguments: argparse.Namespace, rest: list[str]) -> Report:
             return report
         case "gpu":
             return measure_one_gpu(arguments, config, device)
+        case "checkpoint":
+            from cosa_dist.benchmark.step import measure_checkpoint
+
+            return measure_checkpoint(config, arguments.against or "", rounds)
         case "scaling":
             from cosa_dist.benchmark.scaling import measure_scaling
 

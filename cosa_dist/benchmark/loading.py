@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
 import socket
 import subprocess
 import sys
@@ -24,7 +22,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cosa_dist.benchmark.measure import Report, Row, Table, machine_facts, median_seconds
+from cosa_dist.benchmark.measure import (
+    Report,
+    Row,
+    Table,
+    build_of,
+    machine_facts,
+    median_seconds,
+    result_of,
+)
 from cosa_dist.benchmark.workload import class_count, has_shards, prepare
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import DataConfig, RunConfig
@@ -147,32 +153,10 @@ def photograph_shards(folder: Path, width: int, height: int) -> Path:
     return shards
 
 
-@contextmanager
-def build_of(commit: str) -> Iterator[Path]:
-    """A folder with the code of another commit of this repository; ConfigError where git has none."""
-    here = Path(__file__).resolve().parents[2]
-    with tempfile.TemporaryDirectory() as folder:
-        build = Path(folder) / "build"
-        command = ["git", "-C", str(here), "worktree", "add", "--detach", str(build), commit]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise ConfigError(f"--against {commit}: {' '.join(made.stderr.split())}")
-        try:
-            yield build
-        finally:
-            command = ["git", "-C", str(here), "worktree", "remove", "--force", str(build)]
-            subprocess.run(command, capture_output=True, check=False)
-
-
 def loader_pass(build: Path, shards: str, split: str, crop_size: int, images: int) -> tuple[float, int]:
     """CPU seconds and the views' digest of a pass of a build's training loader; RuntimeError: it fails."""
     words = [shards, split, str(crop_size), str(BATCH), str(images // BATCH)]
-    environment = {**os.environ, "PYTHONPATH": str(build), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PASS, *words]
-    done = subprocess.run(command, cwd=build, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the loader of {build}: {done.stderr.strip().splitlines()[-1]}")
-    seconds, digest = json.loads(done.stdout)
+    seconds, digest = result_of(build, PASS, *words, threads=1)
     return seconds, digest
 
 

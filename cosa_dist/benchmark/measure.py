@@ -7,10 +7,12 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from cosa_dist.atomic import atomic_write
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import synchroniser
 from cosa_dist.tracking.provenance import usable_cpus
@@ -190,3 +193,32 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device)) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+@contextmanager
+def build_of(commit: str) -> Iterator[Path]:
+    """A folder with the code of another commit of this repository; ConfigError where git has none."""
+    here = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        build = Path(folder) / "build"
+        command = ["git", "-C", str(here), "worktree", "add", "--detach", str(build), commit]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise ConfigError(f"--against {commit}: {' '.join(made.stderr.split())}")
+        try:
+            yield build
+        finally:
+            command = ["git", "-C", str(here), "worktree", "remove", "--force", str(build)]
+            subprocess.run(command, capture_output=True, check=False)
+
+
+def result_of(build: Path, program: str, *words: str, threads: int = 0) -> Any:
+    """What a program prints as JSON, in a process with the code of a build; RuntimeError: it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(build)}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, cwd=build, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the code of {build}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)

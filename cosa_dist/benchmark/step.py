@@ -7,10 +7,12 @@ output of the network.
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from cosa_dist.benchmark.measure import (
     Report,
     Row,
     Table,
+    build_of,
+    machine_facts,
     matrix_rate,
     peak_memory,
     reset_peak_memory,
+    result_of,
     run_facts,
 )
 from cosa_dist.benchmark.plan import machine_of_device
@@ -35,6 +40,7 @@ from cosa_dist.benchmark.workload import (
     phase_steps,
     timed_steps,
 )
+from cosa_dist.config.schema import RunConfig
 from cosa_dist.stopwatch import Stopwatch, part, synchroniser
 from cosa_dist.tracking.mlflow_runs import create_run
 from cosa_dist.tracking.store import prepare_store
@@ -42,6 +48,43 @@ from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.flops import footprint
 from cosa_dist.training.step import training_step
 
+CHECKPOINT_PASS = """
+import json, sys, time, torch
+from pathlib import Path
+from cosa_dist.config.loading import build_config
+from cosa_dist.training.state import build_state
+try:
+    from cosa_dist.training.saving import CheckpointWriter  # where it was once
+    how = {"must": False}
+except ImportError:
+    from cosa_dist.training.checkpoint import CheckpointWriter
+    how = {"required": False}
+
+model, side, folder, threads = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+config = build_config({"model": {**model, "weights": "none"}, "data": {"crop_size": side}})
+state = build_state(config, 20, torch.device("cpu"))
+writer = CheckpointWriter(Path(folder) / str(time.time_ns()), keep=1)
+
+def step():
+    state.online(torch.rand(1, 3, side, side)).segmentation.square().mean().backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+
+step()
+seconds = []
+for _ in range(3):
+    before, started = getattr(writer, "standstill", 0.0), time.perf_counter()
+    writer.save(state, **how)
+    seconds.append(time.perf_counter() - started)
+    step()
+    if hasattr(writer, "standstill"):  # the wait of the optimiser's step is in it
+        writer.finish()
+        seconds[-1] = writer.standstill - before
+size = sum(file.stat().st_size for file in writer.folder.rglob("*") if file.is_file())
+print(json.dumps({"seconds": seconds, "bytes": size}))
+"""
 LOSS_BACKWARD, NETWORK_BACKWARD = "backward", "backward: network"
 NETWORK_PARTS = {"assignment pass", "online forward", NETWORK_BACKWARD}
 """the networks' own work; everything else should be small"""
@@ -182,3 +225,36 @@ def write_traces(work: Workload, device: torch.device, folder: Path) -> list[Pat
         files.append(folder / f"{phase.replace(' ', '_')}.json")
         trace.export_chrome_trace(str(files[-1]))
     return files
+
+
+def measure_checkpoint(config: RunConfig, commit: str, rounds: int) -> Report:
+    """How long training stands still for a checkpoint, here and (where it is given) with another commit.
+
+    The builds take turns, each in a process of its own, which saves three times; medians over `rounds`. A
+    forward and a backward pass of one picture lie between two optimiser steps, less than in any real one.
+    """
+    here = Path(__file__).resolve().parents[2]
+    model = config.model.model_dump(mode="json", exclude_defaults=True)
+    with tempfile.TemporaryDirectory() as folder, build_of(commit) if commit else nullcontext() as other:
+        builds = {**({commit: other} if other else {}), "this code": here}
+        found: dict[str, list[Any]] = {name: [] for name in builds}
+        for _ in range(rounds):
+            for name, build in builds.items():
+                words = json.dumps([model, config.data.crop_size, folder, torch.get_num_threads()])
+                found[name].append(result_of(build, CHECKPOINT_PASS, words))
+    rows: list[Row] = []
+    for name, passes in found.items():
+        # The first one makes what the later ones use again.
+        first, *rest = (statistics.median(each["seconds"][turn] for each in passes) for turn in range(3))
+        size, later = passes[0]["bytes"] / 1e9, statistics.median(rest)
+        share = later / float(rows[0]["later s"] or 1) if rows else None
+        row: Row = {
+            "build": name,
+            "GB": size,
+            "first s": first,
+            "later s": later,
+            "later, of the other's": share,
+        }
+        rows.append(row if other else {key: row[key] for key in ("GB", "first s", "later s")})
+    facts = {**machine_facts(torch.device("cpu")), "backbone": config.model.backbone, "rounds": rounds}
+    return Report("checkpoint", facts, [Table("training stands still for a checkpoint", rows)])

@@ -11,6 +11,7 @@ from cosa_dist.benchmark.step import (
     LOSS_BACKWARD,
     NETWORK_BACKWARD,
     line_seconds,
+    measure_checkpoint,
     measure_step,
     part_rows,
     step_parts,
@@ -100,3 +101,10 @@ def test_a_measurement_reports_rates_of_its_own_seconds(monkeypatch, tmp_path):
 def names(file):
     """The names of a trace's events."""
     return [event.get("name") for event in json.loads(file.read_text())["traceEvents"]]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_measured_in_a_process_of_the_build():
+    (row,) = measure_checkpoint(tiny_config(), "", 1).tables[0].rows
+    assert set(row) == {"GB", "first s", "later s"}
+    assert all(value > 0 for value in row.values())
