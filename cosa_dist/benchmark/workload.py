@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as functional
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from cosa_dist.config.schema import RunConfig
@@ -128,8 +127,6 @@ def prepare(config: RunConfig, device: torch.device, world_size: int = 1, loader
     With `loader` the run's shards are read if they are there; else batches are generated. Raises ConfigError
     for a batch that the ranks cannot share, ValueError for a backbone or sizes that do not fit.
     """
-    # Accelerate keeps one precision and device for a process: workloads of two are used one after the other.
-    AcceleratorState._reset_state(reset_partial_state=world_size == 1)
     batch, size = config.training.global_batch_size, config.data.crop_size
     micro = micro_batch(batch, world_size, config.training.micro_batch_size)
     classes = class_count(config)

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 import torch._dynamo.config
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -189,6 +190,8 @@ def make_accelerator(
     precision: str, world_size: int, cpu: bool, *, bf16_gradients: bool = False
 ) -> Accelerator:
     """Return an Accelerator of the precision `auto`, `fp32` or `bf16` that has seen all ranks."""
+    # A process may train several runs, of different formats; Accelerate would refuse the second format.
+    AcceleratorState._reset_state(reset_partial_state=world_size == 1)
     hook = DDPCommunicationHookType.BF16 if bf16_gradients else DDPCommunicationHookType.NO
     accelerator = Accelerator(
         cpu=cpu,

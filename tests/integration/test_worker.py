@@ -10,7 +10,6 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -167,15 +166,7 @@ def test_accumulation_does_not_change_the_losses_of_the_whole_method(shards, str
         )
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """Accelerate keeps its precision for the whole process; a test of another one starts anew."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_the_whole_method_trains_in_bf16(shards, straight_whole, tmp_path, fresh_accelerate):
+def test_the_whole_method_trains_in_bf16(shards, straight_whole, tmp_path):
     folder = tmp_path / "bf16"
     training = {"precision": "bf16", "steps": 3}
     run_worker(task_of(small_config(shards, tmp_path, "bf16", training=training, **WHOLE_METHOD), folder, 4))
@@ -184,7 +175,7 @@ def test_the_whole_method_trains_in_bf16(shards, straight_whole, tmp_path, fresh
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
 
 
-def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path, fresh_accelerate):
+def test_bf16_trains_with_finite_losses_close_to_fp32(shards, straight, tmp_path):
     folder = tmp_path / "bf16"
     config = small_config(shards, tmp_path, "bf16", training={"precision": "bf16", "steps": 3})
     run_worker(task_of(config, folder, 4))

@@ -41,9 +41,14 @@ def start(tmp_path, monkeypatch):
     return started
 
 
+@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("more", [(), ("--restarted",)])
-def test_before_anything_is_made_the_same_command_starts_again(start, more, tmp_path, monkeypatch, capsys):
+def test_before_anything_is_made_the_same_command_starts_again(
+    start, more, here, tmp_path, monkeypatch, capsys
+):
+    # With and without a Ray cluster: the last that is done before the run's folder is made.
     monkeypatch.setattr(plan, "await_resources", interrupted)
+    monkeypatch.setattr(launch, "runs_here", interrupted if here else lambda *words: False)
     assert start(*more) == 130
     assert capsys.readouterr().err.splitlines()[-1] == NOTHING
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.utils.checkpoint import checkpoint
 
 from cosa_dist.config.loading import build_config, load_config
@@ -19,14 +18,6 @@ from tests.model.tiny_encoders import tiny_model_config
 from tests.support.ranks import run_ranks
 
 SIDE = 64
-
-
-@pytest.fixture(autouse=True)
-def accelerate_starts_anew():
-    """Accelerate keeps its precision for the whole process unless reset."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def batch() -> Batch:
@@ -44,7 +35,6 @@ def batch() -> Batch:
 
 def steps_of(kind, precision, sparing, parts=1, ranks=1):
     """Loss terms of two steps of the loss warm-up and two of co-training, and all tensors after them."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     model = tiny_model_config(kind).model_dump(mode="json")
     if kind == "swin":
         model["backbone_options"]["drop_path_rate"] = 0.5

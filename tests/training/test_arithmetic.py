@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from cosa_dist.assignment.mixture import _running_product
@@ -26,9 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def arithmetic_as_before(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     set_arithmetic("highest")
 
 
