@@ -29,7 +29,8 @@ def ray_worker(payload: dict[str, Any]) -> None:
 
     An error that a retry would meet again is recorded in the run folder, and so is a stop that was requested:
     after Ray's restart of the workers they return at once, and the launcher reads the record. On a network
-    file system some nodes may not see it yet: one that does is enough.
+    file system some nodes may not see it yet: one that does is enough. A stop is rank 0's to record, as it
+    alone knows that the checkpoint is on the disk.
     """
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -57,14 +58,15 @@ def run_and_record(task: WorkerTask, folder: RunFolder, report: Report = lambda 
     """Run the worker; record why it ended early, for the launcher and for the workers after a restart."""
     import torch
 
-    from cosa_dist.collective import world_size
+    from cosa_dist.collective import rank, world_size
     from cosa_dist.distributed.worker import NON_RETRYABLE_ERRORS, run_worker
     from cosa_dist.training.loop import TrainingStoppedError
 
     try:
         run_worker(task, report=report)
     except TrainingStoppedError as error:
-        folder.stopped_file.write_text(f"{error}\n", encoding="utf-8")
+        if rank() == 0:
+            folder.stopped_file.write_text(f"{error}\n", encoding="utf-8")
     except NON_RETRYABLE_ERRORS as error:
         line = in_one_line(error)
         if isinstance(error, torch.OutOfMemoryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from cosa_dist import collective
+from cosa_dist.benchmark.workload import generated_batch
 from cosa_dist.distributed import ray_worker, worker
 from cosa_dist.distributed.launch import RunFailedError, raise_recorded_failure
 from cosa_dist.distributed.run_folder import RunFolder, WorkerTask
+from cosa_dist.tracking.tracker import NullTracker
+from cosa_dist.training import checkpoint
+from cosa_dist.training.loop import TrainingContext, run_training
+from cosa_dist.training.state import build_state, make_accelerator, wrap_online
 from cosa_dist.training.window import NonFiniteLossError
+from tests.benchmark.tiny_run import tiny_config
 from tests.support.ranks import run_ranks
 
 
@@ -71,3 +78,43 @@ def test_a_failure_that_one_node_sees_ends_all_workers(tmp_path, left, workers):
     (tmp_path / "node0" / left).write_text("it was so\n")
     run_ranks(_start, 2, str(tmp_path))
     assert len(list(tmp_path.glob("trained by *"))) == workers
+
+
+def _asked_to_stop(index: int, folder: str, disk_is_full: bool) -> None:
+    """A worker that trains one step and is asked to stop there; rank 0 writes the checkpoint."""
+
+    def full(*words: object, **more: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def train(*words: object, **more: object) -> None:
+        accelerator = make_accelerator("fp32", 2, cpu=True)
+        state = build_state(tiny_config(training={"log_every": 1}), 3, accelerator.device)
+        network = wrap_online(state, accelerator)
+        context = TrainingContext(
+            accelerator,
+            NullTracker(),
+            Path(folder),
+            lambda state, last: ({}, {}),
+            stop_requested=lambda: True,
+        )
+        run_training(state, network, [[generated_batch(2, 32, 3)]], context)
+
+    worker.run_worker = train  # type: ignore[assignment]
+    if disk_is_full:
+        checkpoint.store_checkpoint = full
+    try:
+        ray_worker.run_and_record(WorkerTask({}, folder, "", "", False, 2, 1), RunFolder(Path(folder)))
+    except OSError:
+        (Path(folder) / f"refused {index}").touch()
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_a_stop_is_recorded_only_if_rank_0_has_saved(tmp_path, disk_is_full):
+    run_ranks(_asked_to_stop, 2, str(tmp_path), disk_is_full)
+    refused = [path.name for path in tmp_path.glob("refused *")]
+    stopped = RunFolder(tmp_path).stopped_by_user
+    if disk_is_full:
+        assert (refused, stopped) == (["refused 0"], None)
+    else:
+        assert (refused, stopped) == ([], "stopped as asked after step 1, which is saved")
+        assert RunFolder(tmp_path).has_checkpoint
