@@ -10,6 +10,7 @@ Whatever ends it early, `--resume` goes on: a finished stage is not repeated, an
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -157,25 +158,57 @@ def has_ray() -> bool:
 
 @dataclass(frozen=True)
 class WorkerHere:
-    """A single worker in this process, started again after a failure as Ray would start it again."""
+    """A single worker in this process, started again after an exception as Ray would start it again.
+
+    What ends the process, or leaves it without its GPU, needs `--resume`.
+    """
 
     task: WorkerTask
     folder: RunFolder
     max_failures: int
 
     def fit(self) -> None:
-        """Train to the end; `RunFailedError` after more than `max_failures` failures."""
+        """Train to the end; `RunFailedError` after more than `max_failures` failures, or one of the GPU."""
         for left in reversed(range(self.max_failures + 1)):
             try:
                 run_and_record(self.task, self.folder)
-                break
+                return
             except Exception as error:
-                if not left:
-                    raise RunFailedError(in_one_line(error)) from None
-                log.warning("%s; starting again from the newest checkpoint", in_one_line(error))
+                failure, usable = in_one_line(error), _leaves_the_gpu_usable(error)
+            if not left and usable:
+                raise RunFailedError(failure)
+            # Only here, where no traceback holds the failed worker's networks any more.
+            if not (usable and _free_memory()):
+                raise RunFailedError(
+                    f"{failure}; this process cannot use its GPU any more: continue with --resume "
+                    f"{self.folder.name}"
+                )
+            log.warning("%s; starting again from the newest checkpoint", failure)
 
     def abort(self) -> None:
         """Nothing is left: what interrupted this process has ended the worker."""
+
+
+def _leaves_the_gpu_usable(error: BaseException) -> bool:
+    """Whether CUDA still answers this process after an error: one of its own spoils all that follow."""
+    import torch
+
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    return not any(isinstance(one, torch.AcceleratorError) for one in causes)
+
+
+def _free_memory() -> bool:
+    """Free what a failed worker has left in reference cycles, on the GPU too; whether that still answers."""
+    import torch
+
+    gc.collect()
+    try:
+        torch.cuda.empty_cache()
+    except torch.AcceleratorError:
+        return False
+    return True
 
 
 def execute(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:

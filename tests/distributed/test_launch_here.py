@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import weakref
 
 import pytest
+import torch
 
 from cosa_dist.config.loading import build_config
 from cosa_dist.distributed import launch, worker
@@ -81,6 +83,57 @@ def test_an_error_that_would_come_again_is_met_once(run, monkeypatch):
 
     monkeypatch.setattr(worker, "run_worker", train)
     with pytest.raises(RunFailedError, match="^ValueError: no such class$"):
+        launch.launch(run, LAPTOP)
+    assert len(starts) == 1
+
+
+class Network:
+    """Held by itself, as networks are by their hooks."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_what_a_failed_worker_held_is_freed_before_the_next_starts(run, monkeypatch):
+    networks: list[weakref.ref[Network]] = []
+    freed: list[bool] = []
+
+    def train(task, report):
+        network = Network()
+        networks.append(weakref.ref(network))
+        if len(networks) == 1:
+            raise RuntimeError("the disk is away")
+
+    monkeypatch.setattr(worker, "run_worker", train)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(networks[0]() is None))
+    launch.launch(run, LAPTOP)
+    assert (len(networks), freed) == (2, [True])
+
+
+@pytest.mark.parametrize("met", ["at once", "behind another error", "afterwards"])
+def test_a_process_whose_gpu_has_failed_does_not_try_again(run, met, monkeypatch):
+    starts: list[int] = []
+
+    def fail(*words: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    def train(task, report):
+        starts.append(0)
+        if met == "at once":
+            fail()
+        try:
+            if met == "behind another error":
+                fail()
+        finally:
+            raise RuntimeError("the loader is gone")
+
+    monkeypatch.setattr(worker, "run_worker", train)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail if met == "afterwards" else lambda: None)
+    cause = "AcceleratorError: CUDA error: unspecified launch failure"
+    cause = cause if met == "at once" else "RuntimeError: the loader is gone"
+    with pytest.raises(
+        RunFailedError, match=f"^{cause}; this process .* GPU .*: continue with --resume run$"
+    ):
         launch.launch(run, LAPTOP)
     assert len(starts) == 1
 
