@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -81,9 +80,15 @@ class CheckpointWriter:
 
     def __exit__(self, error: object, *_: object) -> None:
         """Wait for what is being written; beside another error its failure is a warning."""
-        with suppress(Exception) if error else nullcontext():
+        try:
             self.finish()
-        self._thread.shutdown()
+        except Exception as failure:
+            if not error:
+                raise
+            if not isinstance(failure, OSError):  # of which `finish` has warned
+                log.warning("the checkpoint failed, too: %s: %s", type(failure).__name__, failure)
+        finally:
+            self._thread.shutdown()
 
     def save(self, state: TrainState, *, required: bool, score: Score | None = None) -> None:
         """Begin a checkpoint; a better `score`, of an evaluation at this step, makes it the best.

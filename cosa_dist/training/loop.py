@@ -84,6 +84,9 @@ def run_training(
     `context.stop_requested`, NonFiniteLossError, and OSError if no checkpoint could be written for long.
     """
     reports: Reports = {}
+    if rank() == 0:
+        for step in (state.step + 1, state.config.training.steps):
+            _operations(state, step)  # takes seconds, which are not those of the steps
     network.train()
     window = LossWindow()
     with CheckpointWriter(context.folder / "checkpoints", state.config.training.keep_checkpoints) as writer:
@@ -154,18 +157,22 @@ def _log_window(
     )
 
 
+def _operations(state: TrainState, step: int) -> int:
+    """Operations of one image in the phase of a step; they are counted at the first call for each phase."""
+    co_training = state.config.kind == "cosa" and step > state.config.losses.warmup_steps
+    return image_operations(state.config, classes_of(state.online.state_dict()), co_training=co_training)
+
+
 def _use_of_the_device(state: TrainState, images_per_second: float, device: torch.device) -> dict[str, float]:
     """This worker's rate of the model's operations, 10^12 a second, its MFU, and peaks of a GPU's memory.
 
     Operations are those of the last step's phase; an MFU needs the GPU's data sheet, peaks are since the last
     line of log.
     """
-    config, classes = state.config, classes_of(state.online.state_dict())
-    co_training = config.kind == "cosa" and state.step > config.losses.warmup_steps
     found: dict[str, float] = {}
-    if operations := image_operations(config, classes, co_training=co_training):
+    if operations := _operations(state, state.step):
         found["model_tflops"] = images_per_second * operations / 1e12
-        if peak := peak_rate(config, device):
+        if peak := peak_rate(state.config, device):
             found["mfu"] = images_per_second * operations / peak
     if device.type == "cuda":
         found["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9

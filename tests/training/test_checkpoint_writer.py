@@ -199,7 +199,7 @@ def test_a_better_score_at_a_step_that_is_saved_is_a_note_and_no_second_writing(
     assert names(tmp_path) == ["best.json", "step-00000002"]
 
 
-def test_what_breaks_in_the_thread_ends_the_run_but_hides_no_other_error(tmp_path, monkeypatch):
+def test_what_breaks_in_the_thread_ends_the_run_but_hides_no_other_error(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "save_pickle", lambda *words: 1 / 0)
 
     def run(folder: Path, error: Exception | None) -> None:
@@ -210,8 +210,10 @@ def test_what_breaks_in_the_thread_ends_the_run_but_hides_no_other_error(tmp_pat
 
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "one", None)
+    assert caplog.text == ""
     with pytest.raises(KeyError):
         run(tmp_path / "two", KeyError())
+    assert "the checkpoint failed, too: ZeroDivisionError: division by zero" in caplog.text
     assert names(tmp_path / "one") == names(tmp_path / "two") == []
 
 

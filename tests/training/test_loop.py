@@ -13,8 +13,10 @@ import torch
 
 from cosa_dist.benchmark.workload import generated_batch
 from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.tracking.tracker import NullTracker
+from cosa_dist.training import flops, loop
 from cosa_dist.training.checkpoint import CheckpointWriter
-from cosa_dist.training.loop import TrainingContext, _agree
+from cosa_dist.training.loop import TrainingContext, TrainingStoppedError, _agree, run_training
 from cosa_dist.training.state import build_state, make_accelerator
 from cosa_dist.training.step import training_step
 from tests.benchmark.tiny_run import tiny_config
@@ -98,3 +100,26 @@ def test_a_step_changes_weights_and_moments_with_the_optimiser_and_not_before(ki
     assert found[0]
     assert (len(found) > 1) is sparing
     assert not all(torch.equal(one, other) for one, other in zip(kept(), before, strict=True))
+
+
+def test_operations_of_both_phases_are_counted_before_the_clock_of_the_steps_starts(tmp_path, monkeypatch):
+    counted: list[int] = []
+
+    def window() -> Any:
+        counted.append(flops._image_operations.cache_info().misses)
+        return real()
+
+    real = loop.LossWindow
+    monkeypatch.setattr(loop, "LossWindow", window)
+    flops._image_operations.cache_clear()
+    accelerator = make_accelerator("fp32", 1, cpu=True)
+    config = tiny_config(losses={"warmup_steps": 1}, training={"log_every": 1, "steps": 4})
+    state = build_state(config, 3, accelerator.device)
+    network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
+    context = TrainingContext(
+        *(accelerator, NullTracker(), tmp_path, lambda state, last: ({}, {})),
+        stop_requested=lambda: state.step == 3,
+    )
+    with pytest.raises(TrainingStoppedError, match="after step 3"):
+        run_training(state, network, [[generated_batch(2, 32, 3)]] * 4, context)
+    assert counted == [2, 2, 2, 2]
