@@ -30,6 +30,7 @@ def start(tmp_path, monkeypatch):
     """Start a run called `r`, with more words if any; the last line that it says."""
     words = ["--recipe", "tiny", "--data.shards", str(make_shards(tmp_path / "shards")), "--name", "r"]
     words += ["--output", str(tmp_path / "out"), "--tracking.enabled", "false"]
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a single worker would run without Ray otherwise
     monkeypatch.setattr(cluster, "ray_cluster", NoRay)
     monkeypatch.setattr(plan, "node_resources", lambda: [{"CPU": 1.0}])
     monkeypatch.setattr(plan, "await_resources", lambda *words: None)
