@@ -66,7 +66,7 @@ def print_plan(config: RunConfig, machine: str) -> None:
     from cosa_dist.distributed.prepare import plan_stages
 
     nodes = described_nodes(machine)
-    for stage, plan in plan_stages(config, total(nodes), nodes).items():
+    for stage, plan in plan_stages(config, total(nodes), nodes, complete=True).items():
         print(f"# {stage}{': ' if stage else ''}{plan.describe()}")
 
 

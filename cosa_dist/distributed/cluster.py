@@ -24,7 +24,8 @@ WORKER_ENVIRONMENT = {
     # DDP takes the network's own device: with more than ten GPUs on a node, or slices of them, Ray and
     # Accelerate number them differently.
     "ACCELERATE_BYPASS_DEVICE_MAP": "true",
-    # Loader processes are forked from one that may have registered memory with InfiniBand or EFA.
+    # For what libraries fork from a process that has registered memory with InfiniBand or EFA. Loader
+    # processes beside a GPU come from a fork server, which has not.
     "RDMAV_FORK_SAFE": "1",
     "IBV_FORK_SAFE": "1",
     "FI_EFA_FORK_SAFE": "1",
@@ -43,8 +44,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
-    # DDP warns that it looks for unused parameters; in the loss warm-up the decoder is unused.
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 PRIVATE = {

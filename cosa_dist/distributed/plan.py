@@ -192,8 +192,8 @@ def loader_processes(data: DataConfig, cpus: float, use_gpu: bool) -> int:
 def few_cpus(cpus: float) -> str:
     """What to say where the worker of a GPU gets so few CPUs."""
     return (
-        f"{cpus:g} CPU(s) for each GPU: its loader may not keep up (`loader_wait` in the curves); training "
-        f"wants {FEWEST_CPUS} or more, better 12"
+        f"{cpus:g} CPU(s) for each GPU: its loader may not keep up (train/loader_wait_share in the curves); "
+        f"training wants {FEWEST_CPUS} or more, better 12"
     )
 
 
@@ -258,17 +258,31 @@ def trials_that_fit(
     return max((n for n, fit in enumerate(beside) if fit >= n * workers), default=0)
 
 
+def check_room(plan: WorkerPlan, nodes: Sequence[Resources]) -> None:
+    """Raise `ConfigError` if these nodes do not hold the plan's fewest workers."""
+    if workers_that_fit(plan.resources_per_worker, nodes) < plan.fewest:
+        raise ConfigError(
+            f"{_shortage(plan, nodes, 'this machine')}; lower distributed.workers or "
+            "distributed.cpus_per_worker, or take a larger machine"
+        )
+
+
 def placement_message(plan: WorkerPlan, nodes: Sequence[Resources], seconds: float) -> str:
     """One line for a run that found no place: what it asked for and what is there."""
+    return (
+        f"{_shortage(plan, nodes, 'the Ray cluster')}, after {seconds:g} s; lower distributed.workers or "
+        "distributed.cpus_per_worker, or raise distributed.placement_deadline"
+    )
+
+
+def _shortage(plan: WorkerPlan, nodes: Sequence[Resources], place: str) -> str:
     need = plan.resources_per_worker
     asked = ", ".join(f"{amount * plan.fewest:g} {name}" for name, amount in need.items())
     each = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
     found = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}" for name in need)
     return (
-        f"the run needs {asked} ({plan.fewest} workers of {each} each), the Ray cluster has {found} on "
-        f"{len(nodes)} node(s), which hold {workers_that_fit(need, nodes)} such workers, after "
-        f"{seconds:g} s; lower distributed.workers or distributed.cpus_per_worker, or raise "
-        "distributed.placement_deadline"
+        f"the run needs {asked} ({plan.fewest} workers of {each} each), {place} has {found} on "
+        f"{len(nodes)} node(s), which hold {workers_that_fit(need, nodes)} such workers"
     )
 
 

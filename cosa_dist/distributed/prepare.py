@@ -32,7 +32,7 @@ from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import check_reading
 from cosa_dist.data.shards.split import Split, open_split
-from cosa_dist.distributed.plan import Resources, WorkerPlan, check_batch_early, plan_workers
+from cosa_dist.distributed.plan import Resources, WorkerPlan, check_batch_early, check_room, plan_workers
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
@@ -204,14 +204,19 @@ def trained_stages(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def plan_stages(
-    config: RunConfig, resources: Resources, nodes: Sequence[Resources] = ()
+    config: RunConfig, resources: Resources, nodes: Sequence[Resources] = (), *, complete: bool = False
 ) -> dict[str, WorkerPlan]:
-    """The plan of every stage that a run trains; `ConfigError`, which names it, if one cannot be had."""
+    """The plan of every stage that a run trains; `ConfigError`, which names it, if one cannot be had.
+
+    Where the nodes are `complete`, they must have room for it: no more are going to start.
+    """
     plans = {}
     for stage, trained in trained_stages(config).items():
         with _named(stage):
             check_batch_early(trained)
             plans[stage] = plan_workers(trained, resources, nodes)
+            if complete:
+                check_room(plans[stage], nodes)
     return plans
 
 

@@ -31,7 +31,7 @@ def documented() -> list[tuple[str, str]]:
 
 def plans(config: RunConfig, machine: str):
     nodes = described_nodes(machine)
-    return plan_stages(config, total(nodes), nodes)
+    return plan_stages(config, total(nodes), nodes, complete=True)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -131,6 +131,39 @@ def test_every_stage_is_checked_and_named():
         plans(staged, "1x8x96")
     options = {"stage_one.options": {"training.global_batch_size": 16}}
     assert [plan.workers for plan in plans(load_config("voc_ms", None, options), "1x8x96").values()] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("words", "machine", "said"),
+    [
+        (
+            ["--training.global_batch_size", "8", "--distributed.workers", "8"],
+            "1x2x24",
+            r"the run needs 96 CPU, 8 GPU \(8 workers of 12 CPU, 1 GPU each\), this machine has 24 CPU, "
+            r"2 GPU on 1 node\(s\), which hold 2 such workers; lower distributed.workers",
+        ),
+        (["--distributed.cpus_per_worker", "100"], "4x8x96", "4 workers of 100 CPU, .* hold 0 such workers"),
+        (
+            ["--distributed.device", "cpu", "--distributed.workers", "4"],
+            "3x0x4",
+            "of 3 CPU each.* hold 3 such",
+        ),
+        ([], "1x4x3", "of 1 CPU, 1 GPU each.* hold 3 such"),
+        (["--distributed.workers", "[3, 4]", "--distributed.cpus_per_worker", "4"], "1x4x12", "4 workers"),
+    ],
+)
+def test_what_a_machine_cannot_hold_is_refused_with_the_numbers(words, machine, said):
+    with pytest.raises(ConfigError, match=said):
+        plans(config(*words), machine)
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers_and_a_stage_is_named(run_job):
+    words = ("--distributed.workers", "[2, 4]", "--distributed.cpus_per_worker", "6")
+    assert plans(config(*words), "1x4x12")[""].fewest == 2
+    staged = ["--recipe", "voc_ms", "--distributed.cpus_per_worker", "13", "--plan", "1x1x12"]
+    refused = run_job("jobs/train.py", *staged)
+    assert (refused.code, refused.out) == (2, "")
+    assert "stage-one: the run needs 13 CPU, 1 GPU" in refused.err
 
 
 def test_loader_processes_follow_the_cpus_beside_a_gpu():
