@@ -49,7 +49,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from cosa_dist.lattice.pixel_adaptive import pixel_adaptive
 from cosa_dist.losses.objective import LossTerms
-from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest, save_checkpoint
+from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest
 from cosa_dist.training.flops import Footprint, footprint
 from cosa_dist.training.state import set_arithmetic
 
@@ -355,16 +355,17 @@ def checkpoint_row(work: Workload, device: torch.device, step: int) -> Row:
 
 
 def resumed_difference(config: RunConfig, device: torch.device, before: int = 3, after: int = 3) -> float:
-    """Largest difference of a weight: so many steps at a stretch, and with a checkpoint between."""
+    """Largest difference of a weight: so many steps at a stretch, and with a checkpoint of the background."""
     first = config.losses.warmup_steps
     steps = range(first, first + before + after)
     with tempfile.TemporaryDirectory() as folder:
         with fresh(config, device) as work:
             for step in steps[:before]:
                 work.take(step, device)
-            save_checkpoint(work.state, Path(folder), keep=1)
-            for step in steps[before:]:
-                work.take(step, device)
+            with CheckpointWriter(Path(folder), keep=1) as writer:
+                writer.save(work.state, required=False)
+                for step in steps[before:]:
+                    work.take(step, device)
             straight = [p.detach().cpu() for p in work.state.online.parameters()]
         with fresh(config, device) as work:
             restore_newest(work.state, Path(folder))

@@ -12,10 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from cosa_dist.stopwatch import one_thread
 
-
-@one_thread()
 def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
     """Count the pixels of each (true, predicted) pair of K classes, `[K, K]` int64.
 

@@ -47,6 +47,7 @@ from cosa_dist.evaluation.protocols import (
 )
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, CrfName, DenseCrf
+from cosa_dist.stopwatch import one_thread
 
 CAM_MEASUREMENTS = ("cam_true_labels", "aux_cam_true_labels")
 CRF_MEASUREMENTS = tuple(f"{protocol}_crf" for protocol in CRF_PROTOCOLS)
@@ -302,6 +303,7 @@ class Tally:
         self._keys.append(image_key(image_id))
         self._rows.append(torch.stack([logits, aux_logits, labels]).float())
 
+    @one_thread()
     def add_prediction(
         self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -136,10 +137,13 @@ def test_a_figure_that_cannot_be_right_gives_the_exit_code_1(run_job, monkeypatc
         told(report, "steps", {"ms": 1.0})
         assert json.loads((tmp_path / "gpu.json").read_text())[0]["tables"][0]["rows"] == [{"ms": 1.0}]
         assert (batches, rounds) == ([2, 3], 20)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         report.failures.append("an MFU of 101 %")
         return report
 
     monkeypatch.setattr("cosa_dist.benchmark.gpu.measure_gpu", measured)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     words = [
         "gpu",
         "--recipe",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import torch
 
 from cosa_dist.benchmark.measure import in_turn
-from cosa_dist.stopwatch import Stopwatch, part
+from cosa_dist.config.schema import EvaluationConfig
+from cosa_dist.evaluation.confusion import pair_counts
+from cosa_dist.evaluation.evaluator import Tally
+from cosa_dist.stopwatch import Stopwatch, one_thread, part
 
 
 class Hand:
@@ -87,3 +96,62 @@ def test_ways_take_turns_and_warm_up_does_not_count():
     assert order == ["slow", "fast"] * 3
     with pytest.raises(ValueError, match="1 round"):
         in_turn({}, 0)
+
+
+@pytest.fixture
+def two_threads():
+    """As where a process has two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_small_work_has_one_thread_and_what_follows_has_all_again():
+    with one_thread():
+        assert torch.get_num_threads() == 1
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() / 0
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_pixels_of_an_evaluation_are_counted_on_one_thread(monkeypatch):
+    seen = []
+
+    def counted(*inputs):
+        seen.append(torch.get_num_threads())
+        return pair_counts(*inputs)
+
+    monkeypatch.setattr("cosa_dist.evaluation.evaluator.pair_counts", counted)
+    mask = torch.zeros(2, 2, dtype=torch.int64)
+    Tally(["cat"], EvaluationConfig(), torch.device("cpu")).add_prediction("unfiltered", mask, mask, None)
+    assert (seen, torch.get_num_threads()) == ([1], 2)
+
+
+LOADED = """
+import os, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit()
+sys.meta_path.insert(0, Finder())
+import cosa_dist.stopwatch
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_from_the_moment_that_torch_is_loaded(given, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    project = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected, done.stderr

@@ -1,6 +1,9 @@
 """Loaders in both reading modes, here and over HTTP: right views, exact resumes, each image once."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -124,20 +127,53 @@ def test_a_mapped_step_is_the_same_for_any_number_of_workers(
         assert_same([batch for rank in ranks for batch in rank[step]], whole)
 
 
-@pytest.mark.parametrize("reading", ["mapped", "streaming"])
+@pytest.mark.parametrize(("reading", "num_workers"), [("mapped", 2), ("streaming", 1)])
 def test_processes_beside_a_gpu_come_from_a_server_and_give_the_same(
-    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, reading: str
+    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, reading: str, num_workers: int
 ) -> None:
-    split = open_reading(DataConfig(shards=str(make_shards(5)), reading=reading), "train")
+    split = open_reading(DataConfig(shards=str(make_shards(5, shards=2)), reading=reading), "train")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    spawned = []
-    for batches in loader(split, stop_step=2, num_workers=1):
+    spawned, methods = [], []
+    for batches in loader(split, stop_step=2, num_workers=num_workers):
         spawned.append(batches)
-        methods = {type(process).__name__ for process in multiprocessing.active_children()}
-        assert methods <= {"ForkServerProcess"}
+        methods += [type(process).__name__ for process in multiprocessing.active_children()]
+    assert set(methods) == {"ForkServerProcess"}
+    ids = [sample.id for sample in EvaluationLoader(split, num_workers=num_workers)]
     monkeypatch.undo()
     for left, right in zip(spawned, loader(split, stop_step=2), strict=True):
         assert_same(left, right)
+    assert ids == [sample.id for sample in EvaluationLoader(split)]
+
+
+PROGRAM = """
+import sys
+import ray
+import torch
+from cosa_dist.config.schema import DataConfig
+from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
+
+if __name__ == "__main__":
+    torch.cuda.is_initialized = lambda: True
+    split = open_reading(DataConfig(shards=sys.argv[1]), "train")
+    print(len(list(EvaluationLoader(split, num_workers=2))))
+"""
+
+
+def test_processes_beside_a_gpu_do_not_each_import_ray(make_shards: Maker, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "ray.py").write_text(
+        f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as file: print(os.getpid(), file=file)\n"
+    )
+    project = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(make_shards(5))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), project])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["5"], done.stderr
+    # The program itself and the server, of which the processes are forks.
+    assert len((tmp_path / "imports").read_text().split()) == 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

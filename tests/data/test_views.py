@@ -1,10 +1,14 @@
 """Views: the released numbers, geometry by hand, and draws that depend on nothing but their key."""
 
+import os
 import random
+import shlex
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,14 +202,106 @@ def test_every_blur_is_pillows_to_the_last_bit() -> None:
         np.testing.assert_array_equal(crop, planes(plain_weak_view(image, drawn, 24)), err_msg=f"{radius}")
 
 
-@pytest.mark.parametrize("compiler", ["false", "/nowhere/cc"])
-def test_without_a_compiler_pillow_does_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """Two empty folders: of caches, and of temporary files."""
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    return cache, temporary
+
+
+@pytest.fixture
+def compiler() -> str:
+    """The C compiler of this machine."""
+    name = os.environ.get("CC") or "cc"
+    if not shutil.which(shlex.split(name)[0]):
+        pytest.skip("no C compiler")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("false", "false ends with code 1"),
+        ("/nowhere/cc", "No such file or directory: '/nowhere/cc'"),
+        ("'cc", "No closing quotation"),
+    ],
+)
+def test_without_a_compiler_pillow_does_it_and_the_log_says_why(
+    places: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wrong: str,
+    reason: str,
 ) -> None:
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", wrong)
     assert views.compiled_views.__wrapped__() is None
-    assert not list(tmp_path.glob("*/*"))
+    assert not [file for place in places for file in place.glob("*/*")]
+    (line,) = caplog.messages
+    assert line.startswith("views are made by Pillow")
+    assert reason in line
+    assert "\n" not in line
+    monkeypatch.setattr(views, "get_worker_info", lambda: object())
+    assert views.compiled_views.__wrapped__() is None
+    assert len(caplog.messages) == 1  # its loader processes do not say it again
+
+
+def test_a_compiler_is_a_command_with_options(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    monkeypatch.setenv("CC", f"env LANG=C {compiler}")
+    assert views.compiled_views.__wrapped__() is not None
+    assert len(list(places[0].glob("cosa_dist/views-*.so"))) == 1
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("trouble", ["a file", "another user's"])
+def test_where_the_cache_folder_is_of_no_use_a_temporary_one_is_taken_again_and_again(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    cache, temporary = places
+    if trouble == "a file":
+        cache.write_text("")
+    else:
+        uid = os.getuid()
+        owners = {cache / "cosa_dist": uid + 1, temporary / f"cosa_dist-{uid}": uid}
+        monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(st_uid=owners[path]))
+    assert views.compiled_views.__wrapped__() is not None
+    (folder,) = temporary.iterdir()
+    (library,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("CC", "false")
+    assert views.compiled_views.__wrapped__() is not None
+    assert list(folder.iterdir()) == [library]
+
+
+@pytest.mark.usefixtures("compiler", "places")
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_damaged_library_is_made_again(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+
+    def opened(path: str) -> SimpleNamespace:
+        """Not really: a process keeps a library that it has opened."""
+        return SimpleNamespace(cosa_grey=SimpleNamespace(), path=Path(path).resolve(strict=True))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ctypes.CDLL", opened)
+        library = views.compiled_views.__wrapped__().path
+    whole = library.read_bytes()
+    library.write_bytes(whole[:left])
+    assert views.compiled_views.__wrapped__() is not None
+    assert len(library.read_bytes()) == len(whole)
+
+
+def test_more_neighbours_than_there_is_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    if views.compiled_views() is None:
+        pytest.skip("no C compiler")
+    image = photograph(8, 4000, 0)
+    drawn = replace(draw(), width=4, height=4, flip=False, pad=(0, 0), window=(0, 0), blur_radius=None)
+    monkeypatch.setattr(views, "_rows_first", lambda size, target: True)
+    crop, _ = weak_view(image, drawn, 4)
+    np.testing.assert_array_equal(crop, planes(image.resize((4, 4), Image.Resampling.BILINEAR)))
 
 
 def test_a_draw_is_a_pure_function_of_its_key() -> None:

@@ -15,11 +15,17 @@ from cosa_dist.training.flops import footprint
 
 
 @pytest.mark.parametrize(("label", "classes"), [("VOC", 20), ("COCO", 80)])
-@pytest.mark.parametrize(("precision", "images"), [("fp32", 4), ("bf16", 8)])
+@pytest.mark.parametrize(
+    ("precision", "images", "sparing"), [("fp32", 4, False), ("bf16", 8, False), ("bf16", 8, True)]
+)
 def test_a_co_training_step_takes_the_predicted_memory(
-    device, full_config, label, classes, precision, images
+    device, full_config, label, classes, precision, images, sparing
 ):
-    training = {"precision": precision, "global_batch_size": images}
+    training = {
+        "precision": precision,
+        "global_batch_size": images,
+        "activation_checkpointing": sparing,
+    }
     config = full_config(data={"label": label, "shards": "nowhere"}, training=training)
     assert class_count(config) == classes
     predicted = memory_gb(config, footprint(config, classes, precision == "bf16"), images, alone=True)

@@ -12,29 +12,37 @@ import pytest
 import torch
 
 from cosa_dist.benchmark.gpu import fresh, resumed_difference
-from cosa_dist.training.checkpoint import restore_newest, save_checkpoint
+from cosa_dist.training.checkpoint import CheckpointWriter, restore_newest, save_checkpoint
 from tests.benchmark.tiny_run import tiny_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 LEARNED = {"assignment": {"threshold": {"kind": "two_components", "queue": 4}}, "losses": {"warmup_steps": 2}}
 
 
+SPARING = pytest.mark.parametrize(
+    "sparing", [False, True], ids=["activations kept", "activation checkpointing"]
+)
+
+
+@SPARING
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resume_drifts_little(device, precision):
-    config = tiny_config(**LEARNED, training={"precision": precision})
+def test_a_resume_drifts_little(device, precision, sparing):
+    config = tiny_config(**LEARNED, training={"precision": precision, "activation_checkpointing": sparing})
     assert resumed_difference(config, device) < 1e-3
 
 
-def compare_in_this_process(device: str, precision: str) -> None:
+def compare_in_this_process(device: str, precision: str, sparing: bool) -> None:
     """Print the differences of a deterministic run that is resumed, and of two that are not."""
-    config = tiny_config(**LEARNED, training={"precision": precision, "deterministic": True})
+    training = {"precision": precision, "deterministic": True, "activation_checkpointing": sparing}
+    config = tiny_config(**LEARNED, training=training)
     print(json.dumps([resumed_difference(config, torch.device(device), 3, after) for after in (3, 0)]))
 
 
+@SPARING
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_deterministic_resume_gives_the_same_bits(device, precision):
+def test_a_deterministic_resume_gives_the_same_bits(device, precision, sparing):
     """In a process of its own, as cuBLAS reads its setting before its first product."""
-    call = f"from tests.gpu.test_resume import *; compare_in_this_process({device.type!r}, {precision!r})"
+    call = f"from tests.gpu.test_resume import *; compare_in_this_process{(device.type, precision, sparing)}"
     done = subprocess.run(
         [sys.executable, "-c", call],
         cwd=PROJECT,
@@ -62,8 +70,10 @@ def test_a_checkpoint_goes_to_the_cpu_and_back(device, tmp_path):
     with fresh(config, device) as work:
         for step in range(4):
             work.take(step, device)
-        save_checkpoint(work.state, tmp_path / "first", keep=1)
         expected = whole_state(work)
+        with CheckpointWriter(tmp_path / "first", keep=1) as writer:
+            writer.save(work.state, required=False)
+            work.take(4, device)  # while it is written
     places = (torch.device("cpu"), device)
     for place, source, target in zip(places, ("first", "second"), ("second", "third"), strict=True):
         with fresh(config, place) as work:

@@ -17,6 +17,7 @@ KINDS = {
     },
     "three components": {"assignment": {"threshold": {"kind": "three_components", "queue": 4}}},
     "separation": {"losses": {"warmup_steps": 2, "separation": 0.1}},
+    "activation checkpointing": {"training": {"activation_checkpointing": True}},
 }
 
 

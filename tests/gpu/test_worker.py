@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.data.reading import loader
 from cosa_dist.distributed.worker import run_worker
 from tests.integration.small_run import ALL_PARTS, curve, make_shards, small_config, task_of
 
@@ -23,8 +25,12 @@ def task_on(device, config, folder, micro):
     return replace(task_of(config, folder, micro), use_gpu=device.type == "cuda", cpus=2)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_is_evaluated_saved_and_resumed(device, shards, tmp_path, precision):
+@pytest.mark.parametrize(
+    ("precision", "start"), [("fp32", "forkserver"), ("bf16", "forkserver"), ("fp32", "fork")]
+)
+def test_a_run_is_evaluated_saved_and_resumed(device, shards, tmp_path, monkeypatch, precision, start):
+    if (device.type == "cuda") != (start == "forkserver"):  # otherwise it is what the loader chooses
+        monkeypatch.setattr(loader, "_start_method", lambda: multiprocessing.get_context(start))
     sections = merge(ALL_PARTS, {
         "data": {"loader_workers": 2},
         "training": {"steps": 8, "checkpoint_every": 4, "precision": precision},

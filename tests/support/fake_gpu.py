@@ -235,4 +235,6 @@ class OneDevice:
             leaf = getattr(node, "variable", None)
             if leaf is not None:
                 leaf.grad = torch.full_like(leaf, 1e-3) + (0 if leaf.grad is None else leaf.grad)
+                for hook in list((leaf._post_accumulate_grad_hooks or {}).values()):
+                    hook(leaf)
             waiting += [each for each, _ in node.next_functions]

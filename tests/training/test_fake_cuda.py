@@ -64,6 +64,7 @@ def config_of(**changes: Any) -> RunConfig:
 
 def state_of(config: RunConfig, gpu: bool) -> TrainState:
     online = build_trained_network(config, CLASSES)
+    online.backbone.recomputes = config.training.activation_checkpointing
     assignment = copy_network(online)
     if gpu:
         online, assignment = onto_gpu(online), onto_gpu(assignment)
@@ -129,6 +130,26 @@ def test_co_training_waits_once_a_micro_batch_and_has_the_losses_of_the_cpu(meth
         thresholds = state.thresholds.current().values()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert thresholds == pytest.approx(plain.thresholds.current().values(), abs=1e-6)
+
+
+SPARING_OF_MEMORY = {"training": {"activation_checkpointing": True}}
+
+
+@pytest.mark.parametrize("sections", [SPARING_OF_MEMORY, {"optimizer": {"clip_norm": 0.01}}])
+def test_sparing_memory_and_clipping_wait_no_more(sections, monkeypatch):
+    monkeypatch.setattr("cosa_dist.training.optimizer.STEP_EVERY", 10_000)
+    config = config_of(assignment={"scales": (1.0, 0.5)}, **sections)
+    plain = state_of(config, gpu=False)
+    expected = take(plain, batches_of(1), 1, OneDevice(CPU))
+    with fake_gpu() as gpu:
+        state = state_of(config, gpu=True)
+        of(gpu)
+        found = take(state, batches_of(1), 1, OneDevice(GPU))
+        assert of(gpu, ONCE) == CO_TRAINING
+        weights = [parameter.detach().cpu() for parameter in state.online.parameters()]
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for one, other in zip(weights, plain.online.parameters(), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("encoder", "bf16"), [("swin", False), ("vit", True)])

@@ -10,6 +10,7 @@ with flat memory.
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -105,11 +106,13 @@ def _start_method() -> Any:
     """How loader processes start: the platform's way, but beside a GPU from a server that never used it.
 
     A fork of a process that uses CUDA, and perhaps memory registered with a network card, may corrupt it.
+    The server imports what its processes would each import anew: this module, and Ray for the main module of
+    a Ray worker, which they read again.
     """
     if not torch.cuda.is_initialized():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *(["ray"] if "ray" in sys.modules else [])])
     return context
 
 

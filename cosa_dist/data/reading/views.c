@@ -1,7 +1,7 @@
 /* The inner loops of views.py, in Pillow's own integer and float arithmetic: results are Pillow's, bit for bit.
  *
  * Images are planes [3, height, width] uint8 in C order, a photograph's source window is [height, width, 3].
- * Compiled by native.py, which passes -ffp-contract=off: fused products would round differently.
+ * Compiled by views.py, which passes -ffp-contract=off: fused products would round differently.
  */
 
 #include <math.h>
@@ -17,7 +17,7 @@
 enum { TAPS = 64, RESIZE_BITS = 22, HALF = 1 << (RESIZE_BITS - 1), BOX_BITS = 24 };
 
 /* Weights of a triangle filter for one output pixel (Pillow's precompute_coeffs and normalize_coeffs_8bpc);
- * returns the number of taps and sets the first source pixel. */
+ * returns the number of taps, TAPS + 1 if there are too many, and sets the first source pixel. */
 static int triangle(int source, int target, int index, int *first, int32_t *weights)
 {
     double scale = (double)source / target, filter = scale < 1.0 ? 1.0 : scale;
@@ -25,6 +25,8 @@ static int triangle(int source, int target, int index, int *first, int32_t *weig
     int low = (int)(centre - filter + 0.5), high = (int)(centre + filter + 0.5);
     if (low < 0) low = 0;
     if (high > source) high = source;
+    *first = low;
+    if (high - low > TAPS) return TAPS + 1;
     for (int tap = 0; tap < high - low; tap++) {
         double distance = fabs((tap + low - centre + 0.5) * (1.0 / filter));
         values[tap] = distance < 1.0 ? 1.0 - distance : 0.0;
@@ -32,7 +34,6 @@ static int triangle(int source, int target, int index, int *first, int32_t *weig
     }
     for (int tap = 0; tap < high - low; tap++)
         weights[tap] = (int)(0.5 + values[tap] / total * (1 << RESIZE_BITS));
-    *first = low;
     return high - low;
 }
 
@@ -106,7 +107,7 @@ int cosa_resize(const uint32_t *window, int rows, int columns, const int32_t *or
     for (int y = 0; y < height; y++) {
         int first, count = triangle(source[0], target[0], top + y, &first, found);
         first -= origin[0];
-        if (first < 0 || first + count > rows) return 1;
+        if (count > TAPS || first < 0 || first + count > rows) return 1;
         resize_column(scratch + 4 * first * width, found, count, width, sums, out + y * side, (int64_t)side * side);
     }
     return 0;

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import math
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from cosa_dist.data.errors import DataError
 
@@ -42,6 +46,7 @@ MAGNITUDES = range(1, 10)
 
 # Tells the views' random numbers from those of the order, which uses the same seed.
 _VIEW_STREAM = 2
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -193,28 +198,47 @@ COLOUR_OPERATIONS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 def compiled_views() -> ctypes.CDLL | None:
     """The compiled `views.c`, made once per user and machine type in the cache folder; None where that fails.
 
-    Call it before loader processes start: they then find it made.
+    Where the cache folder is of no use, a folder of the user's own for temporary files is taken. Call it
+    before loader processes start: they then find it made. That it fails is a warning, but not of theirs.
     """
+    reason = ""
+    for temporary in (False, True):
+        try:
+            views = _library(temporary)
+            views.cosa_grey.restype = ctypes.c_int64
+            return views
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            reason = " ".join(str(error).split())[:300]
+    if get_worker_info() is None:
+        log.warning("views are made by Pillow, about a third as fast (CC names a C compiler): %s", reason)
+    return None
+
+
+def _library(temporary: bool) -> ctypes.CDLL:
+    """The library; made if it is missing or damaged. Errors are those of files and of the compiler."""
+    own = Path(tempfile.gettempdir()) / f"cosa_dist-{os.getuid()}" if temporary else None
+    folder = own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosa_dist"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid not in (0, os.getuid()):
+        raise PermissionError(f"{folder} is another user's")
     source = Path(__file__).with_name("views.c")
     options = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
     key = hashlib.sha256(source.read_bytes() + " ".join([platform.platform(), *options]).encode()).hexdigest()
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosa_dist"
-        library = folder / f"views-{key[:16]}.so"
-        if not library.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as making:
-                made = Path(making) / "views.so"
-                for chosen in ([*options, "-DCOSA_DISPATCH"], options):
-                    command = [os.environ.get("CC") or "cc", *chosen, "-o", str(made), str(source), "-lm"]
-                    if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
-                        break
-                made.replace(library)
-        views = ctypes.CDLL(str(library))
-        views.cosa_grey.restype = ctypes.c_int64
-        return views
-    except (OSError, RuntimeError, subprocess.SubprocessError):
-        return None
+    library = folder / f"views-{key[:16]}.so"
+    with suppress(OSError):
+        return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory(dir=folder) as making:
+        made = Path(making) / "views.so"
+        for chosen in ([*options, "-DCOSA_DISPATCH"], options):
+            compiler = shlex.split(os.environ.get("CC") or "cc")
+            command = [*compiler, *chosen, "-o", str(made), str(source), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode == 0:
+                break
+        else:
+            raise RuntimeError(f"{compiler[0]} ends with code {done.returncode}: {done.stderr}")
+        made.replace(library)
+    return ctypes.CDLL(str(library))
 
 
 def _resize(image: Image.Image, draw: ViewDraw, shown: Box, out: Pixels) -> bool:
