@@ -88,6 +88,7 @@ ALONE: dict[str, str] = {
     "python jobs/benchmark.py step --recipe voc_released": STEP,
     "python -m tests.oracles --recipe voc_released": f"{STEP} --only energy",
     "python jobs/benchmark.py loader --recipe voc_released": f"{STEP} --images 16",
+    "python jobs/benchmark.py checkpoint --recipe voc_released": STEP,
     "python jobs/benchmark.py evaluation --recipe voc_released": f"{STEP} --images 2",
     "python jobs/benchmark.py plan --recipe voc_released --machine a100 --nodes 2 --gpus-per-node 4": "",
 }  # fmt: skip
