@@ -48,6 +48,7 @@ from cosa_dist.distributed.run_folder import RunFailedError, RunFolder, RunNote,
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
 from cosa_dist.tracking.mlflow_runs import Status, ending, finish_run
 from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.training.checkpoint_files import remove_half_written
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ def launch(run: PreparedRun, resources: Mapping[str, float], callbacks: Sequence
                 finish_run(run.note.tracking_uri, run.note.run_id, status)
             if status == "KILLED" and training is not None:
                 training.abort()
+            if status != "FINISHED":
+                remove_half_written(folder.checkpoints)
     return Outcome.read(folder, run.note)
 
 

@@ -8,7 +8,6 @@ uses such names; tests/distributed/test_scaling.py checks that the installed Ray
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -172,8 +171,10 @@ class PlannedTrainer(TorchTrainer):
     def abort(self) -> None:
         """End the workers and take back what was reserved for them, which Ray would keep for minutes."""
         if self._controller is not None:
-            with contextlib.suppress(ray.exceptions.RayError):
+            try:
                 ray.get(self._controller.abort.remote(), timeout=10)
+            except ray.exceptions.RayError:
+                time.sleep(1)  # the cluster is ending, and its workers a moment after the controller
 
 
 def _first_cause(error: BaseException) -> str:

@@ -112,8 +112,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     To be called by one process only: it clears away what killed ones left half-written, and notes the
     checkpoint as the best again if a kill came between its writing and that note.
     """
-    for leftover in folder.glob(f".{PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_half_written(folder)
     found = checkpoints(folder)
     for path in reversed(found):
         try:
@@ -127,6 +126,12 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used")
     return None
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what killed processes left below `folder` under temporary names; nobody may be writing there."""
+    for leftover in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

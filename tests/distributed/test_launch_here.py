@@ -74,6 +74,22 @@ def test_a_worker_that_fails_is_started_again_as_often_as_asked(run, failures, c
     assert len(starts) == calls
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no such class"), RuntimeError("no disk")])
+def test_a_run_that_ends_early_leaves_no_half_written_checkpoint(run, error, monkeypatch):
+    """Workers on a cluster are killed in the middle of one; what is whole stays."""
+
+    def train(task, report):
+        for name in ("step-00000001", ".step-00000002.ab.tmp"):
+            (run.folder.checkpoints / name).mkdir(parents=True, exist_ok=True)
+            (run.folder.checkpoints / name / "online.safetensors").touch()
+        raise error
+
+    monkeypatch.setattr(worker, "run_worker", train)
+    with pytest.raises((KeyboardInterrupt, RunFailedError)):
+        launch.launch(run, LAPTOP)
+    assert [path.name for path in run.folder.checkpoints.iterdir()] == ["step-00000001"]
+
+
 def test_an_error_that_would_come_again_is_met_once(run, monkeypatch):
     starts: list[int] = []
 

@@ -35,6 +35,7 @@ from cosa_dist.distributed.sweep.trial import METRIC, Trial, read_trial, read_tr
 from cosa_dist.tracking.mlflow_runs import ending, finish_run, reopen_run
 from cosa_dist.tracking.store import first_line
 from cosa_dist.tracking.upload import replay
+from cosa_dist.training.checkpoint_files import remove_half_written
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,11 @@ def _run_trials(plan: SweepPlan, resources: Mapping[str, float], warm_start: str
             callbacks=[SweepCallback(plan)],
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        for trial in sweep_trials(plan):  # the scheduler ends a trial's processes wherever they are
+            remove_half_written(RunFolder.of(trial_config(plan.base, trial.options)).checkpoints)
     # Tune answers Ctrl-C itself, ends the trials and returns.
     left = [trial.name for trial in sweep_trials(plan) if trial.status == "unfinished"]
     if left:
