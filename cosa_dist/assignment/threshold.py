@@ -8,6 +8,7 @@ waits for it; histograms are sums over all ranks, so every rank has the same thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,8 +44,8 @@ START_VARIANCE = 1 / 36
 class Threshold(NamedTuple):
     """Foreground from `high` on, background below `low`, ignored between; 0-dimensional tensors if learned.
 
-    A `single` one (paper) has both alike and is compared at every pixel; a pair (released code) is two
-    heights of the background that compete with the CAMs.
+    A `single` one (paper) has both alike, but for a margin, and is compared at every pixel; a pair (released
+    code) is two heights of the background that compete with the CAMs.
     """
 
     low: float | Tensor
@@ -74,7 +75,7 @@ class Thresholds(NamedTuple):
         named: dict[str, float | Tensor] = {}
         for prefix, threshold in (("", self.main), ("aux_", self.aux)):
             if threshold.single:
-                named[f"{prefix}threshold"] = threshold.low
+                named[f"{prefix}threshold"] = (threshold.low + threshold.high) / 2
             else:
                 named |= {f"threshold_{prefix}low": threshold.low, f"threshold_{prefix}high": threshold.high}
         return {name: float(value) for name, value in named.items()}
@@ -96,7 +97,11 @@ class ThresholdSource:
 
     def current(self) -> Thresholds:
         """Return the thresholds to use in this step."""
-        return Thresholds(*(Threshold(row[0], row[-1], self._single) for row in self._start))
+        return Thresholds(*(self._threshold(row) for row in self._start))
+
+    def _threshold(self, row: Sequence[float] | Tensor) -> Threshold:
+        margin = self._config.margin if self._single else 0.0
+        return Threshold(row[0] - margin, row[-1] + margin, self._single)
 
     def update(self, histograms: Tensor) -> None:
         """Take in `[2, BINS]` activations of both CAMs, summed over the global batch and all ranks."""
@@ -145,7 +150,7 @@ class LearnedThresholds(ThresholdSource):
 
     def current(self) -> Thresholds:
         """Return the thresholds as 0-dimensional tensors on the device."""
-        return Thresholds(*(Threshold(row[0], row[-1], self._single) for row in self._values))
+        return Thresholds(*(self._threshold(row) for row in self._values))
 
     @torch.no_grad()
     @one_thread()

@@ -74,6 +74,8 @@ class ThresholdConfig(Section):
     """main CAM, one threshold: foreground from it on; where its search starts"""
     aux_single: Fraction = 0.45
     """auxiliary CAM, one threshold"""
+    margin: Annotated[float, Field(ge=0, le=0.4)] = 0.0
+    """one threshold, fixed or learned: pixels nearer to it than this are ignored (ours; paper: none are)"""
     variant: Literal["released", "early", "converged", "split_likelihood"] = "converged"
     """how `two_components` searches. Gaussian mixtures: `released` (EM anew from both ends, which stops after
     some iterations), `early` (the same from two means; nearest to the published thresholds), `converged` (EM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cosa_dist.assignment.activation import StrongestClass
 from cosa_dist.assignment.threshold import Threshold, Thresholds, ThresholdSource
 from cosa_dist.config.method import ThresholdConfig
 
@@ -20,6 +21,20 @@ def test_fixed_thresholds_are_the_configured_ones_and_never_move():
     assert not source.learns
     single = ThresholdSource(ThresholdConfig(kind="fixed_single", single=0.5, aux_single=0.4))
     assert single.current() == Thresholds(Threshold(0.5, 0.5, single=True), Threshold(0.4, 0.4, single=True))
+
+
+def test_a_margin_is_ignored_on_both_sides_of_one_threshold_only():
+    single = ThresholdSource(ThresholdConfig(kind="fixed_single", single=0.5, aux_single=0.375, margin=0.125))
+    assert single.current() == Thresholds(
+        Threshold(0.375, 0.625, single=True), Threshold(0.25, 0.5, single=True)
+    )
+    assert single.current().values() == {"threshold": 0.5, "aux_threshold": 0.375}
+    value = torch.tensor([[[0.3, 0.375, 0.6, 0.625]]])
+    strongest = StrongestClass(value, torch.full_like(value, 2, dtype=torch.int64))
+    valid = torch.ones_like(value, dtype=torch.bool)
+    assert single.current().main.label(strongest, valid).tolist() == [[[0, 255, 255, 2]]]
+    pair = ThresholdSource(ThresholdConfig(kind="fixed_pair", margin=0.1))
+    assert pair.current().main == PAIR
 
 
 def test_fixed_thresholds_have_no_state_and_refuse_a_foreign_one():

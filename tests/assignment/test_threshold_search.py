@@ -98,6 +98,14 @@ def test_the_moving_average_by_hand():
     assert numbers(learned.current())[0] == pytest.approx(0.9 * 0.6 + 0.1 * border)
 
 
+def test_a_margin_lies_around_the_learned_threshold():
+    plain, wide = (source(queue=1, single=0.6, margin=margin) for margin in (0.0, 0.1))
+    for learned in (plain, wide):
+        learned.update(torch.stack([two_hills(0)] * 2))
+    border = numbers(plain.current())[0]
+    assert numbers(wide.current())[:2] == pytest.approx([border - 0.1, border + 0.1])
+
+
 def test_the_queue_forgets_what_is_older_than_its_length():
     def after(first):
         learned = source(variant="split_likelihood", queue=4, momentum=0.0)

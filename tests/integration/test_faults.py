@@ -105,6 +105,7 @@ def test_resources_that_others_hold_are_given_up_after_the_deadline(ray_nodes, b
     assert status(ray_nodes, "waiting") == "FAILED"
 
 
+@pytest.mark.nightly
 def test_elastic_workers_go_down_and_up_with_the_nodes(ray_nodes, base):
     """Of [1, 3] workers, two nodes hold two; one is left after a loss, and two are there again later."""
     elastic = {"workers": [1, 3], "cpus_per_worker": 1, "max_failures": 9, "placement_deadline": 200}

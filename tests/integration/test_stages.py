@@ -86,7 +86,7 @@ def assert_tracked(runs: Path) -> None:
     assert found["synthetic", "train", "pseudo_masks"] == "24 images"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_a_run_killed_in_and_between_its_stages_equals_its_twin(ray_nodes, tmp_path, capsys):
     shards, runs = make_shards(tmp_path / "shards"), tmp_path / "runs"

@@ -43,7 +43,7 @@ def killed_sweep(cluster: FaultCluster, folder: Path) -> None:
     cluster.kill_driver()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(ray_nodes, tmp_path):
     killed_sweep(ray_nodes, tmp_path)
     runs = tmp_path / "runs"

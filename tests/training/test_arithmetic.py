@@ -14,7 +14,15 @@ from cosa_dist.assignment.mixture import _running_product
 from cosa_dist.benchmark.workload import generated_batch, prepare
 from cosa_dist.model.backbone import AveragePool, _by_products
 from cosa_dist.segmenter.network import build_segmenter
-from cosa_dist.training.state import MOST_GRAPHS, build_state, compile_networks, load_network, set_arithmetic
+from cosa_dist.training.state import (
+    MOST_GRAPHS,
+    build_state,
+    compile_networks,
+    load_network,
+    make_accelerator,
+    set_arithmetic,
+    wrap_online,
+)
 from tests.benchmark.tiny_run import tiny_config
 from tests.model.tiny_encoders import tiny_model_config
 from tests.oracles.plain_step import plain_step
@@ -52,6 +60,18 @@ def test_products_and_convolutions_have_one_precision():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     set_arithmetic("highest")
     assert settings() == ("highest", False, False, False, False, False)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
+def test_a_network_that_is_trained_in_bf16_on_the_cpu_has_explicit_attention(precision, fused):
+    state = build_state(tiny_config(), 3, CPU)
+    wrap_online(state, make_accelerator(precision, 1, True))
+
+    def of(network: nn.Module) -> set[bool]:
+        return {module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")}
+
+    assert of(state.online) == {fused}
+    assert of(state.assignment) == {True}
 
 
 @pytest.mark.parametrize("matmul", ["high", "highest"])
