@@ -197,8 +197,9 @@ class SegmenterConfig(Section):
 class PseudoMaskConfig(Section):
     """How a trained CoSA labels its training images, whose tags it may use."""
 
-    source: Literal["segmentation", "cam", "agreement"] = "segmentation"
-    """what is turned into masks; `agreement` keeps pixels where both say the same and ignores the others"""
+    source: Literal["segmentation", "cam", "agreement", "object_agreement"] = "segmentation"
+    """what is turned into masks; `agreement` keeps pixels where both say the same and ignores the others,
+    `object_agreement` keeps the background of the segmentation, too"""
     network: Literal["better", "online", "assignment"] = "better"
     """whose output (`better`: of the higher unfiltered validation mIoU, `online` if there is none)"""
     scales: tuple[Scale, ...] = ()
@@ -213,6 +214,11 @@ class PseudoMaskConfig(Section):
     """CAM: pixels that are foreground even against this level are foreground; ignored between both"""
     reliability: bool = False
     """store the reliability of each pixel beside its class, for `segmenter.weigh`"""
+
+    @property
+    def chosen_network(self) -> str:
+        """The network asked for; empty for the better one."""
+        return "" if self.network == "better" else self.network
 
     @model_validator(mode="after")
     def _levels_in_order(self) -> PseudoMaskConfig:
@@ -230,3 +236,6 @@ class StageOneConfig(Section):
     """dotted options on top of that recipe as YAML, e.g. {training.steps: 1000}"""
     run: str = ""
     """folder of a finished CoSA run to take instead of training one"""
+    start: Literal["weights", "encoder"] = "weights"
+    """what the second stage starts from: `model.weights`, or (then `none` will do there) the `encoder` of the
+    network that made its masks, if both stages have the same backbone"""

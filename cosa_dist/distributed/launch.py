@@ -239,13 +239,17 @@ def _run_stages(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:
     log.info("pseudo-masks of the training images")
     # Only here: a run of one stage does without the networks that labelling imports, which take seconds.
     from cosa_dist.distributed.labelling.run import run_labelling
+    from cosa_dist.inference.trained import choose
 
     masks = run.folder.beside(MASKS).path
     labelled = run_labelling(first, masks, config.pseudo_masks, resources, parent_run_id=run.note.run_id)
     log.info("pseudo-masks: %s", json.dumps({key: labelled.quality[key] for key in ("miou", "ignored")}))
     _raise_if_stop_requested(run)
     log.info("stage two: segmenter on the pseudo-masks")
-    outcome = _train_stage(run, TWO, stage_two_config(config, labelled.shards), resources)
+    weights = config.model.weights
+    if config.stage_one.start == "encoder":
+        weights = str(choose(first, network=config.pseudo_masks.chosen_network).weights)
+    outcome = _train_stage(run, TWO, stage_two_config(config, labelled.shards, weights), resources)
     _record(run, first, labelled.quality, outcome)
     return outcome
 

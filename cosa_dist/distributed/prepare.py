@@ -182,12 +182,13 @@ def stage_one_config(config: RunConfig) -> RunConfig:
     return resolve(build_config(merge(first.model_dump(), shared), f"recipe {config.stage_one.recipe}"))
 
 
-def stage_two_config(config: RunConfig, shards: Path) -> RunConfig:
-    """The second stage's configuration: the run's own, on the labelled shards."""
+def stage_two_config(config: RunConfig, shards: Path, weights: str) -> RunConfig:
+    """The second stage's configuration: the run's own, on the labelled shards, started from weights."""
     own = {
         "name": f"{config.name}-{TWO}",
         "data": {"shards": str(shards)},
-        "stage_one": {"recipe": "", "options": {}, "run": ""},
+        "model": {"weights": weights},
+        "stage_one": {"recipe": "", "options": {}, "run": "", "start": "weights"},
     }
     return build_config(merge(config.model_dump(), own), "second stage")
 
@@ -239,10 +240,16 @@ def check_stages(config: RunConfig) -> Split:
             check_batch_early(trained)
     val = check_reading(config.data, config.data.val_split)
     if config.stage_one.run:
-        trained_config(Path(config.stage_one.run))
+        first = trained_config(Path(config.stage_one.run))
         choose(Path(config.stage_one.run))
     else:
-        check_inputs(stage_one_config(config))
+        first = stage_one_config(config)
+        check_inputs(first)
+    names = [first.model.backbone, config.model.backbone]
+    if config.stage_one.start == "encoder" and names[0] != names[1]:
+        raise ConfigError(
+            f"stage_one.start encoder: the stages have different backbones, {' and '.join(names)}"
+        )
     check_network(config, len(val.info.class_names))
     return val
 

@@ -97,10 +97,10 @@ def predict(segmentation: Tensor, kept: Tensor, count: int | None = None) -> Ten
     classes are kept, see `chosen_planes`.
     """
     if count == len(kept):
-        return segmentation.argmax(0)
+        return segmentation.max(0).indices  # many times as fast as argmax on the CPU
     with_background = functional.pad(kept, (1, 0), value=True)
     planes = chosen_planes(with_background, None if count is None else count + 1)
-    return planes[segmentation[planes].argmax(0)]
+    return planes[segmentation[planes].max(0).indices]
 
 
 def predict_with_crf(segmentation: Tensor, kept: Tensor, crf: DenseCrf) -> Tensor:
@@ -110,7 +110,7 @@ def predict_with_crf(segmentation: Tensor, kept: Tensor, crf: DenseCrf) -> Tenso
     """
     planes = functional.pad(kept, (1, 0), value=True)
     filtered = segmentation.float().masked_fill(~planes[:, None, None], -torch.inf)
-    return crf.refine(filtered.softmax(0)[None])[0].argmax(0)
+    return crf.refine(filtered.softmax(0)[None])[0].max(0).indices
 
 
 def strongest_activation(

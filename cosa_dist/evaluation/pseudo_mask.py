@@ -50,10 +50,13 @@ def pseudo_mask(
     if config.source == "segmentation":
         return segmentation
     cam = _from_cam(output.cam[index], labels, config, refine, size)
-    agreed = segmentation.classes == cam.classes
+    agreed = kept = segmentation.classes == cam.classes
+    if config.source == "object_agreement":
+        kept = agreed | (segmentation.classes == 0)
+    lower = torch.minimum(segmentation.reliability, cam.reliability)
     return PseudoMask(
-        segmentation.classes.masked_fill(~agreed, IGNORE),
-        torch.minimum(segmentation.reliability, cam.reliability) * agreed,
+        segmentation.classes.masked_fill(~kept, IGNORE),
+        torch.where(agreed, lower, segmentation.reliability) * kept,
     )
 
 
@@ -100,7 +103,7 @@ def _from_cam(
 
     def against(level: float) -> Tensor:
         scores = torch.cat([activations.new_full((1, *size), level), activations])
-        return refine(scores / scores.sum(0, keepdim=True).clamp(min=1e-6)).argmax(0)
+        return refine(scores / scores.sum(0, keepdim=True).clamp(min=1e-6)).max(0).indices
 
     above, below = against(config.cam_high), against(config.cam_low)
     classes = torch.where(above > 0, functional.pad(planes + 1, (1, 0))[above], IGNORE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,11 @@ def test_a_stopped_run_of_two_stages_goes_on_where_it_was(trained, tmp_path, mon
         "output": str(tmp_path),
         "name": "whole",
         "data": {"shards": str(make_shards(tmp_path / "shards"))},
-        "stage_one": {"recipe": "tiny", "options": {"training.steps": 4, "losses.warmup_steps": 1}},
+        "stage_one": {
+            "recipe": "tiny",
+            "options": {"training.steps": 4, "losses.warmup_steps": 1},
+            "start": "encoder",
+        },
         "training": {"steps": 4},
         "tracking": {"enabled": False},
     }
@@ -66,6 +71,9 @@ def test_a_stopped_run_of_two_stages_goes_on_where_it_was(trained, tmp_path, mon
     assert labelled == sorted(set(labelled)), "no finished shard is made again"
     assert outcome.folder == run.folder.beside("stage-two").path
     assert set(outcome.reports) == {"online", "average"}
+    start = Path(run.folder.beside("stage-two").read_config().model.weights)
+    assert start.parent == run.folder.beside("stage-one").checkpoints / "step-00000004"
+    assert start.is_file()
     made = open_split(masks.path / "shards", "train")
     assert made.mask_count == made.size == 24
     quality = json.loads((masks.path / "shards" / "quality.json").read_text())
@@ -75,3 +83,19 @@ def test_a_stopped_run_of_two_stages_goes_on_where_it_was(trained, tmp_path, mon
     assert all(one.read_note().finished for one in (run.folder, masks, run.folder.beside("stage-one")))
     with pytest.raises(ConfigError, match="is finished"):
         reopen(run.folder, {})
+
+
+def test_an_encoder_of_another_kind_is_no_start(tmp_path):
+    config = {
+        "output": str(tmp_path),
+        "data": {"shards": str(make_shards(tmp_path / "shards"))},
+        "stage_one": {
+            "recipe": "tiny",
+            "options": {"model.backbone": "vit_small_patch16_224"},
+            "start": "encoder",
+        },
+        "tracking": {"enabled": False},
+    }
+    with pytest.raises(ConfigError, match="different backbones, vit_small_patch16_224 and vit_t"):
+        prepare_run(resolve(build_config(merge(read_recipe("tiny_ms"), config))))
+    assert not (tmp_path / "runs").exists()

@@ -69,7 +69,18 @@ def test_agreement_keeps_what_both_say(maps):
     assert (reliability[0, [0, 2, 3]] > 0).all()
 
 
-@pytest.mark.parametrize("source", ["segmentation", "cam", "agreement"])
+def test_agreement_on_objects_keeps_the_background_of_the_segmentation(maps):
+    classes, reliability = labelled(*maps, source="object_agreement", cam_low=0.35, cam_high=0.35)
+    assert classes.tolist() == [[1, 0, 0, 3]]
+    agreed = labelled(*maps, source="agreement", cam_low=0.35, cam_high=0.35)[1]
+    assert reliability[0, [0, 2, 3]].tolist() == agreed[0, [0, 2, 3]].tolist()
+    assert reliability[0, 1] == pytest.approx(0.5 / 0.9)
+    cam, logits = maps
+    classes, _ = labelled(cam.flip(0), logits, source="object_agreement", cam_low=0.35, cam_high=0.35)
+    assert classes.tolist() == [[255, 0, 0, 255]]
+
+
+@pytest.mark.parametrize("source", ["segmentation", "cam", "agreement", "object_agreement"])
 def test_an_image_without_tags_is_background(maps, source):
     classes, reliability = labelled(*maps, labels=torch.zeros(3), source=source)
     assert classes.tolist() == [[0, 0, 0, 0]]

@@ -87,7 +87,7 @@ def run_labelling(
     KeyboardInterrupt if it was stopped; the shards that are finished stay.
     """
     config = trained_config(run)
-    chosen = choose(run, checkpoint, "" if masks.network == "better" else masks.network)
+    chosen = choose(run, checkpoint, masks.chosen_network)
     log.info("labelling by %s", chosen)
     folder, shards = RunFolder(path), path / "shards"
     task = labelling_task(run, chosen.checkpoint, chosen.network, config, masks, shards)
