@@ -5,7 +5,7 @@ whole Ray Train run; trials are child runs of the sweep in MLflow. `--search ran
 space (grids in full), `optuna` lets a tree-structured Parzen estimator choose them. `--scheduler asha`
 stops weak trials at their evaluations. `--warm-start` trains the loss warm-up once for all trials.
 `--space ablation --seeds 0 1 2` trains every combination of the method's parts with every seed, to the end,
-and prints their table; `--table FILE` prints that of an earlier ablation's rows and trains nothing.
+and prints their table (docs/tables.py stores its rows).
 `--resume NAME` goes on with a sweep that was interrupted at any moment; what is finished is not trained
 again; `--restarted` does the same if an earlier start of the same command has begun one. Ends with the table
 of trials, a page of plots and the best configuration as a YAML that `jobs/train.py --config` takes.
@@ -150,13 +150,6 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -> None:
     """The work of `run`; `start` hears of the sweep's folder."""
-    if arguments.table:
-        from cosa_dist.reports.ablation import stored_table
-
-        path = space_path(arguments.space)
-        ablation = read_ablation(path if is_ablation(path) else space_path("ablation"))
-        print(stored_table(arguments.table, ablation, arguments.context_class))
-        return
     if arguments.print_config and not arguments.resume:
         config = load_base(arguments, rest)
         new_plan(arguments, config.model_copy(update={"name": config.name or "sweep"}))
@@ -191,7 +184,7 @@ def plan_and_run(arguments: argparse.Namespace, rest: list[str], start: Start) -
     for path in write_outcome(plan, result):
         print(f"written {path}")
     if plan.ablation:
-        from cosa_dist.reports.ablation import write_ablation
+        from cosa_dist.reports.result_tables import write_ablation
 
         path, table = write_ablation(plan, result, arguments.context_class)
         print(f"written {path}\n\n{table}\n")
@@ -215,7 +208,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--context-class", default="", help="ablation: coexisting class in the table (generated data: train)"
     )
-    made.add_argument("--table", type=place, metavar="FILE", help="ablation: print the table of these rows")
     made.add_argument("--cost", action="store_true", help="optuna: also look for low cost (worker-seconds)")
     made.add_argument("--warm-start", action="store_true", help="train the loss warm-up once for all trials")
     made.add_argument("--resume", type=given, metavar="NAME", help="go on with the sweep NAME")

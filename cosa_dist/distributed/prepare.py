@@ -36,7 +36,7 @@ from cosa_dist.distributed.plan import Resources, WorkerPlan, check_batch_early,
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.model.weights import parse_weight_source
 from cosa_dist.tracking.mlflow_runs import create_run, made_with, reopen_run
-from cosa_dist.tracking.provenance import provenance
+from cosa_dist.tracking.provenance import git_commit, provenance
 from cosa_dist.tracking.store import MEMORY, SQLITE, StoreError, check_store, prepare_store
 
 LONGEST_NAME = 200
@@ -280,7 +280,7 @@ def new_tracking_run(
         experiment, tags = config.tracking.experiment, {**tags, **provenance()}
         run_id = create_run(uri, experiment, name, params=params, tags=tags, parent_run_id=parent_run_id)
     with made_with(uri, run_id):
-        yield RunNote(uri, run_id)
+        yield RunNote(uri, run_id, commit=git_commit())
 
 
 def reopen_tracking(note: RunNote, output: Path) -> RunNote:

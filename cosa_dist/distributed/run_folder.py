@@ -46,6 +46,8 @@ class RunNote:
     finished: bool = False
     key: str = ""
     """of a labelling: hash of all that it is made of"""
+    commit: str = ""
+    """of the code that began it"""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,6 @@ ALONE: dict[str, str] = {
     "python sweeps/run.py --space threshold_search --recipe voc_mini --trials 8 --warm-start "
     "--evaluation.every 100":
         "--print-config --data.shards data/voc_mini --model.weights none",
-    "python sweeps/run.py --table docs/results/ablation_demo.jsonl --context-class train": "",
     "python jobs/ingest.py voc VOC2012 --splits test --out data/voc":
         "--splits train_aug,val,test --sbd benchmark_RELEASE --overwrite",
     "python jobs/predict.py outputs/runs/NAME data/voc --split test --out OUT --voc-server": "",
