@@ -71,18 +71,17 @@ def _experiment(row: ResultRow) -> tuple[Any, ...]:
 
 
 def combination_of(row: ResultRow, combinations: Sequence[Combination]) -> tuple[str, dict[str, Any]]:
-    """Name of the combination that a row is of, and its options beyond it; an empty name if there is none."""
-    values = recipe_values(row.recipe) | row.options
-    found = [
-        combination
-        for combination in combinations
-        for wanted in [recipe_values(row.recipe, json.dumps(combination.options))]
-        if all(values[key] == wanted[key] for key in combination.options)
-    ]
-    if row.combination or not found:
+    """Name of the combination that a row is of, and its options beyond it, as few as possible; or no name."""
+    if row.combination or not combinations:
         return row.combination, row.options
-    best = max(found, key=lambda combination: len(combination.options))
-    return best.name, {key: value for key, value in row.options.items() if key not in best.options}
+    values = recipe_values(row.recipe) | row.options
+    found = [("", row.options)]
+    for one in combinations:
+        wanted = recipe_values(row.recipe, json.dumps(one.options))
+        if all(values[key] == wanted[key] for key in one.options):
+            beyond = {key: value for key, value in row.options.items() if key not in one.options}
+            found.append((one.name, beyond))
+    return min(found[1:] or found, key=lambda match: len(match[1]))
 
 
 def as_markdown(
