@@ -76,10 +76,13 @@ def _project(features: Tensor, weight: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             product = float32_product(weight.float().flatten(1), features.float().flatten(2))
             return product.unflatten(2, (features.shape[2], features.shape[3]))
-    if not torch.is_autocast_enabled(device):
-        return F.conv2d(features, weight)
-    with torch.autocast(device, enabled=False):
-        return F.conv2d(features.float(), weight.float())
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            maps = F.conv2d(features.float(), weight.float())
+    else:
+        maps = F.conv2d(features, weight)
+    # From a transformer's features they come with the channels last, in which all that enlarges them is slow.
+    return maps.contiguous()
 
 
 class CamClassifier(nn.Module):
