@@ -99,14 +99,11 @@ def demo(rows: Rows) -> str:
     return as_markdown(kept, measures)
 
 
-def ablation_voc_mini(rows: Rows) -> str:
-    """The method's parts on photographs, beside the recipe itself."""
-
-    def shown(row: ResultRow) -> bool:
-        return row.recipe == "voc_mini_fast" or combination(row) == "classification"
-
-    kept = [row for row in rows if on_mini(row) and shown(row)]
-    return as_markdown(kept, UNFILTERED | CAMS, COMBINATIONS, beside=("the recipe itself", is_recipe))
+def ablation(rows: Rows, recipe: str, *more: str) -> str:
+    """The method's parts on photographs; `more` are combinations that are taken of other recipes too."""
+    kept = [row for row in rows if on_mini(row) and (row.recipe == recipe or combination(row) in more)]
+    beside = ("`swapped`", is_combination("swapped"))
+    return as_markdown(kept, UNFILTERED | CAMS, COMBINATIONS, beside=beside)
 
 
 def ablation_demo(rows: Rows) -> str:
@@ -149,18 +146,19 @@ def sweep(option: str) -> Callable[[Rows], str]:
     return made
 
 
-def two_stages(rows: Rows, first: str, commits: tuple[str, ...], steps: bool) -> str:
-    """A first stage's runs at some commits, their pseudo-masks, and second stages with `steps` or without."""
+def two_stages(rows: Rows, first: str, commits: tuple[str, ...], steps: int | None = None) -> str:
+    """A first stage's runs at some commits, their pseudo-masks, and second stages of so many steps."""
 
     def is_first(row: ResultRow) -> bool:
         return is_recipe(row, first) and row.commit.startswith(commits)
 
     def is_second(row: ResultRow) -> bool:
-        return row.recipe == "voc_mini_ms" and steps == ("training.steps" in row.options)
+        own = row.note.endswith(f"of {first}") or row.options.get("supervision") == "truth"
+        return row.recipe == "voc_mini_ms" and own and row.options.get("training.steps") == steps
 
     masks = [row for row in rows if row.recipe == first and row.images == 1000]
-    kept = [*filter(is_first, rows), *masks, *filter(is_second, rows)]
     seeds = {row.seed for row in masks}
+    kept = [*filter(is_first, rows), *masks, *filter(is_second, rows)]
     kept = [row for row in kept if row.seed in seeds]
     return as_markdown(kept, UNFILTERED | MASKS, beside=("stage one", is_first))
 
@@ -180,14 +178,13 @@ def own(rows: Rows) -> str:
 TABLES: dict[str, Callable[[Rows], str]] = {
     "threshold_search": sweep("assignment.threshold.low"),
     "loss_weights": sweep("losses.cam_to_seg"),
-    "two_stages": lambda rows: two_stages(rows, "voc_mini_fast", ("8616d0e", "6da3470"), steps=True),
-    "two_stages_short": lambda rows: two_stages(rows, "voc_mini", ("681a002",), steps=False),
+    "ablation_voc_mini": lambda rows: ablation(rows, "voc_mini_fast", "classification"),
+    "ablation_voc_mini_quick": lambda rows: ablation(rows, "voc_mini_quick"),
+    "two_stages": lambda rows: two_stages(rows, "voc_mini_fast", ("8616d0e", "6da3470"), steps=1000),
+    "two_stages_short": lambda rows: two_stages(rows, "voc_mini", ("681a002",)),
     **{
         made.__name__: made
-        for made in (
-            *(voc_mini, demo, ablation_voc_mini, ablation_demo, separation_demo, guidance, faster),
-            *(refinement, own),
-        )
+        for made in (*(voc_mini, demo, ablation_demo, separation_demo, guidance, faster, refinement, own),)
     },
 }
 

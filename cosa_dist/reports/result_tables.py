@@ -101,10 +101,10 @@ def as_markdown(
     differences to it, seed by seed. `best` are measurements that order the lines, the best mean first.
 
     Raises:
-        ValueError: no rows, or rows of one split's different images or classes.
+        ValueError: rows of one split's different images or classes.
     """
     if not rows:
-        raise ValueError("no rows for a table")
+        return "No run is stored yet."
     for (dataset, split), group in grouped(rows, lambda row: (row.dataset, row.split)).items():
         if len({row.image_set for row in group} - {""}) > 1:
             raise ValueError(f"rows of different images or classes, all called {dataset} {split}")
@@ -122,6 +122,8 @@ def as_markdown(
     source = ["mIoU in per cent of the better network"]
     if len(rows) > len(lines):
         source[0] += ", mean and in brackets smallest to largest"
+    if any(row.interval for row in rows):
+        source.append("95 %: mean bounds of the runs' intervals over images")
     if beside:
         source.append(f"difference: to {beside[0]}, seed by seed")
     table = markdown_table(list(columns), list(zip(*columns.values(), strict=True)))
@@ -141,6 +143,8 @@ def _figures(
         if not any(value is not None for line in values for value in line):
             continue
         columns[title] = [spread(line) for line in values]
+        if title in compared and any(measure in row.interval for line in lines for row in line):
+            columns[f"{title}, 95 %"] = [_interval(line, measure) for line in lines]
         if beside and title in compared:
             base = [line for line in lines if beside[1](line[0])]
             columns[f"{title}, difference"] = [_difference(line, base, measure) for line in lines]
@@ -179,8 +183,9 @@ def _facts(
     }
     differing = {title: cells for title, cells in facts.items() if len({*cells} - {""}) > 1}
     shared = [max(cells) for title, cells in facts.items() if title not in differing]
-    machines = dict.fromkeys(row.machine for line in lines for row in line if row.machine)
-    shared += [*_words(common), " or ".join(machines)]
+    machines = dict.fromkeys(row.machine for line in lines for row in line)
+    named = [machine or "machine not recorded" for machine in machines] if any(machines) else []
+    shared += [*_words(common), " or ".join(named)]
     return differing, [text for text in shared if text not in ("", "nothing")]
 
 
@@ -218,6 +223,16 @@ def _difference(line: Sequence[ResultRow], baselines: Sequence[Sequence[ResultRo
     values = {row.seed: measured(row, measure) for row in max(reversed(baselines), key=common)}
     pairs = [(measured(row, measure), values.get(row.seed)) for row in line if row.seed is not None]
     return spread([own - other for own, other in pairs if own is not None and other is not None], "+.1f")
+
+
+def _interval(line: Sequence[ResultRow], measure: str) -> str:
+    """The mean bounds of a line's runs; `-` if one of them is not known."""
+    both = [row.interval[measure] for row in line if measure in row.interval]
+    return (
+        " to ".join(f"{mean(bound):.1f}" for bound in zip(*both, strict=True))
+        if len(both) == len(line)
+        else "-"
+    )
 
 
 def _times(rows: Sequence[ResultRow]) -> str:

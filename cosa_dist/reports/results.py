@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,8 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import RECIPES, load_config
+from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.config.options import flatten, known_keys
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.shards.split import read_description
+from cosa_dist.distributed.labelling.run import LabellingOutcome
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.sweep.trial import read_trial
 from cosa_dist.evaluation.report import EvalReport, read_reports
@@ -25,6 +28,7 @@ from cosa_dist.reports.tracked_runs import (
     NOT_THE_EXPERIMENT,
     NOT_THE_EXPERIMENT_SECTIONS,
     evaluation_text,
+    read_tags,
 )
 from cosa_dist.tracking.mirror import metric_series
 
@@ -48,6 +52,8 @@ class ResultRow:
     seed: int | None
     miou: dict[str, float | None]
     """mIoU by measurement (`unfiltered`, `cam_true_labels`, ...); only CAMs' without a segmentation"""
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % interval of the mIoU over images, by measurement"""
     network: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     """dotted options that differ from the recipe's and may change a result, but for those of `evaluation`"""
@@ -77,37 +83,55 @@ ROW = TypeAdapter(ResultRow)
 
 
 def read_result(folder: Path, commit: str = "", note: str = "", machine: str = "") -> ResultRow:
-    """The row of a finished run, from its folder; of its networks, that of the higher unfiltered mIoU.
+    """The row of a finished run or labelling, from its folder; of a run's networks, that of the higher mIoU.
 
     A control run trains classifiers only: the scores of its segmentation mean nothing and stay out. `commit`
-    counts where the folder notes none; `note` and `machine` are what no folder knows.
+    counts where neither the folder nor the tracking store knows it, `machine` instead of what these know.
 
     Raises:
-        ConfigError: no finished run, or an unknown commit.
+        ConfigError: not finished, or of an unknown commit.
     """
     run = RunFolder(folder.resolve())
-    config, noted = run.read_config(), run.read_note()
-    reports = read_reports(run.path)
-    if not noted.finished or not reports:
-        raise ConfigError(f"{folder}: the run is not finished, or has no report of its evaluation")
+    noted = run.read_note()
+    tags = read_tags(noted.tracking_uri, noted.run_id)
     trial = read_trial(run)
-    commit = noted.commit or (trial.commit if trial else "") or commit
+    if not noted.finished:
+        raise ConfigError(f"{folder}: the run is not finished")
+    commit = noted.commit or (trial.commit if trial else "") or tags.get("git_commit", "") or commit
     if not commit:
         raise ConfigError(f"{folder} does not note its commit (an earlier version): give it with --commit")
+    cpus = tags.get("cpu_count", "")
+    row = (_run_row if run.config_file.is_file() else _masks_row)(run)
+    return replace(
+        row,
+        commit=commit,
+        note=", ".join(filter(None, (row.note, note))),
+        machine=machine or tags.get("gpus") or (f"{cpus} CPUs" if cpus else ""),
+    )
+
+
+def _run_row(run: RunFolder) -> ResultRow:
+    """The row of a training."""
+    config, reports = run.read_config(), read_reports(run.path)
+    if not reports:
+        raise ConfigError(f"{run.path} has no report of an evaluation (report_*.json)")
     last = {key: points[-1][1] for key, points in metric_series(run.metrics_file).items()}
     segments = config.kind != "control"
     report, miou = _better(reports, last, segments)
     names = ("background", *report.class_names)
     score = report.scores["unfiltered"]
     context = score.context_as_class if segments else ()
+    masks, note = _learned_from(config)
+    intervals = {key: getattr(score, "interval", None) for key, score in report.scores.items()}
     return ResultRow(
         recipe=config.recipe,
         dataset=config.data.label or Path(config.data.shards).name,
-        commit=commit,
+        commit="",
         seed=config.seed,
         miou=miou,
+        interval={key: found for key, found in intervals.items() if found and key in miou},
         network=report.network,
-        options=changed_options(config),
+        options=changed_options(config) | masks,
         note=note,
         split=config.data.val_split,
         images=report.images,
@@ -117,8 +141,52 @@ def read_result(folder: Path, commit: str = "", note: str = "", machine: str = "
         context=dict(zip(names, context, strict=True)) if context else {},
         seconds=last.get("final/training_seconds"),
         evaluation_seconds=last.get("final/evaluation_seconds"),
-        machine=machine,
     )
+
+
+def _masks_row(run: RunFolder) -> ResultRow:
+    """The row of a labelling: the quality of its pseudo-masks."""
+    shards = run.path / "shards"
+    quality = LabellingOutcome.read(shards).quality
+    (split, made), *_ = _made_by(shards).items()
+    trained = RunFolder(run.path.with_name(made["run"])).read_config()
+    return ResultRow(
+        recipe=trained.recipe,
+        dataset=trained.data.label or Path(trained.data.shards).name,
+        commit="",
+        seed=trained.seed,
+        miou={"pseudo_masks": quality["miou"], "pseudo_masks_missed": quality["miou_missed"]},
+        network=made["network"],
+        options=changed_options(trained) | _mask_options(made),
+        note="pseudo-masks",
+        split=split,
+        images=quality["images_with_truth"],
+        image_set=quality["image_set"],
+        iou=quality["iou"],
+        ignored=quality["ignored"],
+    )
+
+
+def _made_by(shards: Path) -> dict[str, dict[str, Any]]:
+    """By split, the run that made its pseudo-masks and how; empty where the masks are none."""
+    splits = read_description(str(shards))["splits"]
+    return {name: split["pseudo_masks"] for name, split in splits.items() if "pseudo_masks" in split}
+
+
+def _mask_options(made: Mapping[str, Any]) -> dict[str, Any]:
+    usual = PseudoMaskConfig().model_dump(mode="json")
+    return {f"pseudo_masks.{key}": v for key, v in made["settings"].items() if v != usual.get(key)}
+
+
+def _learned_from(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """How the pseudo-masks of a segmenter were made, as options, and in words whose they are."""
+    if config.kind != "segmenter" or config.supervision != "pseudo_masks":
+        return {}, ""
+    made = _made_by(Path(config.data.shards)).get(config.data.train_split)
+    if made is None:
+        return {}, ""
+    first = RunFolder(Path(config.data.shards).parent.with_name(made["run"]))
+    return _mask_options(made), f"on masks of {first.read_config().recipe}" if first.path.is_dir() else ""
 
 
 def _better(

@@ -21,9 +21,8 @@ from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.evaluation.report import SOURCES, EvalReport, read_reports, split_measurement
 from cosa_dist.reports.page import curve_data, data_uri, finite, render_page
 from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
+from cosa_dist.reports.tracked_runs import read_tags
 from cosa_dist.tracking.mirror import metric_series
-from cosa_dist.tracking.mlflow_runs import connect
-from cosa_dist.tracking.store import require_store, store_errors
 
 PICTURE_SIDE = 1100
 CURVE_PREFIXES = ("train/", "val/")
@@ -68,21 +67,8 @@ def read_run(folder: Path, pictures: int = 6) -> RunContent:
         curves={key: points for key, points in series.items() if key.startswith(CURVE_PREFIXES)},
         reports=list(read_reports(folder).values()),
         pictures={path.stem: path for path in sorted(run.pictures.glob("*.png"))[:pictures]},
-        tags=_tags(note.tracking_uri, note.run_id),
+        tags=read_tags(note.tracking_uri, note.run_id),
     )
-
-
-def _tags(uri: str, run_id: str) -> dict[str, str]:
-    """Tags of the tracking run; none if the run has none or the store does not answer."""
-    if not run_id:
-        return {}
-    try:
-        require_store(uri)
-        with store_errors(uri):
-            tags: dict[str, str] = connect(uri).get_run(run_id).data.tags
-    except (ValueError, OSError):
-        return {}
-    return {key: value for key, value in sorted(tags.items()) if not key.startswith("mlflow.")}
 
 
 def run_page(run: RunContent, errors: ErrorAnalysis | str = "", evolution: Evolution | str = "") -> str:

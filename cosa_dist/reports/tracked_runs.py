@@ -156,6 +156,19 @@ def crf_text(params: Mapping[str, str]) -> str:
     return f"CRF {count} iterations {sigma}/{weight} {'/'.join(colour)}"
 
 
+def read_tags(uri: str, run_id: str) -> dict[str, str]:
+    """Tags of a tracking run but for MLflow's own; none if the run has none or the store does not answer."""
+    if not run_id:
+        return {}
+    try:
+        require_store(uri)
+        with store_errors(uri):
+            tags: dict[str, str] = connect(uri).get_run(run_id).data.tags
+    except (ValueError, OSError):
+        return {}
+    return {key: value for key, value in sorted(tags.items()) if not key.startswith("mlflow.")}
+
+
 def read_details(uri: str, run_id: str, pictures: int = 6) -> RunDetails:
     """Read a run's curves, reports and first `pictures` pictures.
 

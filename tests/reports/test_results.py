@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,13 @@ from cosa_dist.config.ablation import Combination
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import load_config
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.data.shards.split import FORMAT, FORMAT_VERSION
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
 from cosa_dist.distributed.sweep.plan import SweepPlan, trial_config
 from cosa_dist.distributed.sweep.run import SweepResult
 from cosa_dist.distributed.sweep.trial import Trial
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
+from cosa_dist.reports import results
 from cosa_dist.reports.result_tables import write_ablation
 from cosa_dist.reports.results import ResultRow, changed_options, read_result, read_rows, rows_to_text
 
@@ -93,6 +96,52 @@ def test_a_run_that_is_not_over_or_has_no_commit_has_no_row(tmp_path):
     assert read_result(earlier.path, commit="abc").commit == "abc"
     (earlier.path / "trial.json").write_text(json.dumps({"options": {}, "commit": "def"}))
     assert read_result(earlier.path, commit="abc").commit == "def"
+
+
+def test_commit_and_machine_may_come_from_the_tracking_store(tmp_path, monkeypatch):
+    run = a_run(mini(tmp_path), commit="")
+    tags = {"git_commit": "fed", "cpu_count": "2", "gpus": ""}
+    monkeypatch.setattr(results, "read_tags", lambda uri, run_id: tags)
+    row = read_result(run.path, commit="abc")
+    assert (row.commit, row.machine) == ("fed", "2 CPUs")
+    tags["gpus"] = "NVIDIA H200"
+    assert read_result(run.path).machine == "NVIDIA H200"
+    assert read_result(run.path, machine="half of it").machine == "half of it"
+
+
+def a_labelling(first: RunFolder, **settings) -> Path:
+    """The folder of the pseudo-masks that a run has made, without the masks."""
+    folder = first.beside("pseudo-masks")
+    (folder.path / "shards").mkdir(parents=True)
+    folder.write_note(RunNote("", "", finished=True, commit="def"))
+    quality = {"miou": 41.5, "miou_missed": 28.5, "ignored": 43.25, "images_with_truth": 1000}
+    quality |= {"iou": {"background": 60.0, "train": None}, "image_set": "3c4d"}
+    (folder.path / "shards" / "quality.json").write_text(json.dumps(quality))
+    made = {"run": first.name, "step": 600, "network": "online", "settings": settings}
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    content["splits"] = {"train": {"pseudo_masks": made}, "val": {}}
+    (folder.path / "shards" / "dataset.json").write_text(json.dumps(content))
+    return folder.path
+
+
+def test_pseudo_masks_have_a_row_with_how_they_were_made(tmp_path):
+    masks = a_labelling(a_run(mini(tmp_path)), source="agreement", cam_high=0.5)
+    row = read_result(masks, note="again")
+    assert (row.recipe, row.seed, row.commit, row.network) == ("voc_mini", 7, "def", "online")
+    assert (row.split, row.images, row.image_set, row.ignored) == ("train", 1000, "3c4d", 43.25)
+    assert row.miou == {"pseudo_masks": 41.5, "pseudo_masks_missed": 28.5}
+    assert (row.options, row.note) == ({"pseudo_masks.source": "agreement"}, "pseudo-masks, again")
+
+
+def test_a_segmenter_says_which_masks_it_learned_from(tmp_path):
+    masks = a_labelling(a_run(mini(tmp_path, name="first")), source="cam")
+    places = {"output": str(tmp_path), "name": "second", "data.shards": str(masks / "shards")}
+    second = load_config("voc_mini_ms", None, {**places, "stage_one.recipe": ""})
+    row = read_result(a_run(second).path)
+    assert (row.options, row.note) == ({"pseudo_masks.source": "cam"}, "on masks of voc_mini")
+    truth = second.model_copy(update={"supervision": "truth", "name": "truth"})
+    row = read_result(a_run(truth).path)
+    assert (row.options, row.note) == ({"supervision": "truth"}, "")
 
 
 def test_rows_of_a_sweep_are_those_of_its_finished_trials(tmp_path):
