@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import RECIPES, load_config
-from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.config.options import flatten, known_keys
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.shards.split import read_description
@@ -55,8 +54,11 @@ class ResultRow:
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % interval of the mIoU over images, by measurement"""
     network: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """all dotted options that may change a result, but for those of `evaluation`"""
     options: dict[str, Any] = field(default_factory=dict)
-    """dotted options that differ from the recipe's and may change a result, but for those of `evaluation`"""
+    """those that differ from the recipe's; made anew from `settings` when a row is read, so that a recipe
+    that has changed since does not hide it"""
     note: str = ""
     """what else sets the run apart, such as the masks that it learned from"""
     split: str = "val"
@@ -103,7 +105,7 @@ def read_result(folder: Path, commit: str = "", note: str = "", machine: str = "
     cpus = tags.get("cpu_count", "")
     row = (_run_row if run.config_file.is_file() else _masks_row)(run)
     return replace(
-        row,
+        with_options(row),
         commit=commit,
         note=", ".join(filter(None, (row.note, note))),
         machine=machine or tags.get("gpus") or (f"{cpus} CPUs" if cpus else ""),
@@ -114,7 +116,9 @@ def _run_row(run: RunFolder) -> ResultRow:
     """The row of a training."""
     config, reports = run.read_config(), read_reports(run.path)
     if not reports:
-        raise ConfigError(f"{run.path} has no report of an evaluation (report_*.json)")
+        raise ConfigError(
+            f"{run.path} has no report of an evaluation (stages have folders of their own)"
+        )
     last = {key: points[-1][1] for key, points in metric_series(run.metrics_file).items()}
     segments = config.kind != "control"
     report, miou = _better(reports, last, segments)
@@ -131,7 +135,7 @@ def _run_row(run: RunFolder) -> ResultRow:
         miou=miou,
         interval={key: found for key, found in intervals.items() if found and key in miou},
         network=report.network,
-        options=changed_options(config) | masks,
+        settings=settings_of(config) | masks,
         note=note,
         split=config.data.val_split,
         images=report.images,
@@ -157,7 +161,7 @@ def _masks_row(run: RunFolder) -> ResultRow:
         seed=trained.seed,
         miou={"pseudo_masks": quality["miou"], "pseudo_masks_missed": quality["miou_missed"]},
         network=made["network"],
-        options=changed_options(trained) | _mask_options(made),
+        settings=settings_of(trained) | _mask_options(made),
         note="pseudo-masks",
         split=split,
         images=quality["images_with_truth"],
@@ -174,8 +178,7 @@ def _made_by(shards: Path) -> dict[str, dict[str, Any]]:
 
 
 def _mask_options(made: Mapping[str, Any]) -> dict[str, Any]:
-    usual = PseudoMaskConfig().model_dump(mode="json")
-    return {f"pseudo_masks.{key}": v for key, v in made["settings"].items() if v != usual.get(key)}
+    return {f"pseudo_masks.{key}": value for key, value in made["settings"].items()}
 
 
 def _learned_from(config: RunConfig) -> tuple[dict[str, Any], str]:
@@ -219,20 +222,24 @@ def recipe_values(name: str, options: str = "{}") -> dict[str, Any]:
     return _values(load_config(known, None, json.loads(options)))
 
 
-def changed_options(config: RunConfig) -> dict[str, Any]:
-    """A run's options that differ from its recipe's and may change a result, but for the evaluation's."""
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """All options of a run that may change a result, but for the evaluation's."""
     left_out = {*NOT_THE_EXPERIMENT, *OTHER_FIELDS} - {"model.weights"}
-    usual = recipe_values(config.recipe)
-    return {
-        key: value
-        for key, value in _values(config).items()
-        if value != usual[key] and key not in left_out and not key.startswith(SECTIONS)
-    }
+    values = _values(config).items()
+    return {key: value for key, value in values if key not in left_out and not key.startswith(SECTIONS)}
+
+
+def with_options(row: ResultRow) -> ResultRow:
+    """A row whose options are its settings that differ from its recipe's of today, if it has any settings."""
+    usual = recipe_values(row.recipe)
+    own = {key: value for key, value in row.settings.items() if key not in usual or value != usual[key]}
+    return replace(row, options=own) if row.settings else row
 
 
 def rows_to_text(rows: Sequence[ResultRow]) -> str:
     """One line of JSON per row."""
-    return "".join(f"{ROW.dump_json(row, exclude_defaults=True).decode()}\n" for row in rows)
+    stored = (replace(row, options={}) if row.settings else row for row in rows)
+    return "".join(f"{ROW.dump_json(row, exclude_defaults=True).decode()}\n" for row in stored)
 
 
 def read_rows(path: Path) -> list[ResultRow]:
@@ -240,7 +247,7 @@ def read_rows(path: Path) -> list[ResultRow]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            rows.append(ROW.validate_json(line))
+            rows.append(with_options(ROW.validate_json(line)))
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ValueError(f"{path}, line {number} is no row of results: {reason}") from None

@@ -20,7 +20,14 @@ from cosa_dist.distributed.sweep.trial import Trial
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.reports import results
 from cosa_dist.reports.result_tables import write_ablation
-from cosa_dist.reports.results import ResultRow, changed_options, read_result, read_rows, rows_to_text
+from cosa_dist.reports.results import (
+    ResultRow,
+    read_result,
+    read_rows,
+    rows_to_text,
+    settings_of,
+    with_options,
+)
 
 COMMIT = "0123456789" * 4
 FINAL = {"final/training_seconds": 60.0, "final/evaluation_seconds": 5.0}
@@ -78,12 +85,24 @@ def test_classifiers_alone_have_no_segmentation_and_the_control_chooses_the_netw
     assert (row.iou, row.context, row.options) == ({}, {}, {"kind": "control"})
 
 
+def options(config: RunConfig) -> dict[str, object]:
+    return with_options(a_row(recipe=config.recipe, settings=settings_of(config))).options
+
+
 def test_options_are_those_that_change_a_result(tmp_path):
     places = {"model__weights": "elsewhere/deit_tiny_patch16_224.pth", "tracking__experiment": "x"}
     same = {"distributed__workers": 2, "evaluation__crf__enabled": True, "training__log_every": 3}
-    assert changed_options(mini(tmp_path, **places, **same, evaluation__size=384)) == {}
+    assert options(mini(tmp_path, **places, **same, evaluation__size=384)) == {}
     weights = mini(tmp_path, model__weights="other.pth", losses__separation=0.1)
-    assert changed_options(weights) == {"model.weights": "other.pth", "losses.separation": 0.1}
+    assert options(weights) == {"model.weights": "other.pth", "losses.separation": 0.1}
+
+
+def test_a_recipe_that_has_changed_since_shows_what_a_row_was(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    settings = {**settings_of(mini(tmp_path)), "optimizer.learning_rate": 6e-5, "losses.gone": 1}
+    path.write_text(rows_to_text([a_row(recipe="voc_mini", settings=settings, options={"was": "nothing"})]))
+    assert '"options"' not in path.read_text()
+    assert read_rows(path)[0].options == {"optimizer.learning_rate": 6e-5, "losses.gone": 1}
 
 
 def test_a_run_that_is_not_over_or_has_no_commit_has_no_row(tmp_path):
