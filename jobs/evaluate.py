@@ -21,7 +21,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosa_dist.atomic import atomic_write
 from cosa_dist.collective import rank, world_size
 from cosa_dist.config.paths import lasting_place, place, place_or_url
 
@@ -119,7 +118,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     with Progress() as progress:
         task = progress.add_task(f"evaluating {split.name}", total=len(loader))
         shown = replace(evaluator, progress=lambda done: progress.update(task, completed=done))
-        reports = shown.evaluate(networks, loader)
+        evaluated = shown.evaluate(networks, loader)
+    reports = {name: report.with_intervals() for name, report in evaluated.items()}
     print(as_text(list(reports.values())))
     if rank() == 0:
         store(reports, arguments.out or arguments.run, split.name)
@@ -135,11 +135,13 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
-    """Write each network's report as JSON."""
+    """Write each network's report as JSON, and its counts of each image."""
+    from cosa_dist.distributed.run_folder import RunFolder
+
+    files = RunFolder(folder)
     for name, report in reports.items():
-        path = folder / f"evaluation_{split}_{name}.json"
-        atomic_write(path, report.to_json())
-        print(f"written {path}")
+        report.write(files.report_file(name, split), files.counts_file(name, split))
+        print(f"written {files.report_file(name, split)}")
 
 
 def main() -> int:

@@ -93,6 +93,14 @@ class RunFolder:
         """The folder of a run that belongs to this one, `NAME-suffix`."""
         return RunFolder(self.path.with_name(f"{self.name}-{suffix}"))
 
+    def report_file(self, network: str, split: str = "") -> Path:
+        """A network's report: of the final evaluation, or of a later one (jobs/evaluate.py) on a split."""
+        return self.path / (f"evaluation_{split}_{network}.json" if split else f"report_{network}.json")
+
+    def counts_file(self, network: str, split: str = "") -> Path:
+        """The counts of each image that belong to a report."""
+        return self.report_file(network, split).with_suffix(".npz")
+
     @property
     def stop_requested(self) -> bool:
         """Whether somebody asked for a checkpoint and a stop."""

@@ -101,6 +101,8 @@ class Evaluation:
         if last and 0 < limit < self.val.size:
             parts.append(self.samples(self.val, 0, start=limit))
         reports = evaluator.evaluate_parts(state.networks, parts)
+        if last:
+            reports[-1] = {name: report.with_intervals() for name, report in reports[-1].items()}
         return reports[-1], reports[0]
 
     def control(self, state: TrainState, train: Split) -> dict[str, float]:
@@ -231,14 +233,13 @@ def labeller(state: TrainState) -> Labeller:
 
 def write_reports(reports: Mapping[str, EvalReport], folder: RunFolder, tracker: Tracker) -> None:
     """Write the final reports to the run folder; tables and copies for the tracker are optional."""
-    paths = {name: folder.path / f"report_{name}.json" for name in reports}
-    for name, path in paths.items():
-        atomic_write(path, reports[name].to_json())
+    for name, report in reports.items():
+        report.write(folder.report_file(name), folder.counts_file(name))
     results = folder.path / "results.txt"
     with warn_on_failure("tables of the reports"):
         atomic_write(results, as_text(list(reports.values())))
         for name, report in reports.items():
-            tracker.log_artifact(paths[name])
+            tracker.log_artifact(folder.report_file(name))
             tracker.log_table(report.per_class_rows(), f"per_class_{name}")
         tracker.log_artifact(results)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cosa_dist.assignment.inference import MultiScaleOutput
-from cosa_dist.collective import concatenate_over_ranks, sum_over_ranks, together
+from cosa_dist.collective import concatenate_over_ranks, gather_objects, sum_over_ranks, together
 from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.confusion import (
@@ -33,6 +33,7 @@ from cosa_dist.evaluation.confusion import (
     pixel_accuracy,
 )
 from cosa_dist.evaluation.image_set import benchmark_of, image_key, image_set
+from cosa_dist.evaluation.intervals import ImageCounts
 from cosa_dist.evaluation.protocols import (
     CRF_PROTOCOLS,
     PROTOCOLS,
@@ -241,8 +242,7 @@ class Tally:
     """Running counts of one network on a device; add images, then ask for the report on every rank.
 
     Every count is a sum over images, so tallies of ranks are simply added. What grows with the number of
-    images is the classifier's scores and a key of each image's id, by which an image that was counted twice
-    is found.
+    images is each one's id, classifiers' scores and counts by class, which say how sure a score is.
     """
 
     def __init__(
@@ -263,8 +263,9 @@ class Tally:
         self._context = {m: self._zeros(self._classes) for m in measured}
         self._by_background = self._zeros(len(self.grid) + 1, self._classes, self._classes)
         self.skipped = 0  # images that cannot be counted because they have no mask
-        self._keys: list[int] = []
+        self._ids: list[str] = []
         self._rows: list[Tensor] = []
+        self._tables: list[Tensor] = []  # of each image, as `ImageCounts` has them
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._device)
@@ -299,16 +300,20 @@ class Tally:
             self.add_activation(*strongest_activation(cam, kept["predicted_labels"], size), mask)
 
     def add_image(self, image_id: str, logits: Tensor, aux_logits: Tensor, labels: Tensor) -> None:
-        """Count one image and keep its classifiers' scores and labels (`[C]` each)."""
-        self._keys.append(image_key(image_id))
+        """Start an image: count it and keep its classifiers' scores and labels (`[C]` each)."""
+        self._ids.append(image_id)
         self._rows.append(torch.stack([logits, aux_logits, labels]).float())
+        self._tables.append(self._zeros(1 + 2 * len(self._pairs), self._classes).int())
 
     @one_thread()
     def add_prediction(
         self, measurement: str, prediction: Tensor, mask: Tensor, context: Tensor | None
     ) -> None:
-        """Count the pixels of one image's prediction (`[H, W]` each) for one of the measurements."""
-        self._pairs[measurement] += pair_counts(prediction, mask, self._classes)
+        """Count the pixels of the image's prediction (`[H, W]` each) for one of the measurements."""
+        pairs, table = pair_counts(prediction, mask, self._classes), self._tables[-1]
+        self._pairs[measurement] += pairs
+        place = 1 + 2 * list(self._pairs).index(measurement)
+        table[0], table[place], table[place + 1] = pairs.sum(1), pairs.diagonal(), pairs.sum(0)[:-1]
         if context is not None:
             inside = prediction.masked_fill((context <= 0) | (mask != 0), self._classes)
             self._context[measurement] += count_places(inside, self._classes + 1)[:-1]
@@ -328,7 +333,8 @@ class Tally:
 
     def report(self, network: str, masks_needed: bool = True) -> EvalReport:
         """Sum the counts over the ranks and read the scores from them; every rank must call this."""
-        rows, keys = self._rows_of_all_ranks(network)
+        rows, counts = self._images_of_all_ranks(network)
+        keys = [image_key(image_id) for image_id in counts.ids]
         if not keys and masks_needed:
             raise ValueError(
                 f"the evaluation of the network {network!r} found no image with a mask: "
@@ -353,22 +359,23 @@ class Tally:
             },
             image_set=image_set(self.class_names, keys, true_pixels),
             benchmark=benchmark_of(self.class_names, keys),
+            counts=counts,
         )
 
-    def _rows_of_all_ranks(self, network: str) -> tuple[Tensor, list[int]]:
-        """Scores and labels `[N, 3, C]` and keys of all images, ordered alike for any number of ranks."""
-        local = torch.tensor(self._keys, dtype=torch.int64, device=self._device)
+    def _images_of_all_ranks(self, network: str) -> tuple[Tensor, ImageCounts]:
+        """Scores and labels `[N, 3, C]` and counts of all images, ordered alike for any number of ranks."""
         none = torch.zeros(0, 3, self._classes - 1, device=self._device)
-        keys = concatenate_over_ranks(local)
         rows = concatenate_over_ranks(torch.stack(self._rows) if self._rows else none)
-        images, distinct = len(keys), len(keys.unique())
-        if distinct != images:
+        tables = torch.stack(self._tables) if self._tables else self._zeros(0, 1, self._classes)
+        own = ImageCounts.of_table(self._ids, list(self._pairs), tables.cpu().numpy())
+        parts = gather_objects(own)
+        ids = [image_id for part in parts for image_id in part.ids]
+        if len(set(ids)) != len(ids):
             raise ValueError(
-                f"the evaluation of the network {network!r} counted {images} images of which only "
-                f"{distinct} are different: give every image to one rank once, and unique ids"
+                f"the evaluation of the network {network!r} counted {len(ids)} images of which only "
+                f"{len(set(ids))} are different: give every image to one rank once, and unique ids"
             )
-        order = keys.argsort()
-        return rows[order], keys[order].tolist()
+        return rows[sorted(range(len(ids)), key=ids.__getitem__)], ImageCounts.merged(parts)
 
     def _score(self, measurement: str) -> SegmentationScore:
         confusion = checked_confusion(sum_over_ranks(self._pairs[measurement]).cpu())

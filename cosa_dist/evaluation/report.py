@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from cosa_dist.atomic import atomic_write
+from cosa_dist.evaluation.intervals import LEVEL_TEXT, ImageCounts, Interval, interval_text, miou_interval
 from cosa_dist.evaluation.protocols import Protocol
 
 SOURCES = {"aux_cam_": "auxiliary CAM", "cam_": "CAM", "": "segmentation"}
@@ -41,6 +43,8 @@ class SegmentationScore:
     """background pixels in the coexisting context predicted as foreground; None without contexts"""
     context_as_class: tuple[float, ...] = ()
     """the same pixels by predicted class, `[K]`; empty without contexts"""
+    interval: Interval | None = None
+    """of the mIoU, see `miou_interval`; None where it was not asked for or cannot be had"""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,19 @@ class EvalReport:
     settings: dict[str, Any] = field(default_factory=dict)  # how it was measured
     image_set: str = ""  # digest of classes, images and masks; scores of another one are not comparable
     benchmark: str = ""  # the set that published results are of, such as `VOC val`; empty for any other
+    counts: InstanceOf[ImageCounts] | None = field(default=None, compare=False, repr=False)
+    """of each image; not in the JSON"""
 
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""
         return self.scores[protocol].miou
+
+    def with_intervals(self) -> EvalReport:
+        """The report with the interval of every mIoU; the same without counts. Takes seconds on COCO."""
+        if self.counts is None:
+            return self
+        scores = {m: replace(s, interval=miou_interval(self.counts, m)) for m, s in self.scores.items()}
+        return replace(self, scores=scores)
 
     def without_score(self) -> str:
         """Why there is no segmentation score; empty if there is one."""
@@ -82,6 +95,8 @@ class EvalReport:
             source, protocol = split_measurement(measurement)
             for name in ("miou", "pixel_accuracy", "mean_accuracy", "context_false_foreground"):
                 values[f"{source}{name}_{protocol}"] = getattr(score, name)
+            low, high = score.interval or (None, None)
+            values |= {f"{source}miou_{protocol}_low": low, f"{source}miou_{protocol}_high": high}
         for name in ("map_image", "map_class", "aux_map_class"):
             values[name] = getattr(self, name)
         for threshold, miou in self.cam_miou_by_background.items():
@@ -102,7 +117,15 @@ class EvalReport:
 
     def to_json(self) -> str:
         """The whole report as JSON text; `from_json` gives an equal report back."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
+        values = asdict(replace(self, counts=None))
+        del values["counts"]
+        return json.dumps(values, indent=2, allow_nan=False)
+
+    def write(self, report_file: Path, counts_file: Path) -> None:
+        """Write the JSON, and before it the counts of the images if there are any."""
+        if self.counts is not None:
+            self.counts.save(counts_file)
+        atomic_write(report_file, self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> EvalReport:
@@ -117,17 +140,21 @@ class EvalReport:
             raise ValueError("no evaluation report (scores: unfiltered is missing)")
         return report
 
+    @classmethod
+    def read(cls, report_file: Path) -> EvalReport:
+        """Read what `write` wrote, without the counts; ValueError for a damaged file."""
+        try:
+            return cls.from_json(report_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{report_file} is damaged: {error}; put it back from a copy, or remove it"
+            ) from None
+
 
 def read_reports(folder: Path) -> dict[str, EvalReport]:
     """The final reports that a run left in its folder, by network, the trained network's first."""
-    reports = {}
-    for path in sorted(folder.glob("report_*.json"), reverse=True):
-        try:
-            report = EvalReport.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; put it back from a copy, or remove it") from None
-        reports[report.network] = report
-    return reports
+    reports = map(EvalReport.read, sorted(folder.glob("report_*.json"), reverse=True))
+    return {report.network: report for report in reports}
 
 
 def better_report(reports: Mapping[str, EvalReport]) -> EvalReport | None:
@@ -152,14 +179,19 @@ def _summary_table(reports: Sequence[EvalReport]) -> Table:
     columns = {"miou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc."}
     if any(score.context_false_foreground is not None for score in scores):
         columns["context_false_foreground"] = "context as foreground"
-    table = Table("network", "prediction", "protocol", title="Evaluation (per cent)")
+    table = Table(title="Evaluation (per cent)")
+    for title in ("network", "prediction", "protocol"):
+        table.add_column(title, no_wrap=True)
     for title in columns.values():
         table.add_column(title, justify="right")
+    if any(score.interval for score in scores):
+        table.add_column(f"mIoU, {LEVEL_TEXT}", justify="right")
     captions = []
     for report in reports:
         for measurement, score in report.scores.items():
             source, protocol = split_measurement(measurement)
             cells = [_shown(getattr(score, name)) for name in columns]
+            cells += [interval_text(score.interval)] * (len(table.columns) - 3 - len(cells))
             table.add_row(report.network, SOURCES[source], protocol, *cells)
         table.add_section()
         images = report.benchmark or (f"set {report.image_set[:8]}" if report.image_set else "")

@@ -70,6 +70,9 @@ class Row:
     recipe: str = ""
     network: str = ""
     miou: float = float("nan")
+    low: float | None = None
+    """start of the mIoU's 95 % interval over the images, None for what is published and for older runs"""
+    high: float | None = None
     protocol: str = ""
     dataset: str = "unknown"
     split: str = "val"
@@ -300,7 +303,7 @@ def rows_of(run: RunRecord) -> list[Row]:
         scores = {name: score for name, score in found.items() if score is not None}
         if scores:
             network = max(scores, key=lambda name: _comparable(scores[name]))
-            rows.append(_row(run, network, scores[network], protocol))
+            rows.append(_row(run, f"final/{network}/{measure}", scores[network], protocol))
     return rows
 
 
@@ -309,7 +312,7 @@ def without_result(runs: Iterable[RunRecord]) -> list[RunRecord]:
     return [run for run in runs if not rows_of(run) and run.tags.get("kind") not in PARENTS]
 
 
-def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
+def _row(run: RunRecord, metric: str, miou: float, protocol: str) -> Row:
     tags, metrics = run.tags, run.metrics
     recorded: dict[str, Any] = {name: tags[name] for name in RECORDED if name in tags}
     commit, dirty, _ = tags.get("git_commit", "").partition("-dirty")
@@ -318,8 +321,10 @@ def _row(run: RunRecord, network: str, miou: float, protocol: str) -> Row:
     evaluation = (run.evaluation, run.crf if protocol.endswith("_crf") else "")
     return Row(
         run=run.name,
-        network=network,
+        network=metric.split("/")[1],
         miou=miou,
+        low=metrics.get(f"{metric}_low"),
+        high=metrics.get(f"{metric}_high"),
         protocol=protocol,
         images_per_second=metrics.get("final/images_per_second", metrics.get("train/images_per_second")),
         seconds=metrics.get("final/training_seconds", run.seconds),

@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
-from statistics import mean
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
+from cosa_dist.evaluation.intervals import LEVEL_TEXT, interval_text
 from cosa_dist.reports.leaderboard import Row, Table
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "recipe": lambda row: row.recipe,
     "network": lambda row: row.network,
     "mIoU": lambda row: f"{row.miou:.1f}",
+    LEVEL_TEXT: lambda row: _interval([row]),
     "data set": lambda row: f"{row.dataset} {row.split}",
     "backbone": lambda row: row.backbone,
     "steps": lambda row: row.steps,
@@ -38,6 +40,8 @@ GROUP_COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "backbone": lambda rows: rows[0].backbone,
     "steps": lambda rows: rows[0].steps,
     "mIoU (mean)": lambda rows: f"{mean(row.miou for row in rows):.1f}",
+    LEVEL_TEXT: lambda rows: _interval(rows),
+    "SD": lambda rows: f"{stdev(row.miou for row in rows):.1f}" if len(rows) > 1 else "",
     "range": lambda rows: f"{min(row.miou for row in rows):.1f} to {max(row.miou for row in rows):.1f}",
     "runs": lambda rows: str(len(rows)),
     "seeds": lambda rows: " ".join(row.seed for row in rows if row.seed),
@@ -86,6 +90,13 @@ def _status(row: Row) -> str:
     """E.g. `finished`, `finished (control)`, `published 2024 (CLIP, not verified)`."""
     words = f"{row.status} {row.year}" if row.year else row.status
     return f"{words} ({row.note})" if row.note else words
+
+
+def _interval(rows: Sequence[Row]) -> str:
+    """The interval of a run, or the mean of several runs' ends; empty if one of them has none."""
+    ends = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]
+    whole = len(ends) == len(rows)
+    return interval_text((mean(low for low, _ in ends), mean(high for _, high in ends))) if whole else ""
 
 
 def _mean_duration(rows: Sequence[Row]) -> str:

@@ -130,7 +130,9 @@ def test_the_pixels_of_an_evaluation_are_counted_on_one_thread(monkeypatch):
 
     monkeypatch.setattr("cosa_dist.evaluation.evaluator.pair_counts", counted)
     mask = torch.zeros(2, 2, dtype=torch.int64)
-    Tally(["cat"], EvaluationConfig(), torch.device("cpu")).add_prediction("unfiltered", mask, mask, None)
+    tally = Tally(["cat"], EvaluationConfig(), torch.device("cpu"))
+    tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    tally.add_prediction("unfiltered", mask, mask, None)
     assert (seen, torch.get_num_threads()) == ([1], 2)
 
 

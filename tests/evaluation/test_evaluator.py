@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from colour_network import CLASSES, ColourNetwork, colour_sample
@@ -13,6 +14,7 @@ from torch import nn
 from cosa_dist.config.schema import CrfConfig, EvaluationConfig, RunConfig
 from cosa_dist.data.reading.loader import EvalSample
 from cosa_dist.evaluation.evaluator import Evaluator, with_crf
+from cosa_dist.evaluation.intervals import ImageCounts
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, DenseCrf
 from jobs.evaluate import parse
@@ -329,15 +331,21 @@ def evaluate_share(rank: int, folder: str) -> None:
     samples = shared_samples()
     for name, shares in SHARES.items():
         report = run([samples[index] for index in shares[rank]], DISTRIBUTED, cam_background_grid=GRID)
-        (Path(folder) / f"{name}-{rank}.json").write_text(report.to_json())
+        path = Path(folder) / f"{name}-{rank}.json"
+        report.with_intervals().write(path, path.with_suffix(".npz"))
 
 
 def test_two_ranks_equal_a_single_process_exactly(tmp_path):
     run_ranks(evaluate_share, 2, str(tmp_path))
-    alone = run(shared_samples(), DISTRIBUTED, cam_background_grid=GRID)
+    alone = run(shared_samples(), DISTRIBUTED, cam_background_grid=GRID).with_intervals()
     assert (alone.images, alone.images_without_mask) == (4, 1)
     assert alone.scores["unfiltered"].context_false_foreground is not None
     for name in SHARES:
         for rank in range(2):
             shared = EvalReport.from_json((tmp_path / f"{name}-{rank}.json").read_text())
             assert shared == alone
+            counts = ImageCounts.load(tmp_path / f"{name}-{rank}.npz")
+            assert counts.ids == alone.counts.ids == ("image-0", "image-1", "image-3", "image-4")
+            for measurement in alone.scores:
+                assert np.array_equal(counts.table(measurement), alone.counts.table(measurement))
+                assert alone.scores[measurement].interval is not None

@@ -73,6 +73,22 @@ def test_scores_without_a_value_are_no_metrics():
     assert not any("context" in name or "aux_map" in name for name in metrics)
 
 
+def test_intervals_are_metrics_json_and_a_column():
+    report = make_report()
+    scores = {**report.scores, "unfiltered": replace(report.scores["unfiltered"], interval=(68.25, 71.5))}
+    report = replace(report, scores=scores)
+    metrics = report.metrics()
+    assert (metrics["online/miou_unfiltered_low"], metrics["online/miou_unfiltered_high"]) == (68.25, 71.5)
+    assert not any(name.endswith(("_low", "_high")) for name in metrics if "unfiltered" not in name)
+    again = EvalReport.from_json(report.to_json())
+    assert again == report
+    assert again.scores["unfiltered"].interval == (68.25, 71.5)
+    assert "68.2 to 71.5" in as_text([report])
+    assert "95 %" in as_text([report])
+    assert "95 %" not in as_text([make_report()])
+    assert report.with_intervals() is report  # there are no counts to make them of
+
+
 def test_rows_per_class_start_with_the_background():
     rows = make_report().per_class_rows()
     assert [row["class"] for row in rows] == ["background", "cat", "dog"]

@@ -28,9 +28,9 @@ def test_a_value_at_a_threshold_of_the_grid_is_background():
 def test_masks_without_a_class_give_no_score_and_no_metric(values):
     tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"), grid=(0.5,))
     mask = torch.tensor([values], dtype=torch.uint8)
+    tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
     tally.add_prediction("unfiltered", torch.zeros(1, 3, dtype=torch.int64), mask, None)
     tally.add_activation(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.int64), mask)
-    tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
     report = tally.report("online")
     assert report.miou() is None
     assert report.map_class is None
@@ -50,8 +50,8 @@ def test_images_without_masks_give_no_score_for_another_reason():
 def test_a_prediction_of_no_class_is_refused_with_the_report():
     tally = Tally(("a",), EvaluationConfig(), torch.device("cpu"))
     mask = torch.tensor([[0, 1, 255]], dtype=torch.uint8)
-    tally.add_prediction("unfiltered", torch.tensor([[0, 1, 7]]), mask, None)
     tally.add_image("x", torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    tally.add_prediction("unfiltered", torch.tensor([[0, 1, 7]]), mask, None)
     assert tally.report("online").scores["unfiltered"].miou == 100
     tally.add_prediction("unfiltered", torch.tensor([[0, 2, 0]]), mask, None)
     with pytest.raises(ValueError, match="1 pixels are predicted as no class"):
