@@ -17,6 +17,8 @@ from cosa_dist.data.decode import decode_mask, encode_mask
 from cosa_dist.data.ingest.ingest import ingest
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.distributed.worker import run_worker
+from cosa_dist.evaluation.intervals import ImageCounts, miou_interval, miou_of
+from cosa_dist.reports.comparison import compare
 from cosa_dist.reports.leaderboard import RunRecord, rows_of, without_result
 from cosa_dist.training.checkpoint_files import best_checkpoint
 from cosa_dist.training.window import NonFiniteLossError
@@ -53,6 +55,14 @@ def test_a_run_leaves_reports_pictures_metrics_and_checkpoints(straight):
     assert all(0 <= value < 1 for value in curve(folder, "train/loader_wait_share"))
     assert len(curve(folder, "final/online/miou_unfiltered")) == 1
     assert "predicted_labels" in (folder / "results.txt").read_text()
+    for name, report in reports.items():
+        counts = ImageCounts.load(folder / f"report_{name}.npz")
+        assert len(counts.ids) == 11
+        assert 100 * miou_of(counts.table("unfiltered").sum(0)) == pytest.approx(report.miou(), abs=1e-9)
+        ends = [curve(folder, f"final/{name}/miou_unfiltered_{end}") for end in ("low", "high")]
+        assert ends == [[end] for end in miou_interval(counts)]
+    assert not curve(folder, "val/online/miou_unfiltered_low")
+    assert compare([folder], [folder]).difference.value == 0
 
 
 def test_all_terms_are_at_work_from_the_first_step(straight):

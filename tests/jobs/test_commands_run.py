@@ -73,6 +73,7 @@ ALONE: dict[str, str] = {
     "python jobs/predict.py own_model photos --out masks": "",
     "python jobs/convert_weights.py best_seg.pth network.safetensors": "",
     "python jobs/replay.py NAME": "",
+    "python jobs/compare.py outputs/runs/NAME outputs/runs/OTHER": "--json found.json",
     "python jobs/leaderboard.py": "",
     "python jobs/leaderboard.py --dataset VOC-mini --seeds": "",
     "python jobs/leaderboard.py --html outputs/leaderboard.html": "",
@@ -180,6 +181,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ):
             assert run_here(*shlex.split(line)) == 0, line
         train("NAME", f"{TINY} --data.shards data/voc --data.train_split train_aug")
+        Path("outputs/runs/OTHER").symlink_to("NAME")
         yield folder
     torch.set_num_threads(threads)
 
