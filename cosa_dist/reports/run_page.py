@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.distributed.run_folder import RunFolder, RunNote
+from cosa_dist.evaluation.intervals import LEVEL_TEXT, interval_text
 from cosa_dist.evaluation.report import SOURCES, EvalReport, read_reports, split_measurement
 from cosa_dist.reports.page import curve_data, data_uri, finite, render_page
 from cosa_dist.reports.run_analysis import ErrorAnalysis, Evolution
@@ -85,6 +86,8 @@ def run_page(run: RunContent, errors: ErrorAnalysis | str = "", evolution: Evolu
         why_no_scores=run.reports[0].without_score() if run.reports else "they come at the end",
         split_measurement=split_measurement,
         sources=SOURCES,
+        level=LEVEL_TEXT,
+        interval_text=interval_text,
         pictures={name: _picture(path) for name, path in run.pictures.items()},
         errors=errors,
         evolution=evolution,
