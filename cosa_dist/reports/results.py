@@ -116,9 +116,7 @@ def _run_row(run: RunFolder) -> ResultRow:
     """The row of a training."""
     config, reports = run.read_config(), read_reports(run.path)
     if not reports:
-        raise ConfigError(
-            f"{run.path} has no report of an evaluation (stages have folders of their own)"
-        )
+        raise ConfigError(f"{run.path} has no report of an evaluation (stages have folders of their own)")
     last = {key: points[-1][1] for key, points in metric_series(run.metrics_file).items()}
     segments = config.kind != "control"
     report, miou = _better(reports, last, segments)
@@ -126,7 +124,7 @@ def _run_row(run: RunFolder) -> ResultRow:
     score = report.scores["unfiltered"]
     context = score.context_as_class if segments else ()
     masks, note = _learned_from(config)
-    intervals = {key: getattr(score, "interval", None) for key, score in report.scores.items()}
+    intervals = {key: score.interval for key, score in report.scores.items()}
     return ResultRow(
         recipe=config.recipe,
         dataset=config.data.label or Path(config.data.shards).name,
