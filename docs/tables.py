@@ -150,16 +150,16 @@ def two_stages(rows: Rows, first: str, commits: tuple[str, ...], steps: int | No
     """A first stage's runs at some commits, their pseudo-masks, and second stages of so many steps."""
 
     def is_first(row: ResultRow) -> bool:
-        return is_recipe(row, first) and row.commit.startswith(commits)
+        return is_recipe(row, first) and on_mini(row) and row.commit.startswith(commits)
 
     def is_second(row: ResultRow) -> bool:
-        own = row.note.endswith(f"of {first}") or row.options.get("supervision") == "truth"
-        return row.recipe == "voc_mini_ms" and own and row.options.get("training.steps") == steps
+        return row.recipe == "voc_mini_ms" and row.options.get("training.steps") == steps
 
     masks = [row for row in rows if row.recipe == first and row.images == 1000]
-    seeds = {row.seed for row in masks}
-    kept = [*filter(is_first, rows), *masks, *filter(is_second, rows)]
-    kept = [row for row in kept if row.seed in seeds]
+    second = [row for row in rows if is_second(row) and row.note.endswith(f"of {first}")]
+    bound = [row for row in rows if is_second(row) and row.options.get("supervision") == "truth"]
+    seeds = {row.seed for row in [*masks, *second]}
+    kept = [row for row in [*filter(is_first, rows), *masks, *second, *bound] if row.seed in seeds]
     return as_markdown(kept, UNFILTERED | MASKS, beside=("stage one", is_first))
 
 
@@ -181,6 +181,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "ablation_voc_mini": lambda rows: ablation(rows, "voc_mini_fast", "classification"),
     "ablation_voc_mini_quick": lambda rows: ablation(rows, "voc_mini_quick"),
     "two_stages": lambda rows: two_stages(rows, "voc_mini_fast", ("8616d0e", "6da3470"), steps=1000),
+    "two_stages_quick": lambda rows: two_stages(rows, "voc_mini_quick", ("",), steps=1000),
     "two_stages_short": lambda rows: two_stages(rows, "voc_mini", ("681a002",)),
     **{
         made.__name__: made
