@@ -192,6 +192,9 @@ class SegmenterConfig(Section):
     """EMA decay of the averaged network, per step (0: a copy of the trained one)"""
     weigh: bool = False
     """weigh pixels by the reliability that is stored with the pseudo-masks"""
+    balance: bool = False
+    """background and foreground of a global batch count half each, as in the first stage's loss of the
+    segmentation; else every pixel counts alike"""
 
 
 class PseudoMaskConfig(Section):

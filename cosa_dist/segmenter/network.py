@@ -109,6 +109,17 @@ def pixel_weights(batch: Batch, weigh: bool) -> Tensor:
     return counted * batch.reliability.float() / 255.0
 
 
+def balanced(weights: Tensor, masks: Tensor, counts: Tensor) -> Tensor:
+    """Weights `[B, S, S]` with background and foreground of the global batch each half of their sum (ours).
+
+    `counts` `[2]` are the sums of the weights over the background and the foreground of the global batch. A
+    side without a pixel leaves its half empty.
+    """
+    total = counts.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    factor = total / (2 * torch.where(counts > 0, counts, total))
+    return weights * torch.where(masks == 0, factor[0], factor[1])
+
+
 def mask_loss(segmentation: Tensor, masks: Tensor, weights: Tensor, divide_by: Tensor) -> Tensor:
     """Cross-entropy of logits `[B, C + 1, h, w]` with masks `[B, S, S]` (255: ignored), weighted by pixel.
 

@@ -29,11 +29,12 @@ from cosa_dist.losses.objective import (
     LossTerms,
     classification_terms,
     co_training_terms,
+    count_pixels,
     count_targets,
     loss_normalizers,
 )
 from cosa_dist.model.network import CosaNetwork, update_ema
-from cosa_dist.segmenter.network import mask_loss, pixel_weights
+from cosa_dist.segmenter.network import balanced, mask_loss, pixel_weights
 from cosa_dist.stopwatch import one_thread, part
 from cosa_dist.training.optimizer import (
     fill_missing_gradients,
@@ -167,11 +168,14 @@ def supervised_losses(
     state: TrainState, network: nn.Module, batches: Sequence[Batch], accelerator: Accelerator
 ) -> Iterator[LossTerms]:
     """The second stage's loss of each micro-batch, cross-entropy with masks, as `masks` and as `total`."""
-    weights = [pixel_weights(batch, state.config.segmenter.weigh) for batch in batches]
+    config = state.config.segmenter
+    weights = [pixel_weights(batch, config.weigh) for batch in batches]
+    masks = [cast(Tensor, batch.masks) for batch in batches]
+    counts = sum_over_ranks(torch.stack([*map(count_pixels, masks, weights)]).sum(0))
     # Gradients are means over ranks and micro-batches, so each loss is divided by the mean weight of those.
-    counted = sum_over_ranks(torch.stack([weight.sum() for weight in weights]).sum())
-    divide_by = counted / (len(batches) * world_size())
-    for batch, weight in zip(batches, weights, strict=True):
+    divide_by = counts.sum() / (len(batches) * world_size())
+    for batch, mask, weight in zip(batches, masks, weights, strict=True):
         output = _forward(network, batch)
-        loss = mask_loss(output.segmentation, cast(Tensor, batch.masks), weight, divide_by)
+        weight = balanced(weight, mask, counts) if config.balance else weight
+        loss = mask_loss(output.segmentation, mask, weight, divide_by)
         yield {"masks": loss, "total": loss}

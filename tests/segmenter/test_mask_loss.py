@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from cosa_dist.data.reading.samples import Batch
-from cosa_dist.segmenter.network import mask_loss, pixel_weights
+from cosa_dist.segmenter.network import balanced, mask_loss, pixel_weights
 
 
 def batch_of(masks, reliability=None):
@@ -57,6 +57,28 @@ def test_reliability_weighs_each_pixel(example):
                     total = total - weight * probability.log()
                     count += weight
     torch.testing.assert_close(loss, total / count)
+
+
+def test_balanced_the_loss_is_the_mean_of_the_means_over_background_and_foreground(example):
+    logits, masks = example
+    weights = pixel_weights(batch_of(masks), weigh=False)
+    counts = torch.stack([(masks == 0).sum(), ((masks > 0) & (masks < 255)).sum()]).float()
+    loss = mask_loss(logits, masks, balanced(weights, masks, counts), counts.sum())
+    sides = [
+        functional.cross_entropy(logits, masks.long().masked_fill(other, 255), ignore_index=255)
+        for other in (masks > 0, masks == 0)
+    ]
+    torch.testing.assert_close(loss, sum(sides) / 2)
+
+
+def test_balanced_without_foreground_half_of_the_loss_is_left(example):
+    logits, masks = example
+    masks = torch.where(masks == 255, masks, 0).to(masks)
+    weights = pixel_weights(batch_of(masks), weigh=False)
+    counts = torch.stack([(masks == 0).sum(), torch.tensor(0)]).float()
+    loss = mask_loss(logits, masks, balanced(weights, masks, counts), counts.sum())
+    expected = functional.cross_entropy(logits, masks.long(), ignore_index=255) / 2
+    torch.testing.assert_close(loss, expected)
 
 
 def test_a_batch_cut_in_two_gives_the_same_gradient(example):
