@@ -124,14 +124,13 @@ def _run_row(run: RunFolder) -> ResultRow:
     score = report.scores["unfiltered"]
     context = score.context_as_class if segments else ()
     masks, note = _learned_from(config)
-    intervals = {key: score.interval for key, score in report.scores.items()}
     return ResultRow(
         recipe=config.recipe,
         dataset=config.data.label or Path(config.data.shards).name,
         commit="",
         seed=config.seed,
         miou=miou,
-        interval={key: found for key, found in intervals.items() if found and key in miou},
+        interval=_intervals(run, report, config.data.val_split, miou),
         network=report.network,
         settings=settings_of(config) | masks,
         note=note,
@@ -144,6 +143,20 @@ def _run_row(run: RunFolder) -> ResultRow:
         seconds=last.get("final/training_seconds"),
         evaluation_seconds=last.get("final/evaluation_seconds"),
     )
+
+
+def _intervals(
+    run: RunFolder, report: EvalReport, split: str, miou: Mapping[str, float | None]
+) -> dict[str, tuple[float, float]]:
+    """The intervals of a report, or those that `jobs/evaluate.py` gave the same scores later."""
+    later = run.report_file(report.network, split)
+    reports = [report, *([EvalReport.read(later)] if later.is_file() else [])]
+    return {
+        key: score.interval
+        for one in reversed(reports)
+        for key, score in one.scores.items()
+        if score.interval and miou.get(key) == score.miou
+    }
 
 
 def _masks_row(run: RunFolder) -> ResultRow:

@@ -78,6 +78,22 @@ def test_a_row_is_that_of_the_better_network(tmp_path):
     assert (row.seconds, row.evaluation_seconds) == (60.0, 5.0)
 
 
+def test_intervals_are_the_reports_or_those_of_a_later_evaluation_with_the_same_scores(tmp_path):
+    run, report = a_run(mini(tmp_path)), a_report("assignment", 50.0)
+    assert read_result(run.path).interval == {}
+    later = {key: dataclasses.replace(score, interval=(1.0, 60.0)) for key, score in report.scores.items()}
+    later["cam_true_labels"] = dataclasses.replace(later["cam_true_labels"], miou=11.0)
+    again = dataclasses.replace(report, scores=later)
+    run.report_file("assignment", "val").write_text(again.to_json())
+    assert read_result(run.path).interval == {"unfiltered": (1.0, 60.0)}
+    own = {
+        **report.scores,
+        "unfiltered": dataclasses.replace(report.scores["unfiltered"], interval=(2.0, 61.0)),
+    }
+    run.report_file("assignment").write_text(dataclasses.replace(report, scores=own).to_json())
+    assert read_result(run.path).interval == {"unfiltered": (2.0, 61.0)}
+
+
 def test_classifiers_alone_have_no_segmentation_and_the_control_chooses_the_network(tmp_path):
     chosen = {"final/online/cam_control_predicted_labels": 33.0}
     row = read_result(a_run(mini(tmp_path, kind="control"), **chosen).path)
