@@ -32,13 +32,11 @@ from cosa_dist.reports.tracked_runs import (
 from cosa_dist.tracking.mirror import metric_series
 
 CAM_CONTROL = "cam_predicted_labels"
-OTHER_FIELDS = (
-    *("recipe", "data.label", "training.checkpoint_minutes"),
-    *(f"evaluation.{name}" for name in ("every", "limit", "batch_size", "cam_control", "crf.enabled")),
-    *(f"evaluation.{name}" for name in ("size", "scales", "flip")),
-)
+OTHER_FIELDS = ("recipe", "data.label", "training.checkpoint_minutes", "evaluation.crf.enabled")
+SECTIONS = (*NOT_THE_EXPERIMENT_SECTIONS, "stage_one.", "evaluation.")
 """options that stand in other fields of a row, or change no final result"""
-SECTIONS = (*NOT_THE_EXPERIMENT_SECTIONS, "stage_one.")
+OF_THE_EVALUATION = ("evaluation.cam_background", "evaluation.crf.")
+"""those of a section above that `evaluation` does not tell"""
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,11 @@ def recipe_values(name: str, options: str = "{}") -> dict[str, Any]:
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """All options of a run that may change a result, but for the evaluation's."""
     left_out = {*NOT_THE_EXPERIMENT, *OTHER_FIELDS} - {"model.weights"}
-    values = _values(config).items()
-    return {key: value for key, value in values if key not in left_out and not key.startswith(SECTIONS)}
+    return {
+        key: value
+        for key, value in _values(config).items()
+        if key not in left_out and (key.startswith(OF_THE_EVALUATION) or not key.startswith(SECTIONS))
+    }
 
 
 def with_options(row: ResultRow) -> ResultRow:
