@@ -5,6 +5,8 @@ Prints mIoU by protocol for both networks and the per-class table, writes the re
 `torchrun --nproc-per-node 8 jobs/evaluate.py ...` shares the images among the GPUs of a node (or of several).
 `--crf` also measures `unfiltered_crf` and `true_labels_crf`, after a dense CRF on the original image: that of
 the run's `evaluation.crf` (the released evaluation's unless changed), or one by name.
+`--evaluation.protocol toco` measures as that method's repository does (or cosa, one_view, seco, more, excel,
+weclip), and other options of `evaluation.*` change one detail: `--evaluation.size 320`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from cosa_dist.evaluation.report import EvalReport
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; the words that are left are options of the evaluation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,11 +50,11 @@ def parse() -> argparse.Namespace:
         "--crf",
         nargs="?",
         const="configured",
-        choices=["configured", "released", "ten_iterations"],
+        choices=["configured", "released", "toco", "more", "weclip", "ten_iterations"],
         help="also measure after a dense CRF (without a name: the run's evaluation.crf)",
     )
     parser.add_argument("--out", type=lasting_place, help="folder of the reports (default: the run folder)")
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 @contextmanager
@@ -75,18 +77,19 @@ def one_of_several(device: torch.device) -> Iterator[torch.device]:
         torch.distributed.destroy_process_group()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     """Evaluate on the chosen device, alone or as one of several processes."""
     from cosa_dist.inference.trained import device_named
 
     with one_of_several(device_named(arguments.device)) as device:
-        evaluate(arguments, device)
+        evaluate(arguments, changes, device)
 
 
-def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
+def evaluate(arguments: argparse.Namespace, changes: Sequence[str], device: torch.device) -> None:
     """Load, evaluate, print and store; of several processes, the first one prints and stores."""
     from rich.progress import Progress
 
+    from cosa_dist.config.loading import evaluation_under
     from cosa_dist.data.reading.loader import EvaluationLoader, open_reading
     from cosa_dist.distributed.plan import loader_processes
     from cosa_dist.evaluation.evaluator import Evaluator, classification_control, with_crf
@@ -96,8 +99,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     from cosa_dist.training.state import autocast
 
     chosen, config, networks = load_chosen(arguments.run, arguments.checkpoint, arguments.network, device)
-    if arguments.network:
-        networks = {chosen.network: networks[chosen.network]}
+    own, evaluation = config.evaluation, evaluation_under(config.evaluation, changes)
+    networks = {chosen.network: networks[chosen.network]} if arguments.network else networks
     print(chosen if arguments.network else f"both networks of step {chosen.step}; other jobs take {chosen}")
     if arguments.control and config.kind == "segmenter":
         raise ValueError(f"--control: {arguments.run} is a segmenter, which has no CAMs")
@@ -106,31 +109,31 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     precision = partial(autocast, config.training.precision, device)
     evaluator = Evaluator.of_run(config, split.class_names, device=device, precision=precision)
     if arguments.crf:
-        crf = config.evaluation.crf if arguments.crf == "configured" else arguments.crf
-        evaluator = replace(evaluator, config=with_crf(config.evaluation, crf))
-
+        crf = evaluation.crf if arguments.crf == "configured" else arguments.crf
+        evaluation = with_crf(evaluation, crf)
+    evaluator = replace(evaluator, config=evaluation)
     loaders = loader_processes(config.data, max(1, usable_cpus() // world_size()), device.type == "cuda")
 
     def samples(part: Split) -> EvaluationLoader:
         return EvaluationLoader(part, rank(), world_size(), arguments.limit or None, loaders)
 
-    loader = samples(split)
     with Progress() as progress:
-        task = progress.add_task(f"evaluating {split.name}", total=len(loader))
+        task = progress.add_task(f"evaluating {split.name}", total=len(samples(split)))
         shown = replace(evaluator, progress=lambda done: progress.update(task, completed=done))
-        evaluated = shown.evaluate(networks, loader)
+        evaluated = shown.evaluate(networks, samples(split))
     reports = {name: report.with_intervals() for name, report in evaluated.items()}
-    print(as_text(list(reports.values())))
+    limited = 0 < arguments.limit < split.size
+    part = f", the first {arguments.limit} of {split.size} images: not for a ranking" * limited
+    print(as_text(list(reports.values())), f"measured at: {evaluation.words}{part}", sep="\n")
     if rank() == 0:
-        store(reports, arguments.out or arguments.run, split.name)
-    if not arguments.control:
-        return
-    train = open_reading(data, config.data.train_split)
-    for name, network in networks.items():
+        other = "" if evaluation.protocol == own.protocol else f"_{evaluation.protocol}"
+        store(reports, arguments.out or arguments.run, f"{split.name}{other}")
+    train = open_reading(data, config.data.train_split) if arguments.control else split
+    for name, network in networks.items() if arguments.control else ():
         result = classification_control(network, samples(train), samples(split), evaluator)
         print(
             f"{name}: CAM control, predicted_labels, background {result.background:.2f} chosen on "
-            f"{config.data.train_split}: {result.validation_miou:.2f}"
+            f"{train.name}: {result.validation_miou:.2f}"
         )
 
 
@@ -147,9 +150,9 @@ def store(reports: Mapping[str, EvalReport], folder: Path, split: str) -> None:
 def main() -> int:
     """Return the exit code: 0 done, 1 it failed, 2 bad input, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    arguments = parse()
+    arguments, changes = parse()
     try:
-        run(arguments)
+        run(arguments, changes)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -39,6 +39,7 @@ from cosa_dist.data.reading.loader import EvalSample, EvaluationLoader, Training
 from cosa_dist.data.sources.record import SourceRecord
 from cosa_dist.data.sources.synthetic import synthetic_info, synthetic_records
 from cosa_dist.evaluation.evaluator import Evaluator
+from cosa_dist.evaluation.protocols import summed_views
 
 GENERATED_PICTURES = 64
 GENERATED_SIDE = 400
@@ -278,7 +279,7 @@ def measure_evaluation(config: RunConfig, device: torch.device, rounds: int, ima
     settings = config.evaluation
     row: Row = {
         "side": settings.size,
-        "views per image": len(settings.scales) * (2 if settings.flip else 1),
+        "views per image": summed_views(settings.model_copy(update={"merging": "sum"})),
         "dense CRF": "yes" if settings.crf.enabled else "no",
         "images/s": len(samples) / seconds,
         "s per image": seconds / len(samples),

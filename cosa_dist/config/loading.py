@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from cosa_dist.config.errors import ConfigError, describe, nearest, unknown_option
 from cosa_dist.config.options import known_keys, text_keys
 from cosa_dist.config.paths import place
-from cosa_dist.config.schema import RunConfig
+from cosa_dist.config.schema import EvaluationConfig, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +214,21 @@ def load_config(
         layers.append((str(path), nested(read_yaml(path), str(path))))
     dotted = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     return stacked([*layers, (source, nested(dotted))])
+
+
+def evaluation_under(evaluation: EvaluationConfig, words: Sequence[str]) -> EvaluationConfig:
+    """A run's evaluation with the options `--evaluation.*` of a command line on top.
+
+    `evaluation.protocol` brings its details with it, but leaves what the run sets otherwise than its own
+    protocol. ConfigError for an option of another section, or a wrong value.
+    """
+    overrides = parse_overrides(words)
+    if other := next((key for key in overrides if not key.startswith("evaluation.")), ""):
+        raise ConfigError(f"{COMMAND_LINE}: --{other}: a trained network takes options of evaluation.* only")
+    layer = (COMMAND_LINE, nested(overrides))
+    if "evaluation.protocol" in overrides:
+        evaluation = evaluation.under(stacked([layer]).evaluation.protocol)
+    return stacked([("the run", {"evaluation": evaluation.model_dump()}), layer]).evaluation
 
 
 def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:

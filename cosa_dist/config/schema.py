@@ -27,6 +27,9 @@ from cosa_dist.config.method import (
 )
 
 Count = Annotated[int, Field(ge=1)]
+FIVE_SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
+ONE_VIEW = "one view"
+"""evaluation of images seen once, neither scaled nor mirrored"""
 
 
 class DataConfig(Section):
@@ -86,7 +89,7 @@ class TrainingConfig(Section):
 
 
 class CrfConfig(Section):
-    """The dense CRF of the evaluation; defaults of the released one, for ten iterations 10/4/3/83/5/3."""
+    """The dense CRF of the evaluation; defaults of the released one."""
 
     enabled: bool = False
     """also measure `unfiltered_crf` and `true_labels_crf`"""
@@ -103,18 +106,87 @@ class CrfConfig(Section):
     bilateral_weight: NonNegative = 4.0
     """its weight"""
 
+    @property
+    def words(self) -> str:
+        """`released CRF`, or its numbers: position, then position-and-colour kernel."""
+        if self.model_copy(update={"enabled": False}) == CrfConfig():
+            return "released CRF"
+        position = f"{self.position_sigma:g}/{self.position_weight:g}"
+        colour = f"{self.bilateral_sigma_xy:g}/{self.bilateral_sigma_rgb:g}/{self.bilateral_weight:g}"
+        return f"CRF {self.iterations} iterations {position} {colour}"
+
+
+ProtocolName = Literal["cosa", "one_view", "toco", "seco", "more", "excel", "weclip"]
+_OF_SECO: dict[str, Any] = {
+    "views_from": "original",
+    "scales": (1.0, 1.25, 1.5),
+    "merging": "maximum",
+    "merge_at": "image",
+    "crf": {"iterations": 10},
+}
+_CRF_OF_MORE = {
+    "iterations": 10,
+    "position_weight": 3.0,
+    "bilateral_sigma_xy": 67.0,
+    "bilateral_sigma_rgb": 3.0,
+}
+_CRF_OF_WECLIP = {"iterations": 10, "position_sigma": 3.0, "position_weight": 3.0, "bilateral_sigma_xy": 64.0}
+NAMED_PROTOCOLS: dict[ProtocolName, dict[str, Any]] = {
+    "cosa": {},
+    "one_view": {"scales": (1.0,), "flip": False, "merge_at": "grid"},
+    "toco": {
+        "geometry": "own",
+        "scales": (1.0, 1.5, 1.25),
+        "merging": "maximum",
+        "crf": {"iterations": 10},
+    },
+    "seco": _OF_SECO,
+    "more": {**_OF_SECO, "crf": _CRF_OF_MORE},
+    "excel": {
+        "size": 320,
+        "views_from": "original",
+        "scales": (1.0, 0.7, 1.2, 1.5),
+        "flip": "scaled",
+        "merging": "mean",
+        "merge_at": "image",
+        "crf": _CRF_OF_MORE,
+    },
+    "weclip": {
+        "geometry": "longer_side",
+        "size": 512,
+        "scales": (1.0, 0.75),
+        "merging": "mean",
+        "merge_at": "grid",
+        "crf": _CRF_OF_WECLIP,
+    },
+}
+"""What the VOC evaluations of these repositories set otherwise than the released CoSA, as their scripts say;
+`one_view` is what ToCo, DuPL, SeCo, MoRe and ExCEL measure while training"""
+
 
 class EvaluationConfig(Section):
     """The evaluation on the validation split."""
 
     every: Annotated[int, Field(ge=0)] = 2000
     """steps between two evaluations (0: only at the end)"""
+    protocol: ProtocolName = "cosa"
+    """published evaluation that gives every detail below which is not set, and the CRF's numbers"""
+    geometry: Literal["square", "own", "longer_side"] = "square"
+    """what images are resized to: a square of `size`, nothing, or a longer side of `size` (aspect kept)"""
     size: Annotated[int, Field(ge=16)] = 448
-    """images are resized to a square of this side"""
+    """side in pixels that images are resized to"""
+    views_from: Literal["resized", "original"] = "resized"
+    """what scaled views are made from"""
     scales: Scales = (1.0, 0.5, 1.5, 0.75, 1.25)
     """scales of the multi-scale pass"""
-    flip: bool = True
-    """add the mirror image of each scale"""
+    flip: bool | Literal["scaled"] = True
+    """add the mirror image of each scale (`scaled`: of each but 1)"""
+    merging: Literal["sum", "mean", "maximum"] = "sum"
+    """how scales are joined: sum of all logits, mean over scales of the mirror pair's mean, or maximum over
+    scales of the pair's sum"""
+    merge_at: Literal["resized", "image", "grid"] = "resized"
+    """where they are joined: enlarged to the resized image, to the image's own size, or to the first scale's
+    grid of features"""
     cam_background: Fraction = 0.5
     """background level of the CAM measures"""
     batch_size: Count = 4
@@ -126,6 +198,48 @@ class EvaluationConfig(Section):
     cam_control: bool = False
     """measure the CAM with predicted labels too, its background chosen on training images"""
     crf: CrfConfig = CrfConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        name = values.get("protocol") if isinstance(values, dict) else None
+        named = next((details for known, details in NAMED_PROTOCOLS.items() if known == name), None)
+        if not named:
+            return values
+        crf = values.get("crf", {})
+        filled = {"crf": {**named.get("crf", {}), **crf}} if isinstance(crf, dict) else {}
+        return {**named, **values, **filled}
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether images become squares of one size that go through the network, and are merged, together."""
+        return (self.geometry, self.views_from) == ("square", "resized") and self.merge_at != "image"
+
+    @property
+    def words(self) -> str:
+        """What moves a score, but for the CRF: `448 square, 5 scales + mirror`; equal for equal protocols."""
+        scales, own = sorted(self.scales), self.geometry == "own"
+        square = self.geometry == "square"
+        shape = "own size" if own else f"{self.size} square" if square else f"longer side {self.size}"
+        if scales == [1.0] and self.flip is not True:
+            return f"{shape}, {ONE_VIEW}"
+        listed = "1 scale" if scales == [1.0] else "scales " + " ".join(f"{scale:g}" for scale in scales)
+        mirror = {True: " + mirror", False: ", no mirror", "scaled": " + mirror but at 1"}[self.flip]
+        parts = [
+            f"{shape} from the original" if self.views_from == "original" and not own else shape,
+            ("5 scales" if scales == FIVE_SCALES else listed) + mirror,
+            *([self.merging] if self.merging != "sum" else []),
+            *([f"merged at the {self.merge_at}"] if self.merge_at not in ("resized", "image" * own) else []),
+        ]
+        return ", ".join(parts)
+
+    def under(self, protocol: ProtocolName) -> EvaluationConfig:
+        """These settings with another named protocol; what was set beside the old one's details stays."""
+        old = EvaluationConfig(protocol=self.protocol).model_dump()
+        kept = {key: value for key, value in self.model_dump().items() if value != old[key]}
+        if "crf" in kept:
+            kept["crf"] = {key: value for key, value in kept["crf"].items() if value != old["crf"][key]}
+        return EvaluationConfig.model_validate({**kept, "protocol": protocol})
 
 
 class TrackingConfig(Section):

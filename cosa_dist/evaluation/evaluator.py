@@ -43,7 +43,6 @@ from cosa_dist.evaluation.protocols import (
     predict,
     predict_with_crf,
     resize_map,
-    square_image,
     strongest_activation,
 )
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
@@ -126,7 +125,6 @@ class Evaluator:
         for sample in batch:
             _check_sample(sample, count)
         originals = [sample.image.to(self.device, non_blocking=True) for sample in batch]
-        squares = torch.stack([square_image(image, self.config.size) for image in originals])
         tags = torch.stack([sample.labels for sample in batch])
         most = max(1, int((tags > 0.5).sum(1).max()))
         known = tags.to(self.device, non_blocking=True)
@@ -136,23 +134,25 @@ class Evaluator:
         crfs = [DenseCrf.build(image[None], crf) if crf.enabled else None for image in originals]
         for name, network in networks.items():
             with self.precision():
-                output = multi_scale_forward(
-                    network, squares, self.config, labels, self.aux_cam_last_scale_only, most
+                outputs = multi_scale_forward(
+                    network, originals, self.config, labels, self.aux_cam_last_scale_only, most
                 )
-            planes, classes = output.segmentation.shape[1], output.logits.shape[1]
+            planes, classes = (maps.shape[1] for maps in (outputs[0][0].segmentation, outputs[0][0].logits))
             if (planes, classes) != (count + 1, count):
                 raise ValueError(
                     f"the network {name!r} has {classes} classes and {planes} segmentation planes, but the "
                     f"data set has {count} classes: use the one it was trained for"
                 )
-            for index, sample in enumerate(batch):
-                tallies[name].add(output, index, sample, crfs[index])
+            for (output, index), sample, built in zip(outputs, batch, crfs, strict=True):
+                tallies[name].add(output, index, sample, built)
 
     def _settings(self) -> dict[str, Any]:
         """How it is measured, as plain values."""
-        used = {"size", "scales", "flip", "cam_background", "batch_size"}
+        used = {"geometry", "size", "views_from", "scales", "flip", "merging", "merge_at"}
+        used |= {"cam_background", "batch_size"}
         return {
             **self.config.model_dump(mode="json", include=used),
+            "words": self.config.words,
             "cam_background_grid": list(self.cam_background_grid),
             "aux_cam_last_scale_only": self.aux_cam_last_scale_only,
             "crf": self.config.crf.model_dump(exclude={"enabled"}) if self.config.crf.enabled else None,
@@ -344,6 +344,7 @@ class Tally:
         by_background = sum_over_ranks(self._by_background)
         true_pixels = sum_over_ranks(self._pairs["unfiltered"]).sum(1).tolist()
         aux_precision = class_average_precision(aux_logits, labels).nanmean()
+        names = ("background", *self.class_names)
         return EvalReport(
             network=network,
             class_names=self.class_names,
@@ -360,6 +361,7 @@ class Tally:
             image_set=image_set(self.class_names, keys, true_pixels),
             benchmark=benchmark_of(self.class_names, keys),
             counts=counts,
+            absent_classes=tuple(n for n, pixels in zip(names, true_pixels, strict=True) if not pixels),
         )
 
     def _images_of_all_ranks(self, network: str) -> tuple[Tensor, ImageCounts]:

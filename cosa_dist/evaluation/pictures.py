@@ -149,10 +149,9 @@ def save_pictures(
 
     def panels(sample: EvalSample) -> list[Panel]:
         size = (sample.image.shape[-2], sample.image.shape[-1])
-        square = square_image(sample.image.to(device), config.size)[None]
-        tags = sample.labels[None].to(device)
+        image, tags = sample.image.to(device), sample.labels[None].to(device)
         with precision():
-            output = multi_scale_forward(network, square, config, tags, aux_cam_last_scale_only)
+            ((output, _),) = multi_scale_forward(network, [image], config, tags, aux_cam_last_scale_only)
         drawn: list[Panel] = []
         if labeller is not None:
             found = label_image(labeller, sample, config.size, torch.device(device), precision)

@@ -12,13 +12,14 @@ The first and the last may also be judged after a dense CRF (`unfiltered_crf`, `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosa_dist.assignment.inference import MultiScaleOutput, multi_scale
+from cosa_dist.assignment.inference import Merging, MultiScaleOutput, multi_scale
 from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.lattice.dense_crf import DenseCrf
@@ -43,26 +44,54 @@ def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def multi_scale_forward(
     network: nn.Module,
-    images: Tensor,
+    images: Sequence[Tensor],
     config: EvaluationConfig,
     labels: Tensor | None = None,
     aux_cam_last_scale_only: bool = False,
     most_labels: int = 0,
-) -> MultiScaleOutput:
-    """The multi-scale pass of an evaluation over square images `[B, 3, S, S]`.
+) -> list[tuple[MultiScaleOutput, int]]:
+    """The multi-scale pass over B images `[3, H, W]` uint8: for each an output and the image's place in it.
 
-    With `labels` `[B, C]`, at most `most_labels` of an image (0: counted), the CAMs of absent classes are not
-    computed and are zero.
+    What the protocol makes squares of one size goes through the network in one batch, other images one by
+    one. With `labels` `[B, C]`, at most `most_labels` of an image (0: counted), the CAMs of absent classes
+    are not computed and are zero.
     """
-    return multi_scale(
-        network,
-        images,
-        config.scales,
-        flip=config.flip,
-        aux_cam_last_scale_only=aux_cam_last_scale_only,
-        labels=labels,
-        most_labels=most_labels,
-    )
+    every, backbone = range(len(images)), getattr(network, "backbone", None)
+    patch = 1 if backbone is None or backbone.any_size or config.in_batches else backbone.stride
+    outputs = []
+    for group in [every] if config.in_batches else [[index] for index in every]:
+        chosen = [normalise(images[index]) for index in group]
+        original = (chosen[0].shape[-2], chosen[0].shape[-1])
+        resized = resized_size(original, config)
+        if config.views_from == "resized":
+            chosen = [resize_map(image, resized) for image in chosen]
+        size = original if config.merge_at == "image" else resized
+        output = multi_scale(
+            network,
+            torch.stack(chosen),
+            config.scales,
+            flip=config.flip,
+            aux_cam_last_scale_only=aux_cam_last_scale_only,
+            labels=None if labels is None else labels[group[0] : group[-1] + 1],
+            most_labels=most_labels,
+            merging=Merging(config.merging, config.merge_at == "grid", size, resized, patch),
+        )
+        outputs += [(output, place) for place in range(len(group))]
+    return outputs
+
+
+def resized_size(size: tuple[int, int], config: EvaluationConfig) -> tuple[int, int]:
+    """What an image of `size` (H, W) is resized to, by the protocol's geometry."""
+    if config.geometry == "longer_side":
+        ratio = config.size / max(size)
+        return max(1, int(size[0] * ratio)), max(1, int(size[1] * ratio))
+    return size if config.geometry == "own" else (config.size, config.size)
+
+
+def summed_views(config: EvaluationConfig) -> int:
+    """How many views the logits of `multi_scale_forward` are the sum of, to make a mean of them."""
+    mirrored = [config.flip is True or (config.flip == "scaled" and scale != 1) for scale in config.scales]
+    return {"sum": len(mirrored) + sum(mirrored), "maximum": 1 + max(mirrored), "mean": 1}[config.merging]
 
 
 def kept_classes(logits: Tensor, labels: Tensor, protocol: Protocol) -> Tensor:

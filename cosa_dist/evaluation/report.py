@@ -68,6 +68,7 @@ class EvalReport:
     benchmark: str = ""  # the set that published results are of, such as `VOC val`; empty for any other
     counts: InstanceOf[ImageCounts] | None = field(default=None, compare=False, repr=False)
     """of each image; not in the JSON"""
+    absent_classes: tuple[str, ...] = ()  # those without a pixel in the masks, which no mean counts
 
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""
@@ -201,6 +202,8 @@ def _summary_table(reports: Sequence[EvalReport]) -> Table:
             f"mAP {_shown(report.map_class)} per class, {_shown(report.map_image)} per image"
             f"{f'; no scores: {reason}' if reason else ''}"
         )
+        if report.absent_classes and report.images:
+            captions.append(f"{report.network}: in no mask: {', '.join(report.absent_classes)}")
     table.caption = "\n".join(captions)
     return table
 

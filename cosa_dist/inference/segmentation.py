@@ -22,7 +22,7 @@ from cosa_dist.evaluation.protocols import (
     kept_classes,
     multi_scale_forward,
     resize_map,
-    square_image,
+    summed_views,
 )
 from cosa_dist.training.state import autocast
 
@@ -43,7 +43,7 @@ class Segmenting:
     """A network with the settings by which it sees pictures."""
 
     network: nn.Module  # on `device`, in evaluation mode
-    settings: EvaluationConfig  # size, scales and flip are read
+    settings: EvaluationConfig  # what its protocol names is read
     device: torch.device
     _: KW_ONLY
     precision: str = "auto"  # number format of the network, `training.precision` of its run
@@ -55,19 +55,17 @@ class Segmenting:
     def __call__(self, images: Sequence[Tensor]) -> list[Segmentation]:
         """Segment pictures `[3, H, W]` uint8, each of its own size."""
         originals = [image.to(self.device, non_blocking=True) for image in images]
-        squares = [square_image(image, self.settings.size) for image in originals]
         with autocast(self.precision, self.device):
-            output = multi_scale_forward(self.network, torch.stack(squares), self.settings)
-        passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
-        logits = output.logits.float()
+            outputs = multi_scale_forward(self.network, originals, self.settings)
+        passes = summed_views(self.settings)
         protocol: Protocol = "predicted_labels" if self.labels_from_classifier else "unfiltered"
-        kept = kept_classes(logits, torch.zeros_like(logits), protocol)
-        return [
-            self._segment(
-                output.segmentation[i].float() / passes, kept[i], (image.shape[-2], image.shape[-1])
-            )
-            for i, image in enumerate(images)
-        ]
+        segmented = []
+        for (output, index), image in zip(outputs, images, strict=True):
+            logits = output.logits[index].float()
+            kept = kept_classes(logits, torch.zeros_like(logits), protocol)
+            mean = output.segmentation[index].float() / passes
+            segmented.append(self._segment(mean, kept, (image.shape[-2], image.shape[-1])))
+        return segmented
 
     def _segment(self, logits: Tensor, kept: Tensor, size: tuple[int, int]) -> Segmentation:
         """One picture's segmentation from its logits `[C + 1, h, w]`, averaged over the passes."""

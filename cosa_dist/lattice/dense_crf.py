@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cosa_dist.config.schema import CrfConfig
+from cosa_dist.config.schema import CrfConfig, EvaluationConfig, ProtocolName
 from cosa_dist.lattice.permutohedral import (
     PermutohedralLattice,
     Spans,
@@ -26,9 +26,18 @@ from cosa_dist.lattice.permutohedral import (
     position_spans,
 )
 
-CrfName = Literal["released", "ten_iterations"]
+CrfName = Literal["released", "toco", "more", "weclip", "ten_iterations"]
+
+
+def _crf_of(protocol: ProtocolName) -> CrfConfig:
+    return EvaluationConfig(protocol=protocol).crf.model_copy(update={"enabled": True})
+
+
 CRF_SETTINGS: dict[CrfName, CrfConfig] = {
-    "released": CrfConfig(enabled=True),
+    "released": _crf_of("cosa"),
+    "toco": _crf_of("toco"),
+    "more": _crf_of("more"),
+    "weclip": _crf_of("weclip"),
     "ten_iterations": CrfConfig(
         enabled=True,
         iterations=10,
@@ -39,7 +48,8 @@ CRF_SETTINGS: dict[CrfName, CrfConfig] = {
         bilateral_weight=3.0,
     ),
 }
-"""The released evaluation's setting, and a stronger one, which no published result is of."""
+"""Of the released evaluation, of three others (SeCo and DuPL have ToCo's, ExCEL has MoRe's), and a stronger
+one, which no published result is of."""
 
 _LEAST_PROBABILITY = 1e-5  # the common packages' floor: no class is ever quite impossible
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
 
+from cosa_dist.config.schema import NAMED_PROTOCOLS, ONE_VIEW, EvaluationConfig
+
 NETWORKS = ("online", "assignment", "average")
 PROTOCOLS = (
     "unfiltered",
@@ -31,8 +33,8 @@ PARENTS = ("sweep", "stages")
 CAM_CONTROL = "predicted_labels (CAM control)"
 NOT_RECORDED = "images not recorded"
 UNKNOWN = "settings not recorded"
-ONE_VIEW = "one view"
-"""evaluation of images seen once, neither scaled nor mirrored"""
+AS_MEASURED = "each as measured"
+"""in place of one way of evaluation, where published rows differ in it"""
 RECORDED = ("recipe", "backbone", "dataset", "split", "steps", "seed", "kind", "supervision")
 """tags that become fields of a row"""
 
@@ -92,7 +94,7 @@ class Row:
     supervision: str = ""
     """what it learned from: image tags, pseudo-masks or true masks; of a published row, what else was used"""
     evaluation: str = ""
-    """size, scales, mirroring and CRF"""
+    """geometry, scales, mirroring, merging and CRF in words"""
     image_set: str = ""
     """digest of the classes and evaluated images; of an older run, of its whole split; else empty"""
     benchmark: str = ""
@@ -171,8 +173,9 @@ def _read_published() -> tuple[Row, ...]:
     """Published results on VOC 2012 and COCO 2014, under the protocol that each was measured with.
 
     The headline numbers of the single-stage methods are after a dense CRF (`unfiltered_crf`), each with
-    sizes, scales and merging of its own. The released CoSA evaluation removes the classes that are not
-    among the true labels of the image (`true_labels`, `true_labels_crf`). `server` is VOC's test server,
+    sizes, scales and merging of its own: `evaluation` is a named protocol, or words where none is meant. The
+    released CoSA evaluation removes the classes that are not among the true labels of the image
+    (`true_labels`, `true_labels_crf`). `server` is VOC's test server,
     `val_part` the 5,000 images of COCO val that are used while training. `unstated`: the protocol could
     not be read from paper or code; such a row stands beside no run. `verified` is False for a figure that
     was not seen at its source but in other papers' tables.
@@ -180,11 +183,20 @@ def _read_published() -> tuple[Row, ...]:
     rows = []
     with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            dataset, split = line["benchmark"].split(" ")
+            dataset, split = line["benchmark"].split(" ", 1)
             values: dict[str, Any] = line | {"dataset": dataset, "split": split, "status": "published"}
+            values |= {"evaluation": _published_evaluation(line["evaluation"], line["protocol"])}
             values |= {"miou": float(line["miou"]), "year": int(line["year"])}
             rows.append(Row(**values | {"verified": line["verified"] == "True"}))
     return tuple(rows)
+
+
+def _published_evaluation(text: str, protocol: str) -> str:
+    """The text as it stands, or the settings of the named protocol that it is, in words as for runs."""
+    if text not in NAMED_PROTOCOLS:
+        return text
+    config = EvaluationConfig.model_validate({"protocol": text})
+    return ", ".join([config.words, config.crf.words] if protocol.endswith("_crf") else [config.words])
 
 
 PUBLISHED = _read_published()
@@ -249,8 +261,11 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
         first = table.rows[0]
         return (
             (first.benchmark, table.protocol) == (row.benchmark, row.protocol)
-            and (ONE_VIEW in table.evaluation) == (ONE_VIEW in row.evaluation)
-            and UNKNOWN not in table.evaluation
+            # One view is that of a method's own training crop.
+            and (
+                table.evaluation == row.evaluation
+                or all(ONE_VIEW in each.evaluation for each in (table, row))
+            )
         )
 
     own = [
@@ -259,10 +274,11 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
     ]
     alone = [row for row in PUBLISHED if not any(stands_beside(row, table) for table in tables)]
     by_place = grouped(alone, lambda r: (r.dataset, r.split, r.protocol, ONE_VIEW in r.evaluation))
-    return own + [
-        Table(dataset, split, protocol, tuple(rows), ONE_VIEW if one_view else "")
-        for (dataset, split, protocol, one_view), rows in by_place.items()
-    ]
+    for (dataset, split, protocol, one_view), rows in by_place.items():
+        different = len({row.evaluation for row in rows}) > 1
+        evaluation = ONE_VIEW if one_view else AS_MEASURED if different else rows[0].evaluation
+        own.append(Table(dataset, split, protocol, tuple(rows), evaluation))
+    return own
 
 
 def _told_apart(tables: Sequence[Table]) -> list[Table]:

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from cosa_dist.config.schema import RunConfig
+from cosa_dist.config.schema import EvaluationConfig, RunConfig
 from cosa_dist.data.reading.samples import EvalSample
 from cosa_dist.evaluation.confusion import confusion_matrix, iou_per_class
 from cosa_dist.evaluation.evaluator import has_cams
 from cosa_dist.evaluation.protocols import (
     multi_scale_forward,
     resize_map,
-    square_image,
     strongest_activation,
 )
 from cosa_dist.inference.segmentation import Segmenting
@@ -176,14 +175,14 @@ def _snapshot(
     settings, training = config.evaluation, config.assignment
     size = (sample.image.shape[-2], sample.image.shape[-1])
     labels = sample.labels[None].to(device)
-    square = square_image(sample.image.to(device), settings.size)[None]
-    output = multi_scale_forward(predicting, square, settings, labels)
+    image = sample.image.to(device)
+    ((output, _),) = multi_scale_forward(predicting, [image], settings, labels)
     prediction = resize_map(output.segmentation[0], size).argmax(0)
     cam = None
     if has_cams(average):
         # As in training, where the CAMs become pseudo-labels.
-        in_training = settings.model_copy(update={"scales": training.scales, "flip": training.flip})
-        maps = multi_scale_forward(average, square, in_training, labels).cam[0]
+        in_training = EvaluationConfig(size=settings.size, scales=training.scales, flip=training.flip)
+        maps = multi_scale_forward(average, [image], in_training, labels)[0][0].cam[0]
         cam = heat_over(_pixels(sample), strongest_activation(maps, labels[0] > 0.5, size)[0])
     return CheckpointSnapshot(step, cam, prediction.to(torch.uint8).cpu().numpy())
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cosa_dist.config.schema import CrfConfig, EvaluationConfig
 from cosa_dist.evaluation.report import EvalReport
-from cosa_dist.reports.leaderboard import ONE_VIEW, UNKNOWN, RunRecord
+from cosa_dist.reports.leaderboard import UNKNOWN, RunRecord
 from cosa_dist.tracking.mlflow_runs import connect
 from cosa_dist.tracking.store import StoreError, first_line, require_store, store_errors
 
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
-RELEASED_SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
-CRF_NUMBERS = (
-    "iterations",
-    "position_sigma",
-    "position_weight",
-    "bilateral_sigma_xy",
-    "bilateral_sigma_rgb",
-    "bilateral_weight",
-)
-RELEASED_CRF = [1.0, 1.0, 1.0, 121.0, 5.0, 4.0]
 NOT_THE_EXPERIMENT = (
     *("seed", "name", "output", "data.shards", "data.cache", "data.loader_workers"),
     *("model.weights", "model.weights_folder"),
@@ -127,33 +118,28 @@ def experiment_digest(params: Mapping[str, str], training_data: str = "") -> str
 
 
 def evaluation_text(params: Mapping[str, str]) -> str:
-    """Size, scales and mirroring of a run's evaluation, e.g. `448 square, 5 scales + mirror`.
+    """All of a run's evaluation that moves a score, but its CRF, e.g. `448 square, 5 scales + mirror`.
 
-    `params` are the recorded options by dotted key. Scores of other settings do not stand in one ranking.
+    `params` are the recorded options by dotted key; runs of earlier versions have some of them only, and the
+    defaults of the others. Scores of other settings do not stand in one ranking.
     """
+    always, later = ("size", "flip"), ("geometry", "views_from", "merging", "merge_at")
+    recorded = [name for name in later if f"evaluation.{name}" in params]
     try:
-        size = int(params["evaluation.size"])
-        scales = sorted(float(scale) for scale in json.loads(params["evaluation.scales"]))
-        mirror = {"true": True, "false": False}[params["evaluation.flip"].lower()]
-    except (KeyError, ValueError, TypeError):
+        details: dict[str, Any] = {name: params[f"evaluation.{name}"] for name in (*always, *recorded)}
+        details["scales"] = json.loads(params["evaluation.scales"])
+        return EvaluationConfig.model_validate(details).words
+    except (KeyError, ValueError):
         return UNKNOWN
-    if scales == [1.0] and not mirror:
-        return f"{size} square, {ONE_VIEW}"
-    listed = "1 scale" if scales == [1.0] else "scales " + " ".join(f"{scale:g}" for scale in scales)
-    seen = "5 scales" if scales == RELEASED_SCALES else listed
-    return f"{size} square, {seen}{' + mirror' if mirror else ', no mirror'}"
 
 
 def crf_text(params: Mapping[str, str]) -> str:
-    """The dense CRF of a run's evaluation: `released CRF`, or its numbers (position, then colour kernel)."""
+    """The dense CRF of a run's evaluation in words."""
+    numbers = [name for name in CrfConfig.model_fields if name != "enabled"]
     try:
-        numbers = [float(params[f"evaluation.crf.{name}"]) for name in CRF_NUMBERS]
+        return CrfConfig.model_validate({name: params[f"evaluation.crf.{name}"] for name in numbers}).words
     except (KeyError, ValueError):
         return f"CRF: {UNKNOWN}"
-    if numbers == RELEASED_CRF:
-        return "released CRF"
-    count, sigma, weight, *colour = (f"{number:g}" for number in numbers)
-    return f"CRF {count} iterations {sigma}/{weight} {'/'.join(colour)}"
 
 
 def read_tags(uri: str, run_id: str) -> dict[str, str]:

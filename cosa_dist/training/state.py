@@ -135,7 +135,8 @@ def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
     crop, size = config.data.crop_size, config.evaluation.size
     scales = (1.0,) if config.kind == "segmenter" else config.assignment.scales
     check_input_size(backbone, "data.crop_size", crop, scales, training=True)
-    check_input_size(backbone, "evaluation.size", size, config.evaluation.scales, training=False)
+    if config.evaluation.in_batches:
+        check_input_size(backbone, "evaluation.size", size, config.evaluation.scales, training=False)
     if config.training.activation_checkpointing and not backbone.has_blocks:
         # A batch norm would count each batch twice.
         raise ValueError(

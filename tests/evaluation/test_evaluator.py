@@ -221,6 +221,14 @@ def test_a_report_tells_which_images_it_is_of():
     assert run([*samples, replace(samples[0], id="more", mask=None)]).image_set == report.image_set
 
 
+def test_classes_without_a_pixel_are_named():
+    assert run([one_image()]).absent_classes == ("green", "blue")
+    assert run(many_images(5)).absent_classes == ()
+    # Predicted is not enough, and what is ignored does not count.
+    ignored = replace(one_image(), mask=one_image().mask * 255)
+    assert run([ignored]).absent_classes == CLASSES
+
+
 def test_any_batch_size_gives_the_same():
     samples = many_images(5)
     config = changed(PLAIN, scales=(1.0, 0.5, 1.5))

@@ -136,6 +136,10 @@ def test_table_shows_networks_protocols_and_classes():
     text = as_text([make_report("online"), make_report("assignment")])
     assert "online: 7 images (set 01234567)" in text
     assert "7 images (VOC val)" in as_text([replace(make_report(), benchmark="VOC val")])
+    assert "in no mask" not in text
+    assert "online: in no mask: car, tram" in as_text(
+        [replace(make_report(), absent_classes=("car", "tram"))]
+    )
     assert "context" not in text
     assert "context" in as_text([make_report(context=1.0)])
     for part in ("online", "assignment", "auxiliary CAM", "predicted_labels", "70.00", "dog", "-"):

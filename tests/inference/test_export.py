@@ -124,13 +124,13 @@ def test_a_graph_that_gives_other_numbers_is_refused(model):
 
 def test_the_graph_is_what_prediction_sees_at_one_scale(model):
     from cosa_dist.config.schema import EvaluationConfig
-    from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
+    from cosa_dist.evaluation.protocols import multi_scale_forward
 
     size = model.config.evaluation.size
     pixels = example(size, 1)
     settings = EvaluationConfig(size=size, scales=(1.0,), flip=False)
     with torch.no_grad():
-        seen = multi_scale_forward(model.network, square_image(pixels[0].byte(), size)[None], settings)
+        ((seen, _),) = multi_scale_forward(model.network, [pixels[0].byte()], settings)
         segmentation, logits = graph_of(model)(pixels)
     torch.testing.assert_close(segmentation, seen.segmentation, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, seen.logits, rtol=1e-4, atol=1e-5)

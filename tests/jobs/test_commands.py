@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from cosa_dist.config.loading import load_config, parse_overrides
+from cosa_dist.config.loading import evaluation_under, load_config, parse_overrides
+from cosa_dist.config.schema import EvaluationConfig
 from tests.jobs.documented import PAGES, PROJECT, Command, all_commands, commands_of, settings_of
 from tests.jobs.test_commands_run import RUN
 from tests.jobs.test_tutorial import commands as tutorial_commands
@@ -82,6 +83,8 @@ def check_rest(job: str, parsed: Parsed) -> None:
     """Dotted options and recipe of a job that takes them; another job has no words left."""
     if hasattr(parsed.arguments, "recipe") and hasattr(parsed.arguments, "config"):
         load_config(parsed.arguments.recipe, parsed.arguments.config, parsed.rest)
+    elif job == "jobs/evaluate.py":
+        evaluation_under(EvaluationConfig(), parsed.rest)
     elif job == "jobs/pseudo_masks.py":
         load_config(overrides=parsed.rest)
     else:

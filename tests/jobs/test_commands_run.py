@@ -66,6 +66,9 @@ ALONE: dict[str, str] = {
     "python jobs/train.py --recipe NAME --print-config": "--recipe tiny",
     "python jobs/evaluate.py outputs/runs/NAME": "",
     "python jobs/evaluate.py outputs/runs/NAME --crf": "",
+    "python jobs/evaluate.py outputs/runs/NAME --evaluation.protocol toco --crf": "",
+    "python docs/evaluation_details.py outputs/runs/NAME --rows details.jsonl":
+        "--only cosa 'toco + CRF'",
     "python jobs/report.py outputs/runs/NAME": "",
     "python jobs/report.py outputs/runs/NAME --out run.html": "",
     "python jobs/predict.py outputs/runs/NAME photos/ --out masks --outputs masks,overlays": "",

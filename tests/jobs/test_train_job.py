@@ -121,6 +121,17 @@ def test_a_finished_run_is_evaluated_again_with_the_same_numbers(run_job, tmp_pa
     missing = run_job("jobs/evaluate.py", folder, "--checkpoint", "99")
     assert missing.code == 2
     assert "there are: step-00000003" in missing.err
+    words = ["--evaluation.protocol", "toco", "--evaluation.scales", "[1.0]", "--limit", "1", "--crf"]
+    other = run_job("jobs/evaluate.py", folder, *words)
+    assert other.code == 0, other.err
+    assert "measured at: own size, 1 scale + mirror, maximum, the first 1 of" in other.out
+    assert "images: not for a ranking" in other.out
+    found = EvalReport.from_json((folder / "evaluation_val_toco_online.json").read_text())
+    assert found.settings["crf"]["iterations"] == 10
+    assert (folder / "evaluation_val_online.json").read_text() == written
+    refused = run_job("jobs/evaluate.py", folder, "--training.steps", "5")
+    assert refused.code == 2
+    assert "--training.steps: a trained network takes options of evaluation.* only" in refused.err
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cosa_dist.config.options import flatten
-from cosa_dist.config.schema import RunConfig
+from cosa_dist.config.schema import NAMED_PROTOCOLS, EvaluationConfig, RunConfig
 from cosa_dist.reports.tracked_runs import crf_text, evaluation_text
 
 
@@ -32,3 +32,10 @@ def test_words_and_options_of_a_real_configuration_agree():
     assert evaluation_text(params) == "448 square, 5 scales + mirror"
     assert crf_text(params) == "released CRF"
     assert crf_text({**params, "evaluation.crf.iterations": "10"}) == "CRF 10 iterations 1/1 121/5/4"
+
+
+def test_every_detail_that_a_run_records_is_read():
+    for name in NAMED_PROTOCOLS:
+        config = EvaluationConfig(protocol=name)
+        params = flatten(RunConfig(evaluation=config))
+        assert (evaluation_text(params), crf_text(params)) == (config.words, config.crf.words)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from cosa_dist.reports.leaderboard import (
+    AS_MEASURED,
     CAM_CONTROL,
     RunRecord,
     leaderboard,
@@ -185,7 +186,7 @@ def test_runs_that_did_not_record_their_images_go_by_name_in_a_marked_table():
     assert tables[f"VOC val (images not recorded), unfiltered, {COSA}"] == ["old", "older"]
     assert tables[f"VOC val (images not recorded, set 01234567), unfiltered, {COSA}"] == ["print"]
     assert [names for names in tables.values() if "new" in names and "old" in names] == []
-    assert "WeCLIP" in tables[f"VOC val (1,449 images), unfiltered, {COSA}"]
+    assert tables[f"VOC val (1,449 images), unfiltered, {COSA}"] == ["new"]
 
 
 def test_published_rows_stand_beside_runs_on_their_images_whatever_these_are_called():
@@ -199,13 +200,13 @@ def test_published_rows_stand_beside_runs_on_their_images_whatever_these_are_cal
     rows = {item.protocol: item.rows for item in tables if item.dataset == "VOC" and item.rows[0].benchmark
             and item.runs}  # fmt: skip
     unfiltered = [row.run for row in rows["unfiltered"]]
-    assert unfiltered == ["WeCLIP", "ours", "CoSA (released log)"]
-    assert [row.run for row in rows["true_labels"]] == ["ours", "CoSA", "CoSA (released log)"]
+    # WeCLIP's, the log's and the others' evaluations are other ones, and stand in tables of their own.
+    assert unfiltered == ["ours"]
+    assert [row.run for row in rows["true_labels"]] == ["ours", "CoSA"]
     assert [row.run for row in rows["true_labels_crf"]] == ["CoSA + CRF", "ours"]
-    crf = [row.run for row in rows["unfiltered_crf"]]
-    assert crf.index("MoRe") < crf.index("ours") < crf.index("SeCo")
+    assert [row.run for row in rows["unfiltered_crf"]] == ["ours"]
     assert all((row.rank is None) == row.published for item in tables for row in item.rows)
-    assert [row.rank for row in rows["unfiltered"]] == [None, 1, None]
+    assert [row.rank for row in rows["true_labels_crf"]] == [None, 1]
     for own in ("mini", "own devkit"):
         (its,) = [item for item in tables if own in {row.run for row in item.rows}]
         assert [row.run for row in its.rows] == [own]
@@ -218,7 +219,7 @@ def test_a_published_row_says_how_it_was_measured_and_one_view_stands_apart():
         record("one", evaluated=VOC_VAL, evaluation=one_view, online_unfiltered=71),
     ]
     tables = {item.evaluation: item for item in leaderboard(runs, dataset="VOC", protocol="unfiltered")}
-    assert set(tables) == {COSA, one_view}
+    assert set(tables) == {COSA, one_view, AS_MEASURED}
     assert [row.run for row in tables[one_view].rows] == [
         "ExCEL",
         "SeCo",
@@ -228,10 +229,11 @@ def test_a_published_row_says_how_it_was_measured_and_one_view_stands_apart():
         "DuPL",
         "ToCo",
     ]
-    assert {row.run for row in tables[COSA].rows} == {"many", "WeCLIP", "CoSA (released log)"}
-    lines = to_markdown([tables[COSA]]).splitlines()
+    assert {row.run for row in tables[COSA].rows} == {"many"}
+    assert {row.run for row in tables[AS_MEASURED].rows} == {"WeCLIP", "CoSA (released log)"}
+    lines = to_markdown([tables[AS_MEASURED]]).splitlines()
     (weclip,) = [line for line in lines if "WeCLIP" in line]
-    assert "longer side 512, 2 scales + mirror, mean" in weclip
+    assert "longer side 512, scales 0.75 1 + mirror, mean, merged at the grid" in weclip
     assert "published 2024 (CLIP, not verified)" in weclip
 
 
@@ -246,7 +248,9 @@ def test_runs_come_first_and_what_is_unstated_stands_beside_none():
     unstated = [item for item in tables if any(row.protocol == "unstated" for row in item.rows)]
     assert [item.title for item in unstated] == [
         "VOC val, unstated protocol: not comparable",
+        "VOC (split not named), unstated protocol: not comparable",
         "COCO val, unstated protocol: not comparable",
+        "COCO (split not named), unstated protocol: not comparable",
     ]
     assert not any(item.runs for item in unstated)
     assert "CoSA-MS" in {row.run for row in unstated[0].rows}
@@ -254,18 +258,20 @@ def test_runs_come_first_and_what_is_unstated_stands_beside_none():
 
 def test_without_any_run_the_published_tables_remain():
     assert [item.title for item in leaderboard([])] == [
-        "VOC val, unfiltered",
+        "VOC val, unfiltered, each as measured",
         "VOC val, unfiltered, one view",
-        "VOC val, true_labels",
-        "VOC val, unfiltered_crf",
-        "VOC val, true_labels_crf",
+        "VOC val, true_labels, each as measured",
+        "VOC val, unfiltered_crf, each as measured",
+        f"VOC val, true_labels_crf, {COSA}, released CRF",
         "VOC val, unstated protocol: not comparable",
+        "VOC (split not named), unstated protocol: not comparable",
         "VOC test, server",
-        "COCO val, true_labels",
-        "COCO val, unfiltered_crf",
-        "COCO val, true_labels_crf",
+        f"COCO val, true_labels, {COSA}",
+        "COCO val, unfiltered_crf, each as measured",
+        f"COCO val, true_labels_crf, {COSA}, released CRF",
         "COCO val, unstated protocol: not comparable",
-        "COCO val_part, unfiltered",
+        "COCO val_part, unfiltered, while training",
+        "COCO (split not named), unstated protocol: not comparable",
     ]
     assert leaderboard([], with_published=False) == []
 
@@ -306,19 +312,19 @@ def test_durations(seconds, text):
 
 def test_the_views_show_the_same_rows():
     runs = [
-        record("our | [b]run", evaluated=VOC_VAL, online_unfiltered=75, assignment_unfiltered=math.nan),
+        record("our | [b]run", evaluated=VOC_VAL, online_true_labels=75, assignment_true_labels=math.nan),
     ]
-    tables = leaderboard(runs, dataset="VOC", protocol="unfiltered")[:1]
+    tables = leaderboard(runs, dataset="VOC", protocol="true_labels")[:1]
     markdown = to_markdown(tables)
     assert "| 1 | our \\| [b]run | r | online | 75.0 | vit |" in markdown
-    assert markdown.count("| published") == 2
+    assert markdown.count("| published") == 1
     rows = list(csv.DictReader(io.StringIO(to_csv(tables))))
-    assert len(rows) == 3
+    assert len(rows) == 2
     (ours,) = [row for row in rows if row["status"] == "finished"]
     assert (ours["rank"], float(ours["miou"]), ours["seed"]) == ("1", 75.0, "1")
     assert (ours["evaluation"], ours["images"], ours["image_set"]) == (COSA, "1449", "aaaaaaaabbbb")
     (content,) = json.loads(to_json(tables))
-    assert content["title"] == f"VOC val (1,449 images), unfiltered, {COSA}"
+    assert content["title"] == f"VOC val (1,449 images), true_labels, {COSA}"
     assert [row["run"] for row in content["rows"]] == [row["run"] for row in rows]
     text = io.StringIO()
     print_tables(tables, Console(file=text))

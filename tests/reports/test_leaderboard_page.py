@@ -68,7 +68,7 @@ def test_runs_come_first_and_columns_do_not_repeat_the_heading(page, store):
         "synthetic val (3 images), true_labels, settings not recorded",
         "VOC-mini val (3 images), unfiltered, settings not recorded",
         "VOC-mini val (3 images), true_labels, settings not recorded",
-        "VOC val, unfiltered",
+        "VOC val, unfiltered, each as measured",
     ]
     columns = re.findall(r'<button type="button">(.*?)</button>', text)
     assert not {"protocol", "data set"} & set(columns)

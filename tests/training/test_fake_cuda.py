@@ -21,7 +21,7 @@ from cosa_dist.config.schema import EvaluationConfig, RunConfig
 from cosa_dist.data.reading.samples import Batch, EvalSample
 from cosa_dist.evaluation.evaluator import Evaluator, with_crf
 from cosa_dist.evaluation.pictures import Labeller, label_image
-from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
+from cosa_dist.evaluation.protocols import multi_scale_forward
 from cosa_dist.evaluation.pseudo_mask import pseudo_mask
 from cosa_dist.inference.segmentation import Segmenting
 from cosa_dist.model.network import copy_network
@@ -271,8 +271,7 @@ def test_pseudo_masks_wait_for_their_lattices_only_and_are_those_of_the_cpu(sour
         image = sample.image.to(device, non_blocking=True)
         tags = sample.labels[None].to(device, non_blocking=True)
         with torch.inference_mode():
-            square = square_image(image, SIDE)[None]
-            output = multi_scale_forward(network, square, SETTINGS, tags, most_labels=2)
+            ((output, _),) = multi_scale_forward(network, [image], SETTINGS, tags, most_labels=2)
             config = PseudoMaskConfig(source=source, refinement=refinement)
             return pseudo_mask(output, 0, image, sample.labels, config, 4)
 

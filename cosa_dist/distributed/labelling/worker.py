@@ -18,6 +18,7 @@ from datasets import Dataset, Features, Image
 from torch import nn
 
 from cosa_dist.config.method import PseudoMaskConfig
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.decode import encode_mask
 from cosa_dist.data.reading.samples import EvalSample, evaluation_sample
 from cosa_dist.data.shards.split import describe_split, record_of
@@ -30,7 +31,7 @@ from cosa_dist.data.shards.writer import (
     stored,
     write_shard_record,
 )
-from cosa_dist.evaluation.protocols import multi_scale_forward, square_image
+from cosa_dist.evaluation.protocols import multi_scale_forward, summed_views
 from cosa_dist.evaluation.pseudo_mask import MaskCounts, PseudoMask, pseudo_mask
 from cosa_dist.inference.predict import THREADS, in_background
 from cosa_dist.training.checkpoint import load_networks
@@ -91,8 +92,13 @@ class ShardLabeller:
         self.network: nn.Module = networks[task.network]
         self.masks = PseudoMaskConfig(**task.masks)
         evaluation = self.config.evaluation
-        scales = self.masks.scales or evaluation.scales
-        self.settings = evaluation.model_copy(update={"scales": scales})
+        # The method's own pass, whatever protocol the run is judged by.
+        self.settings = EvaluationConfig(
+            size=evaluation.size,
+            scales=self.masks.scales or evaluation.scales,
+            flip=bool(evaluation.flip),
+            batch_size=evaluation.batch_size,
+        )
         data = self.config.data
         self.split = describe_split(data.shards, data.train_split, data.cache)
 
@@ -147,13 +153,12 @@ class ShardLabeller:
     def pseudo_masks(self, samples: Sequence[EvalSample]) -> list[PseudoMask]:
         """The pseudo-masks of some images, each of its image's size."""
         originals = [sample.image.to(self.device, non_blocking=True) for sample in samples]
-        images = torch.stack([square_image(image, self.settings.size) for image in originals])
         tags = torch.stack([sample.labels for sample in samples])
         labels, most = tags.to(self.device, non_blocking=True), max(1, int((tags > 0.5).sum(1).max()))
         with autocast(self.config.training.precision, self.device):
-            output = multi_scale_forward(self.network, images, self.settings, labels, most_labels=most)
-        passes = len(self.settings.scales) * (2 if self.settings.flip else 1)
+            outputs = multi_scale_forward(self.network, originals, self.settings, labels, most_labels=most)
+        passes = summed_views(self.settings)
         return [
-            pseudo_mask(output, index, image, tags[index], self.masks, passes)
-            for index, image in enumerate(originals)
+            pseudo_mask(output, place, image, tags[index], self.masks, passes)
+            for index, (image, (output, place)) in enumerate(zip(originals, outputs, strict=True))
         ]
