@@ -75,7 +75,7 @@ class EvalReport:
         return self.scores[protocol].miou
 
     def with_intervals(self) -> EvalReport:
-        """The report with the interval of every mIoU; the same without counts. Takes seconds for each on COCO."""
+        """The report with the interval of every mIoU; the same without counts. Each takes seconds on COCO."""
         if self.counts is None:
             return self
         scores = {m: replace(s, interval=miou_interval(self.counts, m)) for m, s in self.scores.items()}
