@@ -40,7 +40,7 @@ from cosa_dist.reports.leaderboard import NETWORKS
 from cosa_dist.reports.leaderboard_views import Cells
 
 SETTINGS = {
-    "": ("size", "scales", "flip"),
+    "": ("words",),
     "cam": ("cam_background", "aux_cam_last_scale_only"),
     "crf": ("crf",),
 }
@@ -152,9 +152,10 @@ def refuse_unlike(one: Evaluated, other: Evaluated, measurement: str) -> None:
         for name in names if part in measurement else ():
             values = [each.report.settings.get(name) for each in (one, other)]
             if values[0] != values[1]:
+                what = "seen" if name == "words" else name
                 raise ConfigError(
-                    f"{between}: they were evaluated with other settings, evaluation.{name} {values[0]} and "
-                    f"{values[1]}; run jobs/evaluate.py with the same"
+                    f"{between}: they were evaluated with other settings ({what}: {values[0]}, and "
+                    f"{values[1]}); run jobs/evaluate.py with the same"
                 )
 
 

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.evaluation.confusion import iou_per_class, mean_iou
+from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.evaluation.intervals import RESAMPLES, SEED, ImageCounts
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
+from cosa_dist.reports import comparison
 from cosa_dist.reports.comparison import compare, comparison_cells, comparison_json, reading, scored_report
 
 NAMES = ("cat", "dog", "rail")
-SETTINGS = {"size": 64, "scales": [1.0], "flip": True, "cam_background": 0.5, "crf": None, "batch_size": 4}
+SETTINGS = {"words": "64 square, one view", "cam_background": 0.5, "crf": None, "batch_size": 4}
 MEASURED = ("unfiltered", "unfiltered_crf", "cam_true_labels")
 
 
@@ -130,21 +133,26 @@ def test_the_better_network_under_the_measurement_is_taken_unless_one_is_named(t
         compare([run], [run], split="val")
 
 
+def test_reports_have_the_settings_that_are_compared():
+    names = {name for part in comparison.SETTINGS.values() for name in part}
+    assert names <= set(Evaluator(NAMES, EvaluationConfig())._settings())
+
+
 def test_only_settings_that_the_measurement_depends_on_matter(tmp_path):
     one = write_run(tmp_path / "one", confusions(1))
     other = SETTINGS | {"batch_size": 1, "crf": {"iterations": 10}, "cam_background": 0.4}
     two = write_run(tmp_path / "two", confusions(2), settings=other)
     assert compare([one], [two]).difference.value
-    crf = r"other settings, evaluation\.crf None and {'iterations': 10}"
+    crf = r"other settings \(crf: None, and {'iterations': 10}\)"
     for measurement, said in {
         "unfiltered_crf": crf,
-        "cam_true_labels": r"cam_background 0\.5 and 0\.4",
+        "cam_true_labels": r"cam_background: 0\.5, and 0\.4",
     }.items():
         with pytest.raises(ConfigError, match=said):
             compare([one], [two], measurement)
-    three = write_run(tmp_path / "three", confusions(2), settings=SETTINGS | {"size": 96})
+    three = write_run(tmp_path / "three", confusions(2), settings=SETTINGS | {"words": "96 square, one view"})
     with pytest.raises(
-        ConfigError, match=r"one and .*three cannot be compared: .*evaluation\.size 64 and 96"
+        ConfigError, match=r"one and .*three cannot be compared: .*seen: 64 square, one view, and 96 "
     ):
         compare([one, two], [three])
 
