@@ -218,7 +218,7 @@ def wrap_online(state: TrainState, accelerator: Accelerator) -> nn.Module:
         # of explicit attention a fifth of it. Without gradients, as in the assignment network, both are fast.
         for module in state.online.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                setattr(module, "fused_attn", False)  # noqa: B010  # an attribute of timm's, unknown to mypy
     network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
     if isinstance(network, DistributedDataParallel):
         module, network.module = network.module, _Zero(state.online)
