@@ -20,25 +20,31 @@ class ConvolutionalBackbone(Backbone):
 
     def __init__(self, model: nn.Module, aux_layer: int) -> None:
         super().__init__()
-        if getattr(model, "output_fmt", "NCHW") not in ("NCHW", None):
-            raise ValueError("model.backbone is neither a plain ViT, nor a Swin, nor a CNN")
         channels = model.feature_info.channels()  # type: ignore[union-attr, operator]
+        strides = model.feature_info.reduction()  # type: ignore[union-attr, operator]
+        if len(set(strides)) == 1:
+            raise ValueError("model.backbone: neither a ViT, DeiT, EVA or Swin, nor a network of stages")
         self.aux_index = auxiliary_index(aux_layer, len(channels), "stages")
         self.model = model
         self.channels = channels[-1]
         self.aux_channels = channels[self.aux_index]
-        self.stride = model.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
+        self.stride = strides[-1]
+        self.channels_last = getattr(model, "output_fmt", None) == "NHWC"
         self.pyramid_channels = four_channels(channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to both maps; h and w are H and W over the stride, rounded up."""
-        stages = self.model(enlarged(images, self.stride))
+        stages = self._stages(images)
         main = stages[-1]
-        return main, F.adaptive_avg_pool2d(stages[self.aux_index], main.shape[-2:])
+        return main, F.adaptive_avg_pool2d(stages[self.aux_index], (main.shape[-2], main.shape[-1]))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """The last four stages."""
-        return list(self.model(enlarged(images, self.stride)))[-4:]
+        return self._stages(images)[-4:]
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        stages = self.model(enlarged(images, self.stride))
+        return [each.permute(0, 3, 1, 2).contiguous() for each in stages] if self.channels_last else stages
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the tensors of a timm file the names of the feature extractor.

@@ -1,4 +1,4 @@
-"""Swin transformers of timm as a main and an auxiliary map, for inputs of any size.
+"""Swin transformers of timm (both versions) as a main and an auxiliary map, for inputs of any size.
 
 Main: the last stage after its norm. Auxiliary: an earlier stage, without norm, averaged onto the last one's
 grid. The weights' window size is kept whatever the input's size; timm's stochastic depth of 0.1 stays on in
@@ -15,27 +15,29 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.models import swin_transformer, swin_transformer_v2
 from timm.models.swin_transformer import (
     SwinTransformer,
     SwinTransformerBlock,
     SwinTransformerStage,
-    checkpoint_filter_fn,
     window_partition,
     window_reverse,
 )
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor
 
 from cosa_dist.model.backbone import Backbone, auxiliary_index, average_pool, enlarged, four_channels
 
 Pair = tuple[int, int]
+AnyBlock = SwinTransformerBlock | SwinTransformerV2Block
 
 
 class SwinBackbone(Backbone):
     """A timm Swin transformer as a pair of feature maps (source: ours)."""
 
-    model: SwinTransformer
+    model: SwinTransformer | SwinTransformerV2
 
-    def __init__(self, model: SwinTransformer, aux_layer: int) -> None:
+    def __init__(self, model: SwinTransformer | SwinTransformerV2, aux_layer: int) -> None:
         super().__init__()
         self.aux_index = auxiliary_index(aux_layer, len(model.layers), "stages")
         self.model = model
@@ -64,7 +66,7 @@ class SwinBackbone(Backbone):
         """Run a stage on tokens [B, h, w, D]; the windows of its blocks are planned once."""
         tokens = stage.downsample(tokens)
         grid: Pair = (tokens.shape[1], tokens.shape[2])
-        blocks = [cast(SwinTransformerBlock, block) for block in stage.blocks]
+        blocks = [cast(AnyBlock, block) for block in stage.blocks]
         window = blocks[0].window_size
         # Fake tensors, and those of a graph that is being traced, must not be kept.
         real = type(tokens) is Tensor and not torch.compiler.is_compiling()
@@ -76,11 +78,19 @@ class SwinBackbone(Backbone):
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the authors' original files and resize position tables of other windows, as timm does."""
-        return checkpoint_filter_fn(state, self.model)
+        second = isinstance(self.model, SwinTransformerV2)
+        return (swin_transformer_v2 if second else swin_transformer).checkpoint_filter_fn(state, self.model)
 
 
-def run_swin_block(block: SwinTransformerBlock, tokens: Tensor, windows: Windows) -> Tensor:
-    """Run a block on tokens [B, h, w, D]: attention within windows, then the perceptron."""
+def run_swin_block(block: AnyBlock, tokens: Tensor, windows: Windows) -> Tensor:
+    """Run a block on tokens [B, h, w, D]: attention within windows, then the perceptron.
+
+    Norms come before them, in the second version after them.
+    """
+    if isinstance(block, SwinTransformerV2Block):
+        seen = windows.join(block.attn(windows.split(tokens), windows.mask))
+        tokens = tokens + block.drop_path1(block.norm1(seen))
+        return tokens + block.drop_path2(block.norm2(block.mlp(tokens)))
     seen = windows.join(block.attn(windows.split(block.norm1(tokens)), windows.mask))
     tokens = tokens + block.drop_path1(seen)
     return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))

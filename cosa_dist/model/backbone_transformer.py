@@ -1,8 +1,9 @@
-"""Plain vision transformers of timm (ViT, DeiT and their kin) as a main and an auxiliary map.
+"""Plain vision transformers of timm (ViT, DeiT, EVA and their kin) as a main and an auxiliary map.
 
 Main: the patch tokens of the last block after the final norm. Auxiliary: those after block `aux_layer`,
 without norm. Class, register and distillation tokens take part and are left out of the maps. Every input
-size that the patch divides works. Attention runs through PyTorch's fused kernel (timm's default).
+size that the patch divides works; rotary embeddings (EVA-02, DINOv3) are made for each grid. Attention runs
+through PyTorch's fused kernel (timm's default).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models import VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from cosa_dist.model.backbone import Backbone, auxiliary_index, average_pool, bicubic, four_channels
@@ -24,15 +26,21 @@ class TransformerBackbone(Backbone):
     """A timm vision transformer of `num_classes=0` as a pair of feature maps (source: released code)."""
 
     any_size = False
-    model: VisionTransformer
+    model: VisionTransformer | Eva
 
-    def __init__(self, model: VisionTransformer, aux_layer: int) -> None:
+    def __init__(self, model: VisionTransformer | Eva, aux_layer: int) -> None:
         super().__init__()
+        if type(model.patch_embed) is not PatchEmbed:
+            stem = type(model.patch_embed).__name__
+            raise ValueError(f"model.backbone: a transformer behind a {stem} has no plain patches")
         patch = model.patch_embed.patch_size
         if patch[0] != patch[1]:
             raise ValueError(f"the patches of the backbone must be square, not {patch[0]} x {patch[1]}")
-        if not isinstance(model.patch_drop, nn.Identity):
+        if not isinstance(model.patch_drop, nn.Identity | None):
             raise ValueError("model.backbone_options: patch_drop_rate leaves holes in the map; leave it out")
+        if isinstance(model.norm, nn.Identity):
+            # Models that pool before their norm; on maps it is the same norm.
+            model.norm, model.fc_norm = model.fc_norm, nn.Identity()
         self.aux_index = auxiliary_index(aux_layer, len(model.blocks), "blocks")
         self.model = model
         self.channels = self.aux_channels = model.embed_dim
@@ -65,8 +73,8 @@ class TransformerBackbone(Backbone):
         grid = (height // self.stride, width // self.stride)
         tokens = self._embed(images, grid)
         kept: dict[int, Tensor] = {}
-        for index, block in enumerate(self.model.blocks):
-            tokens = self.run_block(block, tokens)
+        for index, (block, rotary) in enumerate(zip(self.model.blocks, self._rotary(grid), strict=True)):
+            tokens = self.run_block(block, tokens, *rotary)
             if index in wanted:
                 kept[index] = tokens
         found = [kept[index] for index in wanted]
@@ -75,7 +83,11 @@ class TransformerBackbone(Backbone):
         return [each.reshape(len(images), -1, *grid) for each in patches]
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize a position embedding of another (square) grid to the model's own."""
+        """Call the final norm `norm`, and resize a position embedding of another (square) grid."""
+        pooled = {key: value for key, value in state.items() if key.startswith("fc_norm.")}
+        state = {key: value for key, value in state.items() if key not in pooled}
+        if "norm.weight" not in state:
+            state |= {key.removeprefix("fc_"): value for key, value in pooled.items()}
         stored, own = state.get("pos_embed"), self.model.pos_embed
         if stored is None or own is None or stored.ndim != 3 or stored.shape[-1] != own.shape[-1]:
             return state
@@ -85,6 +97,16 @@ class TransformerBackbone(Backbone):
         grid = tuple(self.model.patch_embed.grid_size)
         resized = resize_position_embedding(stored, self.position_prefix, (side, side), grid)
         return {**state, "pos_embed": resized}
+
+    def _rotary(self, grid: Grid) -> list[tuple[Tensor, ...]]:
+        """What each block gets beside its tokens: the rotary embedding of the grid, if the model has one."""
+        rope = getattr(self.model, "rope", None)
+        if rope is None:
+            return [()] * len(self.model.blocks)
+        embedding = rope.get_embed(shape=grid)
+        # `mixed` embeddings are learned, one for each block.
+        each = embedding if self.model.rope_mixed else [embedding] * len(self.model.blocks)
+        return [(one,) for one in each]
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         model = self.model

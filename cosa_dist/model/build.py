@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
 import torch
+from timm.models import Eva, VisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from cosa_dist.atomic import atomic_file
@@ -22,15 +25,17 @@ from cosa_dist.model.network import CosaNetwork
 from cosa_dist.model.weight_file import save_tensors
 from cosa_dist.model.weights import parse_weight_source, tensors_for
 
-# What wraps the models of a module of timm, and the form in which it needs them; else they are convolutional.
-KINDS: dict[str, tuple[Callable[[Any, int], Backbone], dict[str, Any]]] = {
-    "vision_transformer": (TransformerBackbone, {"num_classes": 0}),
-    "deit": (TransformerBackbone, {"num_classes": 0}),
-    "swin_transformer": (
-        SwinBackbone,
-        {"num_classes": 0, "strict_img_size": False, "always_partition": True},
-    ),
+Kind = tuple[Callable[[Any, int], Backbone], dict[str, Any]]
+_SWIN: Kind = (SwinBackbone, {"strict_img_size": False, "always_partition": True})
+# What wraps timm's models of a class, and what they are created with; all others are convolutional.
+KINDS: dict[type[nn.Module], Kind] = {
+    SwinTransformer: _SWIN,
+    SwinTransformerV2: _SWIN,
+    Eva: (TransformerBackbone, {"dynamic_img_size": True}),
+    VisionTransformer: (TransformerBackbone, {}),
 }
+LAST_NORMS = ("norm", "fc_norm", "neck")
+"""what timm's models call the norm behind their last map"""
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 log = logging.getLogger(__name__)
 
@@ -68,22 +73,39 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"model.backbone {name!r} is no timm architecture; near: {', '.join(near)}")
-    module = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-    wrap, form = KINDS.get(module, (ConvolutionalBackbone, {"features_only": True}))
     full_name = f"{name}.{tag}" if tag else name
-    # Distilled models read their class tokens and refuse another pooling.
-    if "num_classes" in form and "distilled" not in full_name:
-        form = {**form, "global_pool": ""}
-    fetched = fetched_file(config)
-    if fetched is not None and fetched.is_file():
-        form = {**form, "pretrained_cfg_overlay": {"file": str(fetched)}}
     try:
-        return wrap(
-            timm.create_model(full_name, pretrained=bool(tag), **{**form, **options}), config.aux_layer
-        )
+        wrap, form = _kind_of(full_name, options)
+        fetched = fetched_file(config)
+        if fetched is not None and fetched.is_file():
+            form = {**form, "pretrained_cfg_overlay": {"file": str(fetched)}}
+        model = timm.create_model(full_name, pretrained=bool(tag), **{**form, **options})
+        return wrap(model, config.aux_layer)
     except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
+
+
+def _kind_of(name: str, options: Mapping[str, Any]) -> Kind:
+    """What wraps a model of timm, and what it is created with, by the class that timm makes of it.
+
+    Raises ValueError for a network whose maps timm gives without the norm that its head expects.
+    """
+    own = {key: value for key, value in options.items() if key != "out_indices"}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        plain = timm.create_model(name, **{"num_classes": 0, **own})
+    for model, (wrap, form) in KINDS.items():
+        if isinstance(plain, model):
+            # An attention that pools has weights of its own, which no map reads.
+            pool = {"global_pool": ""} if getattr(plain, "global_pool", "") == "map" else {}
+            return wrap, {"num_classes": 0, **form, **pool}
+    norms = [getattr(plain, norm, nn.Identity()) for norm in LAST_NORMS]
+    if any(list(norm.parameters()) for norm in norms):
+        raise ValueError(
+            f"model.backbone {name}: timm gives the maps of a {type(plain).__name__} without its final norm; "
+            "take a ViT, DeiT, EVA, Swin or a CNN (DINO, CLIP, ConvNeXt and others)"
+        )
+    return ConvolutionalBackbone, {"features_only": True}
 
 
 def fetched_file(config: ModelConfig) -> Path | None:
@@ -151,3 +173,25 @@ def check_input_size(
         f"of {size} pixels, which its stride of {backbone.stride} does not divide; "
         + (f"choose {near}, or other scales" if near else "choose other scales")
     )
+
+
+def check_forward(
+    backbone: Backbone, option: str, side: int, scales: Sequence[float], *, dense: bool
+) -> None:
+    """Refuse the value of an option if a backbone on the meta device, where nothing is computed, fails on it.
+
+    Some networks take one size only. `dense` asks for the maps of a segmenter.
+    """
+    for size in sorted({int(scale * side) for scale in scales}):
+        images = torch.empty(1, 3, size, size, device="meta")
+        try:
+            with torch.no_grad():
+                backbone.pyramid(images) if dense else backbone(images)
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
+            if "meta tensor" not in reason:  # else it looks at numbers, which there are none of
+                raise ValueError(
+                    f"{option} {side}: model.backbone cannot take an input of {size} x {size} pixels "
+                    f"({reason}); one of fixed size needs scales [1.0] and "
+                    "model.backbone_options {img_size: SIDE}"
+                ) from None

@@ -36,7 +36,7 @@ RELEASED_NAMES = re.compile(
     r"|decoder\.conv[678]\.weight|(aux_)?classifier\.weight"
 )
 # Prefixes of classification heads, and of what only a pretraining by masks uses.
-HEADS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "pre_logits.", "mask_token", "decoder_")
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "mask_token", "decoder_")
 # Prefixes under which a training script's network keeps its backbone.
 PARTS = ("teacher.", "backbone.", "model.", "encoder.", "base_encoder.", "student.")
 log = logging.getLogger(__name__)

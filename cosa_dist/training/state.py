@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.backbone import Backbone
-from cosa_dist.model.build import build_network, check_input_size, check_tag
+from cosa_dist.model.build import build_network, check_forward, check_input_size, check_tag
 from cosa_dist.model.network import CosaNetwork, copy_network
 from cosa_dist.model.weights import parse_weight_source, tensors_for
 from cosa_dist.segmenter.network import Segmenter, build_segmenter
@@ -125,6 +125,8 @@ def check_network(config: RunConfig, classes: int) -> None:
     with torch.device("meta"):
         network = build_trained_network(config, classes, load_weights=False)
     _check_backbone(config, network.backbone)
+    for option, side, scales in _sizes(config):
+        check_forward(network.backbone.eval(), option, side, scales, dense=config.kind == "segmenter")
     if source.tag:
         check_tag(config.model.backbone, source.tag)
     elif source.file is not None:
@@ -132,17 +134,23 @@ def check_network(config: RunConfig, classes: int) -> None:
 
 
 def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
-    crop, size = config.data.crop_size, config.evaluation.size
-    scales = (1.0,) if config.kind == "segmenter" else config.assignment.scales
-    check_input_size(backbone, "data.crop_size", crop, scales, training=True)
-    if config.evaluation.in_batches:
-        check_input_size(backbone, "evaluation.size", size, config.evaluation.scales, training=False)
+    for option, side, scales in _sizes(config):
+        check_input_size(backbone, option, side, scales, training=option == "data.crop_size")
     if config.training.activation_checkpointing and not backbone.has_blocks:
         # A batch norm would count each batch twice.
         raise ValueError(
             f"training.activation_checkpointing: {config.model.backbone} is no transformer (ViT, DeiT, "
-            "Swin); leave it out"
+            "EVA, Swin); leave it out"
         )
+
+
+def _sizes(config: RunConfig) -> list[tuple[str, int, tuple[float, ...]]]:
+    """The options that say which sizes a run's networks meet, with their values and scales."""
+    scales = () if config.kind == "segmenter" else config.assignment.scales
+    return [
+        ("data.crop_size", config.data.crop_size, tuple(dict.fromkeys((1.0, *scales)))),
+        ("evaluation.size", config.evaluation.size, config.evaluation.scales),
+    ]
 
 
 def resolve_precision(setting: str, device_type: str) -> str:

@@ -7,15 +7,14 @@ import timm
 import torch
 
 from cosa_dist.model.backbone_swin import plan_windows, run_swin_block
-from tests.model.tiny_encoders import SWIN, tiny_network
-
-NAME = "swin_tiny_patch4_window7_224"
+from tests.model.tiny_encoders import KINDS, SWIN, tiny_network
 
 
 @pytest.mark.parametrize("size", [(96, 96), (192, 96), (192, 192)])
-def test_sizes_that_need_no_padding_give_timms_own_features(size):
-    backbone = tiny_network("swin").eval().backbone
-    reference = timm.create_model(NAME, num_classes=0, global_pool="", img_size=size, **SWIN).eval()
+@pytest.mark.parametrize("kind", ["swin", "swinv2"])
+def test_sizes_that_need_no_padding_give_timms_own_features(kind, size):
+    backbone = tiny_network(kind).eval().backbone
+    reference = timm.create_model(KINDS[kind][0], num_classes=0, img_size=size, **SWIN).eval()
     reference.load_state_dict(backbone.model.state_dict())
     images = torch.rand(2, 3, *size)
     main, _ = backbone(images)

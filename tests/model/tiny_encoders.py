@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from cosa_dist.config.method import ModelConfig
 from cosa_dist.model.build import build_network
 from cosa_dist.model.network import CosaNetwork
@@ -27,11 +29,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "deit_tiny_distilled_patch16_224",
         {**VIT, "img_size": 64, "patch_size": 16},
     ),
+    "vit of clip": ("vit_base_patch16_clip_224", {**VIT, "img_size": 64, "patch_size": 16}),
+    "deit3": ("deit3_small_patch16_224", {**VIT, "img_size": 64}),
+    "eva02": ("eva02_tiny_patch14_224", {**VIT, "img_size": 64, "patch_size": 16}),
+    "eva with mixed rotary embeddings": ("vit_small_patch16_rope_mixed_224", {**VIT, "img_size": 64}),
+    "vit of dinov3": ("vit_small_patch16_dinov3", {**VIT, "img_size": 64}),
+    "swinv2": ("swinv2_tiny_window8_256", SWIN),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "resnet": ("resnet10t", {"channels": [8, 16, 24, 32], "zero_init_last": False}),
     "convnext": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
 }
-TRANSFORMERS = [kind for kind in KINDS if kind.startswith(("vit", "deit"))]
+TRANSFORMERS = [kind for kind in KINDS if kind.startswith(("vit", "deit", "eva"))]
 
 
 def tiny_model_config(kind: str, **changes: Any) -> ModelConfig:
@@ -51,4 +59,14 @@ def tiny_model_config(kind: str, **changes: Any) -> ModelConfig:
 
 def tiny_network(kind: str, **changes: Any) -> CosaNetwork:
     """Three foreground classes, random weights."""
-    return build_network(tiny_model_config(kind, **changes), classes=3, seed=5)
+    network = build_network(tiny_model_config(kind, **changes), classes=3, seed=5)
+    if kind == "swinv2":
+        awaken(network)
+    return network
+
+
+def awaken(network: nn.Module) -> None:
+    """Let SwinV2's blocks add something: their norms start at zero."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(("norm1.weight", "norm2.weight")):
+            nn.init.constant_(parameter, 0.5)
