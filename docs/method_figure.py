@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosa_dist.benchmark.workload import prepare
-from cosa_dist.config.loading import build_config, read_yaml
+from cosa_dist.config.loading import read_yaml, stored_config
 from cosa_dist.data.catalog import IGNORE, voc_colour_map
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.training.checkpoint import restore_newest
@@ -43,7 +43,7 @@ def stretched(cam: Tensor) -> NDArray[np.float32]:
 
 def rows_of_maps(run: Path, position: int) -> list[list[NDArray[np.generic]]]:
     """Maps of both networks for the image at this position of the run's first step."""
-    config = build_config({**read_yaml(run / "config.yaml"), "name": run.name}, "run")
+    config = stored_config({**read_yaml(run / "config.yaml"), "name": run.name}, "run")
     shown = config.assignment.model_copy(update={"reliability": True})
     work = prepare(config.model_copy(update={"assignment": shown}), torch.device("cpu"))
     restore_newest(work.state, run / "checkpoints")

@@ -195,6 +195,11 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     return stacked([(source, values)])
 
 
+def stored_config(values: Mapping[str, Any], source: str) -> RunConfig:
+    """Validate a run's own configuration; one of an earlier version normalised as ImageNet's unsaid."""
+    return build_config(merge({"model": {"normalisation": "imagenet"}}, values), source)
+
+
 def load_config(
     recipe: str | None = None,
     file: str | None = None,

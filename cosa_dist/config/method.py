@@ -51,6 +51,9 @@ class ModelConfig(Section):
     """hidden channels of the LargeFOV decoder"""
     decoder_dilation: Annotated[int, Field(ge=1)] = 5
     """dilation of the LargeFOV decoder's 3x3 convolutions"""
+    normalisation: Literal["encoder", "imagenet"] = "encoder"
+    """mean and deviation of the colours: those of timm's weights (of a file: of the architecture's usual
+    ones; of random weights: ImageNet's), or ImageNet's whatever the encoder, as in the released code"""
     freeze_position_embedding: bool = True
     """keep the pretrained position embedding as it is; for random weights set false"""
 

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.atomic import atomic_folder, atomic_write
 from cosa_dist.config.errors import ConfigError, nearest
-from cosa_dist.config.loading import build_config, read_yaml, to_yaml
+from cosa_dist.config.loading import read_yaml, stored_config, to_yaml
 from cosa_dist.config.schema import RunConfig
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class RunFolder:
             values = read_yaml(self.config_file)
             if not values:
                 raise ConfigError(f"{self.config_file} is empty")
-            return build_config(values, str(self.config_file))
+            return stored_config(values, str(self.config_file))
         except ConfigError as error:
             raise ConfigError(
                 f"{error}; the file is damaged, or of another version: put it back from a copy, finish the "

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cosa_dist.config.errors import nearest
-from cosa_dist.config.loading import build_config, read_yaml
+from cosa_dist.config.loading import read_yaml, stored_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards.split import describe_split
@@ -157,7 +157,7 @@ def _reports(run: Path) -> dict[str, EvalReport]:
 
 
 def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
-    config = build_config(read_yaml(folder / CONFIG), str(folder / CONFIG))
+    config = stored_config(read_yaml(folder / CONFIG), str(folder / CONFIG))
     try:
         state = load_file(folder / WEIGHTS, device=str(device))
         names = tuple((folder / CLASSES).read_text(encoding="utf-8").removesuffix("\n").split("\n"))

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD, channel_planes
+
+Colour = tuple[float, ...]  # a number for each channel
+
 
 class Backbone(nn.Module):
     """A timm model as a pair of feature maps; one subclass for each kind of architecture."""
@@ -20,6 +24,8 @@ class Backbone(nn.Module):
     pyramid_channels: tuple[int, int, int, int]  # channels of the maps of `pyramid`
     any_size: bool = True  # whether inputs that the stride does not divide are accepted (see `enlarged`)
     has_blocks: bool = True  # whether it runs its blocks through `run_block`
+    mean: Colour = IMAGENET_MEAN  # of the colours in 0..1 that the encoder was trained on
+    std: Colour = IMAGENET_STD
     recomputes: bool = False  # whether the backward pass computes the blocks anew
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +38,15 @@ class Backbone(nn.Module):
         Dense heads such as UPerNet read them; the last one is normed.
         """
         raise TypeError(f"{type(self).__name__} defines no pyramid")
+
+    def recoloured(self, images: Tensor) -> Tensor:
+        """Bring images [B, 3, H, W] of ImageNet's mean and deviation to those of this encoder."""
+        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            return images
+        triples = list(zip(IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std, strict=True))
+        factor = channel_planes([old_std / std for _, old_std, _, std in triples], images.device)
+        shift = channel_planes([(old - mean) / std for old, _, mean, std in triples], images.device)
+        return images * factor + shift
 
     def run_block(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         """Tokens after `block(*inputs)`.

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
 import torch
-from timm.models import Eva, VisionTransformer
+from timm.models import Eva, VisionTransformer, get_pretrained_cfg
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from cosa_dist.atomic import atomic_file
 from cosa_dist.config.errors import ConfigError, nearest
-from cosa_dist.config.method import ModelConfig
-from cosa_dist.model.backbone import Backbone
+from cosa_dist.config.method import ModelConfig, names_a_file
+from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD
+from cosa_dist.model.backbone import Backbone, Colour
 from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
 from cosa_dist.model.backbone_swin import SwinBackbone
 from cosa_dist.model.backbone_transformer import TransformerBackbone
 from cosa_dist.model.network import CosaNetwork
 from cosa_dist.model.weight_file import save_tensors
-from cosa_dist.model.weights import parse_weight_source, tensors_for
+from cosa_dist.model.weights import WeightSource, parse_weight_source, tensors_for
 
 Kind = tuple[Callable[[Any, int], Backbone], dict[str, Any]]
 _SWIN: Kind = (SwinBackbone, {"strict_img_size": False, "always_partition": True})
@@ -40,24 +42,27 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 
-def build_network(config: ModelConfig, classes: int, seed: int) -> CosaNetwork:
+def build_network(config: ModelConfig, classes: int, seed: int, *, load_weights: bool = True) -> CosaNetwork:
     """Create the online CoSA network for `classes` foreground classes; see `build_on_backbone`."""
     channels, dilation = config.decoder_channels, config.decoder_dilation
     return build_on_backbone(
-        config, seed, lambda backbone: CosaNetwork(backbone, classes, channels, dilation)
+        config, seed, lambda backbone: CosaNetwork(backbone, classes, channels, dilation), load_weights
     )
 
 
-def build_on_backbone(config: ModelConfig, seed: int, make: Callable[[Backbone], NetworkT]) -> NetworkT:
+def build_on_backbone(
+    config: ModelConfig, seed: int, make: Callable[[Backbone], NetworkT], load_weights: bool = True
+) -> NetworkT:
     """Create a backbone, `make` a network on it, and load the weights that `model.weights` names.
 
-    Random parts are drawn from `seed` alone, so every rank starts from the same weights; the caller's random
-    state is left as it was.
+    Without `load_weights` those need not be there, and the network is random. Random parts are drawn from
+    `seed` alone, so every rank starts from the same weights; the caller's random state is left as it was.
     """
-    source = parse_weight_source(config.weights)
+    source = parse_weight_source(config.weights) if load_weights else WeightSource()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _build_backbone(config, source.tag)
+        backbone.mean, backbone.std = normalisation(config)
         network = make(backbone)
     if source.file is not None:
         network.load_state_dict(tensors_for(network, source.file, config.aux_layer), strict=False)
@@ -65,6 +70,16 @@ def build_on_backbone(config: ModelConfig, seed: int, make: Callable[[Backbone],
     if config.freeze_position_embedding and isinstance(position, nn.Parameter):
         position.requires_grad_(False)
     return network
+
+
+def normalisation(config: ModelConfig) -> tuple[Colour, Colour]:
+    """Mean and standard deviation of the colours in 0..1 that the configured encoder expects."""
+    weights, known = config.weights, None
+    if config.normalisation == "encoder" and weights not in ("", "none"):
+        tag = "" if names_a_file(weights) else f".{weights}"
+        with suppress(RuntimeError):  # a tag that timm does not have, which is refused elsewhere
+            known = get_pretrained_cfg(config.backbone + tag)
+    return (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
@@ -76,7 +91,7 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
     full_name = f"{name}.{tag}" if tag else name
     try:
         wrap, form = _kind_of(full_name, options)
-        fetched = fetched_file(config)
+        fetched = fetched_file(config) if tag else None
         if fetched is not None and fetched.is_file():
             form = {**form, "pretrained_cfg_overlay": {"file": str(fetched)}}
         model = timm.create_model(full_name, pretrained=bool(tag), **{**form, **options})

@@ -131,12 +131,12 @@ class CosaNetwork(nn.Module):
         self.decoder = LargeFovDecoder(backbone.channels, classes + 1, decoder_channels, decoder_dilation)
 
     def forward(self, images: Tensor, segment: bool = True) -> NetworkOutput:
-        """Run normalised images [B, 3, H, W] through the network.
+        """Run images [B, 3, H, W], normalised with ImageNet's mean and deviation, through the network.
 
         With `segment=False` the decoder rests and the segmentation is an empty [B, C + 1, 0, 0]: nothing
         reads it while only the classification losses count.
         """
-        features, aux_features = self.backbone(images)
+        features, aux_features = self.backbone(self.backbone.recoloured(images))
         logits, cam = self.classifier(features)
         aux_logits, aux_cam = self.aux_classifier(aux_features)
         if segment:

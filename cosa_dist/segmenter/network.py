@@ -52,7 +52,7 @@ class Segmenter(nn.Module):
         There are no CAMs (maps of no classes), and image logits come from the segmentation, in evaluation
         mode only.
         """
-        maps = self.backbone.pyramid(images)
+        maps = self.backbone.pyramid(self.backbone.recoloured(images))
         segmentation = self.head(self.decoder([images, images, *maps]))
         count, planes, *size = segmentation.shape
         logits = segmentation.new_empty(count, planes - 1) if self.training else image_logits(segmentation)
@@ -88,10 +88,14 @@ def _group_norm(norm: nn.BatchNorm2d) -> nn.GroupNorm:
     return nn.GroupNorm(groups, norm.num_features)
 
 
-def build_segmenter(model: ModelConfig, config: SegmenterConfig, classes: int, seed: int) -> Segmenter:
-    """Create the network for `classes` foreground classes; random parts depend on `seed` alone."""
+def build_segmenter(
+    model: ModelConfig, config: SegmenterConfig, classes: int, seed: int, *, load_weights: bool = True
+) -> Segmenter:
+    """Create the network for `classes` foreground classes; see `build_on_backbone`."""
     channels, norm = config.decoder_channels, config.decoder_norm
-    return build_on_backbone(model, seed, lambda backbone: Segmenter(backbone, classes, channels, norm))
+    return build_on_backbone(
+        model, seed, lambda backbone: Segmenter(backbone, classes, channels, norm), load_weights
+    )
 
 
 def pixel_weights(batch: Batch, weigh: bool) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cosa_dist.collective import rank, world_size
-from cosa_dist.config.loading import build_config
+from cosa_dist.config.loading import stored_config
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.model.network import copy_network
 from cosa_dist.model.weight_file import save_pickle, save_tensors
@@ -271,7 +271,7 @@ def restore_newest(state: TrainState, folder: Path) -> Path | None:
 def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfig, dict[str, nn.Module]]:
     """Load a run's configuration and both networks of a checkpoint, by name and in evaluation mode."""
     path = find_checkpoint(run, which)
-    config = build_config(read_checkpoint(path)["config"], str(path))
+    config = stored_config(read_checkpoint(path)["config"], str(path))
     network = load_network(config, load_file(path / "online.safetensors", device=str(device)), device)
     average = copy_network(network)
     average.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))

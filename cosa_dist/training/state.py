@@ -68,10 +68,10 @@ def build_trained_network(config: RunConfig, classes: int, *, load_weights: bool
 
     Without `load_weights` those that training starts from need not be there.
     """
-    model = config.model if load_weights else config.model.model_copy(update={"weights": "none"})
+    model, seed = config.model, config.seed
     if config.kind == "segmenter":
-        return build_segmenter(model, config.segmenter, classes, config.seed)
-    return build_network(model, classes, config.seed)
+        return build_segmenter(model, config.segmenter, classes, seed, load_weights=load_weights)
+    return build_network(model, classes, seed, load_weights=load_weights)
 
 
 def load_network(config: RunConfig, state: dict[str, Tensor], device: torch.device) -> TrainedNetwork:

@@ -50,6 +50,7 @@ def tiny_model_config(kind: str, **changes: Any) -> ModelConfig:
         "weights": "none",
         "backbone_options": options,
         "aux_layer": -2,
+        "normalisation": "imagenet",
         "decoder_channels": 16,
         "decoder_dilation": 1,
         "freeze_position_embedding": False,

@@ -20,7 +20,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -391,9 +391,10 @@ def normalise(images: Tensor) -> Tensor:
     """Return uint8 `[..., 3, H, W]` as float32 with ImageNet mean and standard deviation removed."""
     if images.dim() < 3 or images.shape[-3] != 3:
         raise DataError(f"images are [..., 3, H, W]; got {list(images.shape)}")
-    # Made on the images' device: a list copied to a GPU would make every step wait for the device.
-    mean, std = (
-        torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean, std = (channel_planes(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return images.to(torch.float32).div(255.0).sub(mean).div(std)
+
+
+def channel_planes(values: Sequence[float], device: torch.device) -> Tensor:
+    """A number for each channel, `[C, 1, 1]`, made on the device: a GPU's step would wait for a copy."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
