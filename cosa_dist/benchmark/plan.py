@@ -189,11 +189,12 @@ def memory_gb(config: RunConfig, cost: Footprint, images: int, alone: bool = Fal
 
     A worker that is `alone` with a whole batch gets its gradients as the activations go: both are never there
     at once. With activation checkpointing it has hardly any (`stepping_in_backward`), and a block that is
-    computed again may need more than the maps.
+    computed again may need more than the maps. A frozen encoder is there once.
     """
-    copy = cost.parameters * BYTES
+    shared = (cost.parameters - cost.trained_parameters) * BYTES if config.model.freeze == "encoder" else 0
+    copy = cost.parameters * BYTES - shared
     maps = FULL_MAPS * images * (cost.classes + 1) * config.data.crop_size**2 * BYTES
-    kept = cost.kept_once + images * cost.activations + max(maps, images * cost.recomputed)
+    kept = shared + cost.kept_once + images * cost.activations + max(maps, images * cost.recomputed)
     if not alone:
         return (RESIDENT_COPIES * copy + kept) / 1e9
     gradients = 0 if config.training.activation_checkpointing else copy

@@ -54,6 +54,8 @@ class ModelConfig(Section):
     normalisation: Literal["encoder", "imagenet"] = "encoder"
     """mean and deviation of the colours: those of timm's weights (of a file: of the architecture's usual
     ones; of random weights: ImageNet's), or ImageNet's whatever the encoder, as in the released code"""
+    freeze: Literal["none", "encoder"] = "none"
+    """`encoder`: only classifiers and decoder learn; both networks share the encoder"""
     freeze_position_embedding: bool = True
     """keep the pretrained position embedding as it is; for random weights set false"""
 
@@ -170,6 +172,8 @@ class OptimizerConfig(Section):
     """peak learning rate of the encoder"""
     head_factor: Positive = 10.0
     """classifiers and decoder learn this many times faster"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """each block of the encoder learns at so many times the rate of the next one (1: all at the same rate)"""
     weight_decay: NonNegative = 0.01
     """weight decay of every parameter"""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

@@ -248,7 +248,7 @@ def _run_stages(run: PreparedRun, resources: Mapping[str, float]) -> Outcome:
     log.info("stage two: segmenter on the pseudo-masks")
     weights = config.model.weights
     if config.stage_one.start == "encoder":
-        weights = str(choose(first, network=config.pseudo_masks.chosen_network).weights)
+        weights = str(choose(first, network=config.pseudo_masks.chosen_network).encoder)
     outcome = _train_stage(run, TWO, stage_two_config(config, labelled.shards, weights), resources)
     _record(run, first, labelled.quality, outcome)
     return outcome

@@ -47,6 +47,7 @@ from cosa_dist.evaluation.protocols import (
 )
 from cosa_dist.evaluation.report import EvalReport, SegmentationScore
 from cosa_dist.lattice.dense_crf import CRF_SETTINGS, CrfName, DenseCrf
+from cosa_dist.model.network import shared_backbone_once
 from cosa_dist.stopwatch import one_thread
 
 CAM_MEASUREMENTS = ("cam_true_labels", "aux_cam_true_labels")
@@ -110,7 +111,8 @@ class Evaluator:
                         for tally in tallies.values():
                             tally.skipped += len(batch) - len(with_mask)
                         if with_mask:
-                            self._count(networks, tallies, with_mask)
+                            with shared_backbone_once(networks.values()):
+                                self._count(networks, tallies, with_mask)
                         done += len(with_mask)
                         self.progress(done)
                 found = {name: tally.report(name, self.masks_needed) for name, tally in tallies.items()}

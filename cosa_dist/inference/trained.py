@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -61,6 +61,13 @@ class Chosen:
     def weights(self) -> Path:
         """The network's file; a segmenter's moving average lies where a CoSA's does."""
         return self.checkpoint / f"{'online' if self.network == 'online' else 'assignment'}.safetensors"
+
+    @property
+    def encoder(self) -> Path:
+        """The file with the network's encoder; a frozen one is stored with the online network alone."""
+        with safe_open(self.weights, framework="pt") as file:
+            own = any(name.startswith("backbone.") for name in file.keys())  # noqa: SIM118  # no mapping
+        return self.weights if own else self.checkpoint / "online.safetensors"
 
     def __str__(self) -> str:
         return f"network {self.network} of step {self.step} ({self.reason})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
     has_blocks: bool = True  # whether it runs its blocks through `run_block`
     mean: Colour = IMAGENET_MEAN  # of the colours in 0..1 that the encoder was trained on
     std: Colour = IMAGENET_STD
+    frozen: bool = False  # whether it stays as it is, without dropout and with the statistics that it has
     recomputes: bool = False  # whether the backward pass computes the blocks anew
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +40,15 @@ class Backbone(nn.Module):
         Dense heads such as UPerNet read them; the last one is normed.
         """
         raise TypeError(f"{type(self).__name__} defines no pyramid")
+
+    def freeze(self) -> None:
+        """Let it neither learn nor count any more."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
 
     def recoloured(self, images: Tensor) -> Tensor:
         """Bring images [B, 3, H, W] of ImageNet's mean and deviation to those of this encoder."""

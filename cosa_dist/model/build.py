@@ -69,6 +69,8 @@ def build_on_backbone(
     position = getattr(backbone.model, "pos_embed", None)
     if config.freeze_position_embedding and isinstance(position, nn.Parameter):
         position.requires_grad_(False)
+    if config.freeze == "encoder":
+        backbone.freeze()
     return network
 
 

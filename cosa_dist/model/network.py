@@ -7,6 +7,8 @@ other random numbers), is never trained by gradient, always runs in evaluation m
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -147,8 +149,44 @@ class CosaNetwork(nn.Module):
 
 
 def copy_network(online: nn.Module) -> nn.Module:
-    """Return the assignment network: a deep copy without gradients, in evaluation mode."""
-    return copy.deepcopy(online).requires_grad_(False).eval()
+    """Return the assignment network: a deep copy without gradients, in evaluation mode.
+
+    A frozen backbone is no copy: both networks share it.
+    """
+    backbone = getattr(online, "backbone", None)
+    shared = {id(backbone): backbone} if isinstance(backbone, Backbone) and backbone.frozen else {}
+    return copy.deepcopy(online, shared).requires_grad_(False).eval()
+
+
+@contextmanager
+def shared_backbone_once(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let networks of one backbone run it once for each size of images.
+
+    For a block in which all networks see the same images, and each size of them once or more.
+    """
+    networks = list(networks)
+    backbones = [getattr(network, "backbone", None) for network in networks]
+    compiled = any(network._compiled_call_impl is not None for network in networks)
+    if len(networks) < 2 or backbones[0] is None or compiled or any(b is not backbones[0] for b in backbones):
+        yield
+        return
+
+    def once(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        known: dict[torch.Size, Any] = {}
+
+        def remembered(images: Tensor) -> Any:
+            if images.shape not in known:
+                known[images.shape] = run(images)
+            return known[images.shape]
+
+        return remembered
+
+    backbone: Any = backbones[0]
+    backbone.forward, backbone.pyramid = once(backbone.forward), once(backbone.pyramid)
+    try:
+        yield
+    finally:
+        del backbone.forward, backbone.pyramid
 
 
 @torch.no_grad()
@@ -158,8 +196,8 @@ def update_ema(assignment: nn.Module, online: nn.Module, decay: float) -> None:
 
     Source: paper and released code (constant EMA decay, after every optimiser step).
     """
-    own = [parameter.data for parameter in assignment.parameters()]
-    other = [parameter.data for parameter in online.parameters()]
+    pairs = zip(assignment.parameters(), online.parameters(), strict=True)
+    own, other = zip(*((one.data, two.data) for one, two in pairs if one is not two), strict=True)
     torch._foreach_lerp_(own, other, 1.0 - decay)
     for buffer, source in zip(assignment.buffers(), online.buffers(), strict=True):
         buffer.copy_(source)

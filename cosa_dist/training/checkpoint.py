@@ -210,16 +210,19 @@ def _note_of(state: TrainState) -> dict[str, Any]:
 def _files_of(state: TrainState) -> dict[str, Any]:
     """The tensors of a state by file; what may change before the optimiser's next step is copied."""
 
-    def tensors(network: nn.Module) -> dict[str, Tensor]:
+    def tensors(network: nn.Module, without: nn.Module | None = None) -> dict[str, Tensor]:
         # Batch norms count in the forward pass.
         buffers = dict(network.named_buffers())
+        left_out = without.state_dict(keep_vars=True) if without else {}
         return {
-            key: value.clone() if key in buffers else value for key, value in network.state_dict().items()
+            key: (value.clone() if key in buffers else value).detach()
+            for key, value in network.state_dict(keep_vars=True).items()
+            if value is not left_out.get(key)
         }
 
     files = {
         "online.safetensors": tensors(state.online),
-        "assignment.safetensors": tensors(state.assignment),
+        "assignment.safetensors": tensors(state.assignment, without=state.online),
         "optimizer.pt": state.optimizer.state_dict(),
         THRESHOLDS: {key: value.clone() for key, value in state.thresholds.state_dict().items()},
     }
@@ -240,8 +243,8 @@ def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = N
     content = content or read_checkpoint(path)
     device = next(state.online.parameters()).device
     try:
-        state.online.load_state_dict(load_file(path / "online.safetensors", device=str(device)))
-        state.assignment.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
+        for network, tensors in zip((state.online, state.assignment), _tensors(path, device), strict=True):
+            network.load_state_dict(tensors)
         optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         state.optimizer.load_state_dict(optimizer)
         thresholds = load_file(path / THRESHOLDS) if THRESHOLDS in content["files"] else {}
@@ -259,6 +262,14 @@ def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = N
         )
 
 
+def _tensors(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those of both networks; what they share is stored with the online network alone."""
+    online, own = (
+        load_file(path / f"{name}.safetensors", device=str(device)) for name in ("online", "assignment")
+    )
+    return online, online | own
+
+
 def restore_newest(state: TrainState, folder: Path) -> Path | None:
     """Restore the newest whole checkpoint below `folder` (see `newest_checkpoint`); None if there is none."""
     newest = newest_checkpoint(folder)
@@ -272,7 +283,8 @@ def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfi
     """Load a run's configuration and both networks of a checkpoint, by name and in evaluation mode."""
     path = find_checkpoint(run, which)
     config = stored_config(read_checkpoint(path)["config"], str(path))
-    network = load_network(config, load_file(path / "online.safetensors", device=str(device)), device)
+    online, assignment = _tensors(path, device)
+    network = load_network(config, online, device)
     average = copy_network(network)
-    average.load_state_dict(load_file(path / "assignment.safetensors", device=str(device)))
+    average.load_state_dict(assignment)
     return config, dict(zip(network_names(config), (network, average), strict=True))

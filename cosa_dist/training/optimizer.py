@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -14,6 +15,9 @@ from cosa_dist.stopwatch import part
 
 # Beside everything of one dimension: norms and biases.
 NOT_DECAYED = ("pos_embed", "relative_position_bias_table")
+GROUPS = ("encoder", "norm", "heads' norm", "classifiers", "decoder")
+"""in the order of the optimiser's state in checkpoints"""
+BLOCK = re.compile(r"backbone\..*?\bblocks\.\d+\.")
 STEP_EVERY = 32 * 2**20
 """bytes of gradients that `stepping_in_backward` gathers before it steps"""
 
@@ -24,25 +28,42 @@ def build_optimizer(
     """Return AdamW over encoder, encoder norms, classifiers and decoder.
 
     Classifiers, decoder and head learn `head_factor` times faster. Weight decay applies to every parameter,
-    as in the released code; with `spare_norms`, not to norms and position tables, as is usual for Swin. Each
-    group keeps its peak rate as `peak`.
+    as in the released code; with `spare_norms`, not to norms and position tables, as is usual for Swin. With
+    `layer_decay` encoder and norms have a group for each block (see `blocks_behind`). Each group keeps its
+    peak rate as `peak`.
     """
-    # The order is that of the optimiser's state in checkpoints.
-    members: dict[str, list[nn.Parameter]] = {
-        name: [] for name in ("encoder", "norm", "heads' norm", "classifiers", "decoder")
-    }
+    behind = blocks_behind(network) if config.layer_decay < 1 else {}
+    members: dict[tuple[int, int], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            members[_group_of(name, parameter, spare_norms)].append(parameter)
+            place = GROUPS.index(_group_of(name, parameter, spare_norms))
+            members.setdefault((place, behind.get(name, 0)), []).append(parameter)
     groups = []
-    for name, parameters in members.items():
-        rate = config.learning_rate * (1.0 if name in ("encoder", "norm") else config.head_factor)
+    for (place, blocks), parameters in sorted(members.items()):
+        name = GROUPS[place]
+        factor = 1.0 if name in ("encoder", "norm") else config.head_factor
+        rate = config.learning_rate * factor * config.layer_decay**blocks
         spared = {"weight_decay": 0.0} if spare_norms and "norm" in name else {}
-        if parameters:
-            groups.append({"params": parameters, "name": name, "peak": rate, "lr": rate, **spared})
+        groups.append({"params": parameters, "name": name, "peak": rate, "lr": rate, **spared})
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
+
+
+def blocks_behind(network: nn.Module) -> dict[str, int]:
+    """How many blocks follow that of each parameter of a network's encoder, by name.
+
+    The final norm goes with the last block, what lies between two with the next one, and what lies before
+    the first one counts as a block of its own (as in BEiT and MAE, but the last block learns at full rate).
+    """
+    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.")]
+    blocks = list(dict.fromkeys(found[0] for name in names if (found := BLOCK.match(name))))
+    behind, result = 0, {}
+    for name in reversed(names):
+        found = BLOCK.match(name)
+        behind = len(blocks) - 1 - blocks.index(found[0]) if found else behind
+        result[name] = behind + (not found and behind == len(blocks) - 1)
+    return result
 
 
 def _group_of(name: str, parameter: nn.Parameter, spare_norms: bool) -> str:

@@ -136,12 +136,14 @@ def check_network(config: RunConfig, classes: int) -> None:
 def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
     for option, side, scales in _sizes(config):
         check_input_size(backbone, option, side, scales, training=option == "data.crop_size")
-    if config.training.activation_checkpointing and not backbone.has_blocks:
-        # A batch norm would count each batch twice.
-        raise ValueError(
-            f"training.activation_checkpointing: {config.model.backbone} is no transformer (ViT, DeiT, "
-            "EVA, Swin); leave it out"
-        )
+    for option, asked in (
+        ("training.activation_checkpointing", config.training.activation_checkpointing),
+        ("optimizer.layer_decay", config.optimizer.layer_decay < 1),
+    ):
+        if asked and not backbone.has_blocks:  # batch norms would count each batch twice
+            raise ValueError(
+                f"{option}: {config.model.backbone} is no transformer (ViT, DeiT, EVA, Swin); leave it out"
+            )
 
 
 def _sizes(config: RunConfig) -> list[tuple[str, int, tuple[float, ...]]]:
