@@ -24,11 +24,13 @@ from jinja2 import Environment, PackageLoader
 
 from cosa_dist.atomic import atomic_folder
 from cosa_dist.config.loading import to_yaml
+from cosa_dist.config.method import names_a_file
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.inference.export_graph import write_onnx, write_torch_export
 from cosa_dist.inference.trained import CLASSES, CONFIG, WEIGHTS, TrainedModel
+from cosa_dist.model.build import facts_of_weights
 from cosa_dist.model.weight_file import save_tensors
 
 SERVED = Path(__file__).with_name("served_model.py")
@@ -88,12 +90,15 @@ def _describe(
 
 def _model_card(model: TrainedModel, formats: Sequence[str], reports: Sequence[EvalReport]) -> str:
     """What the network is, how good, how to use it and what not to expect: Markdown with the hub's header."""
+    network = model.config.model
+    facts = None if names_a_file(network.weights) else facts_of_weights(network)
     pages = Environment(
         loader=PackageLoader("cosa_dist.inference"), trim_blocks=True, keep_trailing_newline=True
     )
     return pages.get_template("model_card.md.j2").render(
         model=model,
         config=model.config,
+        licence=facts.license if facts else None,
         size=model.config.evaluation.size,
         supervision="masks" if model.config.kind == "segmenter" else "image tags",
         reports=reports,

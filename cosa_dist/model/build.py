@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import timm
 import torch
-from timm.models import Eva, VisionTransformer, get_pretrained_cfg
+from timm.models import Eva, PretrainedCfg, VisionTransformer, get_pretrained_cfg
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
@@ -76,12 +76,18 @@ def build_on_backbone(
 
 def normalisation(config: ModelConfig) -> tuple[Colour, Colour]:
     """Mean and standard deviation of the colours in 0..1 that the configured encoder expects."""
-    weights, known = config.weights, None
-    if config.normalisation == "encoder" and weights not in ("", "none"):
-        tag = "" if names_a_file(weights) else f".{weights}"
-        with suppress(RuntimeError):  # a tag that timm does not have, which is refused elsewhere
-            known = get_pretrained_cfg(config.backbone + tag)
-    return (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
+    facts = facts_of_weights(config) if config.normalisation == "encoder" else None
+    return (facts.mean, facts.std) if facts else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def facts_of_weights(config: ModelConfig) -> PretrainedCfg | None:
+    """What timm says of the configured weights, of a file what it says of the architecture's usual ones."""
+    if config.weights in ("", "none"):
+        return None
+    tag = "" if names_a_file(config.weights) else f".{config.weights}"
+    with suppress(RuntimeError):  # a tag that timm does not have, which is refused elsewhere
+        return get_pretrained_cfg(config.backbone + tag)
+    return None
 
 
 def _build_backbone(config: ModelConfig, tag: str) -> Backbone:

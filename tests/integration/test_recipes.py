@@ -28,6 +28,8 @@ SMALL = {"tiny", "tiny_ms", "demo", "voc_mini", "voc_mini_fast", "voc_mini_ms", 
 FULL = [name for name in recipe_names() if name not in SMALL]
 SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": {"depth": 3, "embed_dim": 48, "num_heads": 3},
+    "vit_base_patch14_reg4_dinov2": {"depth": 3, "embed_dim": 48, "num_heads": 3},
+    "vit_base_patch16_dinov3": {"depth": 3, "embed_dim": 48, "num_heads": 3},
     "swin_base_patch4_window12_384": {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 1, 2, 2]},
 }
 
@@ -98,7 +100,8 @@ def test_recipe_trains_stops_resumes_and_evaluates(recipe, shards, tmp_path):
     own = load_config(recipe, None, {})
     assert own.data.crop_size == (512 if own.kind == "segmenter" else 448)
     encoder = own.model.backbone_options | SMALL_ENCODERS[own.model.backbone]
-    size = {"data.crop_size": 128, "evaluation.size": 128, "model.backbone_options": encoder}
+    side = 112 if "patch14" in own.model.backbone else 128
+    size = {"data.crop_size": side, "evaluation.size": side, "model.backbone_options": encoder}
     train_interrupted(smoke_config(recipe, shards, tmp_path, size), tmp_path / "run")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cosa_dist.config.loading import build_config, load_config, recipe_names, stored_config
 from cosa_dist.config.method import ModelConfig
 from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from cosa_dist.inference.export import export
 from cosa_dist.inference.export_graph import PlainSegmenter
+from cosa_dist.inference.trained import TrainedModel
 from cosa_dist.model.build import build_network, normalisation
 from cosa_dist.training.checkpoint import load_networks, save_checkpoint
 from cosa_dist.training.state import build_state
@@ -86,6 +89,16 @@ def test_checkpoints_and_exports_keep_it_when_the_weights_are_gone(tmp_path):
             assert (network.backbone.mean, network.backbone.std) == CLIP
             torch.testing.assert_close(network(normalise(images)).logits, expected)
             torch.testing.assert_close(PlainSegmenter(network, 64)(images)[1], expected)
+
+
+@pytest.mark.parametrize(("recipe", "licence"), [("voc_dinov3", "dinov3-license"), ("tiny", None)])
+def test_the_card_of_an_export_names_the_licence_of_the_weights(recipe, licence, tmp_path):
+    config = load_config(recipe)
+    model = TrainedModel(nn.Identity(), config, ("a",), "run", "step", "online", "network online")
+    export(model, tmp_path / "out", [])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (f"licence `{licence}`" in card) == (licence is not None)
+    assert ("initial weights |" in card) == (licence is not None)
 
 
 def test_a_run_of_an_earlier_version_keeps_imagenets():
