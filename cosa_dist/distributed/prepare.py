@@ -177,6 +177,7 @@ def stage_one_config(config: RunConfig) -> RunConfig:
         "output": config.output,
         "tracking": config.tracking.model_dump(),
         "distributed": config.distributed.model_dump(),
+        "pseudo_masks": config.pseudo_masks.model_dump(),
         "data": {name: getattr(config.data, name) for name in INHERITED_DATA},
     }
     return resolve(build_config(merge(first.model_dump(), shared), f"recipe {config.stage_one.recipe}"))

@@ -148,10 +148,13 @@ def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
 
 def _sizes(config: RunConfig) -> list[tuple[str, int, tuple[float, ...]]]:
     """The options that say which sizes a run's networks meet, with their values and scales."""
-    scales = () if config.kind == "segmenter" else config.assignment.scales
+    crop, whole = [1.0], [*config.evaluation.scales]
+    if config.kind != "segmenter":
+        crop += config.assignment.scales
+        whole += config.pseudo_masks.scales  # by which it labels for a second stage
     return [
-        ("data.crop_size", config.data.crop_size, tuple(dict.fromkeys((1.0, *scales)))),
-        ("evaluation.size", config.evaluation.size, config.evaluation.scales),
+        ("data.crop_size", config.data.crop_size, tuple(dict.fromkeys(crop))),
+        ("evaluation.size", config.evaluation.size, tuple(dict.fromkeys(whole))),
     ]
 
 

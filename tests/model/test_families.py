@@ -88,6 +88,13 @@ def test_a_network_of_one_size_works_at_that_size():
         check_network(build_config({**model, **crop, "evaluation": {"scales": [1.0, 0.75]}}), 3)
 
 
+def test_the_scales_by_which_pseudo_masks_are_made_are_tried_too():
+    model = settings("vit_base_patch14_dinov2", SHORT)
+    check_network(build_config(model), 3)
+    with pytest.raises(ValueError, match=r"evaluation.size 448: .* input of 313 pixels"):
+        check_network(build_config({**model, "pseudo_masks": {"scales": [0.7]}}), 3)
+
+
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_the_main_map_of_a_transformer_is_timms_normed_output(kind):
     backbone = tiny_network(kind).eval().backbone
