@@ -66,7 +66,9 @@ def one_now(first: str, *others: str) -> pytest.MarkDecorator:
 
 # ONNX goes through torch.export, too: each way has encoders of its own here.
 @pytest.mark.slow
-@one_now("segmenter swin", "cosa vit", "cosa vit with registers", "cosa swin", "segmenter convnext")
+@one_now(
+    "segmenter swin", "cosa vit", "cosa vit with registers", "cosa swin", "segmenter convnext", "cosa swinv2"
+)
 def test_torch_export_gives_the_networks_numbers(what, tmp_path):
     model = random_model(what)
     export(model, tmp_path / "out", ["torch_export"])
@@ -79,7 +81,7 @@ def test_torch_export_gives_the_networks_numbers(what, tmp_path):
 
 
 @pytest.mark.slow
-@one_now("segmenter resnet", "cosa convnext", "cosa resnet", "segmenter vit")
+@one_now("segmenter resnet", "cosa convnext", "cosa resnet", "segmenter vit", "cosa vit of dinov3")
 def test_onnx_gives_the_networks_numbers(what, tmp_path):
     model = random_model(what)
     onnxruntime = pytest.importorskip("onnxruntime")

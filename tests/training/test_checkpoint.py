@@ -159,7 +159,8 @@ def test_all_checkpoints_broken_is_an_error_and_none_is_not(tmp_path):
 
 def test_networks_load_for_evaluation_without_the_start_weights(tmp_path):
     state = trained(small_state(), 2)
-    state.config = build_config({**SMALL, "model": {**SMALL["model"], "weights": "/gone/w.pth"}})
+    gone = {"weights": "/gone/w.pth", "normalisation": "imagenet"}
+    state.config = build_config({**SMALL, "model": {**SMALL["model"], **gone}})
     save_checkpoint(state, tmp_path / "checkpoints", keep=1, best=Score(50.0, "assignment", 7))
     _, networks = load_networks(tmp_path, "best", torch.device("cpu"))
     images = torch.rand(1, 3, 32, 32)
