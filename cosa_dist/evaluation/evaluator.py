@@ -111,7 +111,7 @@ class Evaluator:
                         for tally in tallies.values():
                             tally.skipped += len(batch) - len(with_mask)
                         if with_mask:
-                            with shared_backbone_once(networks.values()):
+                            with shared_backbone_once(networks.values(), self.config.in_batches):
                                 self._count(networks, tallies, with_mask)
                         done += len(with_mask)
                         self.progress(done)
@@ -224,11 +224,9 @@ def classification_control(
 ) -> ControlResult:
     """The control experiment: how far the image classifier alone gets.
 
-    A run of classification losses only has a CAM but no trained segmentation. Its fairest prediction without
-    any mask at test time is the CAM restricted to the classes the classifier itself predicts, with the
-    background threshold that is best on the **training** images, then applied unchanged to the validation
-    images. What the whole method adds is the distance of its `unfiltered` mIoU to this. Both are this rank's
-    part, with masks; the result is the same on every rank.
+    A run of classification losses only has no segmentation that was trained. Its fairest prediction is the
+    CAM of the classes that the classifier predicts, at the background threshold that is best on **training**
+    images; the whole method adds the distance of its `unfiltered` mIoU to this. Both are this rank's part.
     """
     plain = replace(evaluator, config=with_crf(evaluator.config, None), masks_needed=True)
 

@@ -159,15 +159,16 @@ def copy_network(online: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def shared_backbone_once(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Let networks of one backbone run it once for each size of images.
+def shared_backbone_once(networks: Iterable[nn.Module], in_batches: bool) -> Iterator[None]:
+    """Let networks of one backbone run it once for each size, while they see the same images.
 
-    For a block in which all networks see the same images, and each size of them once or more.
+    Only `in_batches`, where a size tells which images: all of them.
     """
     networks = list(networks)
-    backbones = [getattr(network, "backbone", None) for network in networks]
+    found: list[Any] = [getattr(network, "backbone", None) for network in networks]
     compiled = any(network._compiled_call_impl is not None for network in networks)
-    if len(networks) < 2 or backbones[0] is None or compiled or any(b is not backbones[0] for b in backbones):
+    shared = len(found) > 1 and all(each is found[0] is not None for each in found)
+    if not in_batches or not shared or compiled:
         yield
         return
 
@@ -181,7 +182,7 @@ def shared_backbone_once(networks: Iterable[nn.Module]) -> Iterator[None]:
 
         return remembered
 
-    backbone: Any = backbones[0]
+    backbone = found[0]
     backbone.forward, backbone.pyramid = once(backbone.forward), once(backbone.pyramid)
     try:
         yield

@@ -152,10 +152,10 @@ def _sizes(config: RunConfig) -> list[tuple[str, int, tuple[float, ...]]]:
     if config.kind != "segmenter":
         crop += config.assignment.scales
         whole += config.pseudo_masks.scales  # by which it labels for a second stage
-    return [
-        ("data.crop_size", config.data.crop_size, tuple(dict.fromkeys(crop))),
-        ("evaluation.size", config.evaluation.size, tuple(dict.fromkeys(whole))),
-    ]
+    sizes = [("data.crop_size", config.data.crop_size, tuple(dict.fromkeys(crop)))]
+    if config.evaluation.in_batches:  # else each image has a size of its own
+        sizes.append(("evaluation.size", config.evaluation.size, tuple(dict.fromkeys(whole))))
+    return sizes
 
 
 def resolve_precision(setting: str, device_type: str) -> str:

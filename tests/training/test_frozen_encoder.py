@@ -92,10 +92,12 @@ def test_without_freezing_each_network_has_its_encoder_and_its_file(tmp_path):
     assert choose(tmp_path / "run", network="assignment").encoder == path / "assignment.safetensors"
 
 
-@pytest.mark.parametrize(("freeze", "runs"), [("encoder", 2), ("none", 4)])
-def test_an_evaluation_runs_a_shared_encoder_once_for_both_networks(freeze, runs):
-    config = settings(model={"freeze": freeze})
-    state = trained(config)
+@pytest.mark.parametrize(
+    ("freeze", "geometry", "runs"), [("encoder", "square", 2), ("none", "square", 4), ("encoder", "own", 8)]
+)
+def test_an_evaluation_runs_a_shared_encoder_once_for_both_networks(freeze, geometry, runs):
+    """But for images of their own sizes: two of one size go through one by one, and must not be confused."""
+    state = trained(settings(model={"freeze": freeze}))
     shapes = []
 
     def count(module, inputs):
@@ -103,9 +105,10 @@ def test_an_evaluation_runs_a_shared_encoder_once_for_both_networks(freeze, runs
 
     patches = {id(n.backbone): n.backbone.model.patch_embed.proj for n in state.networks.values()}
     handles = [patch.register_forward_pre_hook(count) for patch in patches.values()]
-    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    samples = [colour_sample("a", image, torch.zeros(40, 50, dtype=torch.uint8), [1])]
-    evaluator = Evaluator(("a", "b", "c"), EvaluationConfig(size=64, scales=(1.0, 0.5)))
+    truth = torch.arange(48 * 64).reshape(48, 64).remainder(4).byte()
+    images = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
+    samples = [colour_sample(name, image, truth, [1, 2]) for name, image in zip("ab", images, strict=True)]
+    evaluator = Evaluator(("a", "b", "c"), EvaluationConfig(geometry=geometry, size=64, scales=(1.0, 0.5)))
     together = evaluator.evaluate(state.networks, samples)
     assert len(shapes) == runs
     for handle in handles:
