@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import RECIPES, load_config
+from cosa_dist.config.loading import RECIPES, load_config, read_yaml
 from cosa_dist.config.options import flatten, known_keys
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.shards.split import read_description
@@ -130,7 +130,7 @@ def _run_row(run: RunFolder) -> ResultRow:
         miou=miou,
         interval=_intervals(run, report, config.data.val_split, miou),
         network=report.network,
-        settings=settings_of(config) | masks,
+        settings=settings_of(config, read_yaml(run.config_file)) | masks,
         note=note,
         split=config.data.val_split,
         images=report.images,
@@ -162,7 +162,8 @@ def _masks_row(run: RunFolder) -> ResultRow:
     shards = run.path / "shards"
     quality = LabellingOutcome.read(shards).quality
     (split, made), *_ = _made_by(shards).items()
-    trained = RunFolder(run.path.with_name(made["run"])).read_config()
+    first = RunFolder(run.path.with_name(made["run"]))
+    trained = first.read_config()
     return ResultRow(
         recipe=trained.recipe,
         dataset=trained.data.label or Path(trained.data.shards).name,
@@ -170,7 +171,7 @@ def _masks_row(run: RunFolder) -> ResultRow:
         seed=trained.seed,
         miou={"pseudo_masks": quality["miou"], "pseudo_masks_missed": quality["miou_missed"]},
         network=made["network"],
-        settings=settings_of(trained) | _mask_options(made),
+        settings=settings_of(trained, read_yaml(first.config_file)) | _mask_options(made),
         note="pseudo-masks",
         split=split,
         images=quality["images_with_truth"],
@@ -231,14 +232,25 @@ def recipe_values(name: str, options: str = "{}") -> dict[str, Any]:
     return _values(load_config(known, None, json.loads(options)))
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """All options of a run that may change a result, but for the evaluation's."""
+def settings_of(config: RunConfig, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a run that may change a result, but for the evaluation's.
+
+    `recorded` is the content of the run's file: an option that came later is not among its settings.
+    """
     left_out = {*NOT_THE_EXPERIMENT, *OTHER_FIELDS} - {"model.weights"}
     return {
         key: value
         for key, value in _values(config).items()
-        if key not in left_out and (key.startswith(OF_THE_EVALUATION) or not key.startswith(SECTIONS))
+        if key not in left_out
+        and (key.startswith(OF_THE_EVALUATION) or not key.startswith(SECTIONS))
+        and _has(recorded, key)
     }
+
+
+def _has(tree: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested mapping has a dotted key."""
+    name, _, rest = key.partition(".")
+    return name in tree and (not rest or _has(tree[name], rest))
 
 
 def with_options(row: ResultRow) -> ResultRow:

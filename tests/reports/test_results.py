@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cosa_dist.config.ablation import Combination
 from cosa_dist.config.errors import ConfigError
@@ -102,7 +103,9 @@ def test_classifiers_alone_have_no_segmentation_and_the_control_chooses_the_netw
 
 
 def options(config: RunConfig) -> dict[str, object]:
-    return with_options(a_row(recipe=config.recipe, settings=settings_of(config))).options
+    return with_options(
+        a_row(recipe=config.recipe, settings=settings_of(config, config.model_dump()))
+    ).options
 
 
 def test_options_are_those_that_change_a_result(tmp_path):
@@ -113,9 +116,22 @@ def test_options_are_those_that_change_a_result(tmp_path):
     assert options(weights) == {"model.weights": "other.pth", "losses.separation": 0.1}
 
 
+def test_an_option_that_came_later_is_no_setting_of_an_earlier_run(tmp_path):
+    run = a_run(mini(tmp_path, losses__separation=0.1))
+    assert {"losses.separation", "losses.energy"} <= read_result(run.path).settings.keys()
+    values = yaml.safe_load(run.config_file.read_text())
+    del values["losses"]["energy"], values["segmenter"]
+    run.config_file.write_text(yaml.safe_dump(values))
+    row = read_result(run.path)
+    assert row.options == {"losses.separation": 0.1}
+    assert not {key for key in row.settings if key == "losses.energy" or key.startswith("segmenter.")}
+
+
 def test_a_recipe_that_has_changed_since_shows_what_a_row_was(tmp_path):
     path = tmp_path / "rows.jsonl"
-    settings = {**settings_of(mini(tmp_path)), "optimizer.learning_rate": 6e-5, "losses.gone": 1}
+    config = mini(tmp_path)
+    settings = settings_of(config, config.model_dump())
+    settings |= {"optimizer.learning_rate": 6e-5, "losses.gone": 1}
     path.write_text(rows_to_text([a_row(recipe="voc_mini", settings=settings, options={"was": "nothing"})]))
     assert '"options"' not in path.read_text()
     assert read_rows(path)[0].options == {"optimizer.learning_rate": 6e-5, "losses.gone": 1}
