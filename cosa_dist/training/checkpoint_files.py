@@ -12,12 +12,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa_dist.atomic import atomic_folder, atomic_write
+from cosa_dist.atomic import atomic_folder, atomic_write, temporary_path
 
 FORMAT = 1
 PREFIX = "step-"
@@ -129,9 +129,16 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what killed processes left below `folder` under temporary names; nobody may be writing there."""
+    """Remove what killed processes left below `folder` under temporary names.
+
+    A process that is still writing fails: what it writes has another name before the first file goes, so it
+    cannot become a checkpoint that lacks some.
+    """
     for leftover in folder.glob(f".{PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        doomed = temporary_path(folder / f"{PREFIX}removed")
+        with suppress(OSError):  # it has just become a checkpoint, or the disk refuses
+            leftover.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

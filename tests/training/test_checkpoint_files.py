@@ -17,6 +17,7 @@ from cosa_dist.training.checkpoint_files import (
     checkpoints,
     new_checkpoint,
     read_checkpoint,
+    remove_half_written,
 )
 from tests.training.test_checkpoint import small_state, trained
 
@@ -44,6 +45,21 @@ def test_the_score_of_a_best_checkpoint_counts_only_where_it_can(tmp_path):
     assert best_score(tmp_path) == Score(5, "online", 7)
     (tmp_path / "best.json").write_text(json.dumps({**note, "score": {"miou": None}}))
     assert best_score(tmp_path) is None
+
+
+def test_who_still_writes_cannot_publish_what_is_being_removed(tmp_path):
+    def write() -> None:
+        with new_checkpoint(tmp_path, 3, {"step": 3}) as working:
+            (working / "online.safetensors").write_bytes(b"half")
+            remove_half_written(tmp_path)
+
+    with pytest.raises(OSError):
+        write()
+    assert list(tmp_path.iterdir()) == []
+    with new_checkpoint(tmp_path, 4, {"step": 4}) as working:
+        (working / "online.safetensors").write_bytes(b"whole")
+    remove_half_written(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
 def test_what_killed_processes_left_half_written_is_cleared_away(tmp_path):
