@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{source} is a file: --checkpoint and --network choose from a run folder")
     if target.exists() and not arguments.overwrite:
         raise ValueError(f"{target} exists already; choose another name or give --overwrite")
+    from safetensors.torch import load_file
+
     from cosa_dist.model.weights import read_network, write_ours, write_released
 
     if source.is_dir():
@@ -52,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         chosen = choose(source, arguments.checkpoint, arguments.network)
         print(chosen)
-        saved = replace(read_network(chosen.weights), step=chosen.step)
+        saved = read_network(chosen.encoder)
+        own = {} if chosen.encoder == chosen.weights else load_file(chosen.weights)
+        saved = replace(saved, state=saved.state | own, network=chosen.network, step=chosen.step)
     else:
         saved = read_network(source)
     if target.suffix == ".pth":

@@ -196,8 +196,13 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
 
 
 def stored_config(values: Mapping[str, Any], source: str) -> RunConfig:
-    """Validate a run's own configuration; one of an earlier version normalised as ImageNet's unsaid."""
-    return build_config(merge({"model": {"normalisation": "imagenet"}}, values), source)
+    """Validate a run's own configuration, `completed`."""
+    return build_config(completed(values), source)
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that was written down, with what an earlier version did unsaid: ImageNet's colours."""
+    return merge({"model": {"normalisation": "imagenet"}}, values)
 
 
 def load_config(

@@ -52,8 +52,9 @@ class ModelConfig(Section):
     decoder_dilation: Annotated[int, Field(ge=1)] = 5
     """dilation of the LargeFOV decoder's 3x3 convolutions"""
     normalisation: Literal["encoder", "imagenet"] = "encoder"
-    """mean and deviation of the colours: those of timm's weights (of a file: of the architecture's usual
-    ones; of random weights: ImageNet's), or ImageNet's whatever the encoder, as in the released code"""
+    """mean and deviation of the colours: those of timm's weights (of a trained network's file: those that it
+    was trained with; of another file: of the architecture's usual weights; of random weights: ImageNet's), or
+    ImageNet's whatever the encoder, as in the released code"""
     freeze: Literal["none", "encoder"] = "none"
     """`encoder`: only classifiers and decoder learn; both networks share the encoder"""
     freeze_position_embedding: bool = True

@@ -6,7 +6,7 @@ names).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from types import UnionType
@@ -57,6 +57,20 @@ def known_keys() -> list[str]:
 def text_keys() -> set[str]:
     """The dotted keys whose values are texts: names, paths, choices among words."""
     return {option.key for option in options() if option.kind == "str" or "|" in option.kind}
+
+
+def has_option(values: Mapping[str, Any], key: str) -> bool:
+    """Whether nested values have a dotted option; what an earlier version wrote lacks those of later ones."""
+    name, _, rest = key.partition(".")
+    return name in values and (not rest or has_option(values[name], rest))
+
+
+def other_options(
+    asked: Mapping[str, Any], found: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> list[str]:
+    """Dotted options asked for otherwise than found, of those `recorded`, without `distributed.*`."""
+    others = [key for key in asked if asked[key] != found[key] and not key.startswith("distributed.")]
+    return [key for key in others if has_option(recorded, key)]
 
 
 def flatten(config: RunConfig) -> dict[str, str]:

@@ -24,10 +24,11 @@ from cosa_dist.config.loading import (
     load_config,
     merge,
     nested,
+    read_yaml,
     stacked,
 )
 from cosa_dist.config.method import names_a_file
-from cosa_dist.config.options import flatten
+from cosa_dist.config.options import flatten, other_options
 from cosa_dist.config.paths import absolute
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.reading.loader import check_reading
@@ -95,8 +96,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return build_config(merge(config.model_dump(), nested(changes)))
 
 
-def check_inputs(config: RunConfig) -> tuple[Split, Split]:
-    """Check all that a run is made of; return its training and its validation split."""
+def check_inputs(config: RunConfig, *, new: bool = True) -> tuple[Split, Split]:
+    """Check all that a (new) run is made of; return its training and its validation split."""
     check_batch_early(config)
     parse_weight_source(config.model.weights)
     train = check_reading(config.data, config.data.train_split)
@@ -111,7 +112,7 @@ def check_inputs(config: RunConfig) -> tuple[Split, Split]:
     # Only here: networks take seconds to import, and a process that only names this module needs none.
     from cosa_dist.training.state import check_network
 
-    check_network(config, len(train.info.class_names))
+    check_network(config, len(train.info.class_names), new=new)
     return train, val
 
 
@@ -224,17 +225,17 @@ def plan_stages(
 
 @contextmanager
 def _named(stage: str) -> Iterator[None]:
-    """Let a `ConfigError` of the block begin with the stage."""
+    """Let an error of the block begin with the stage."""
     try:
         yield
-    except ConfigError as error:
+    except ValueError as error:
         raise ConfigError(f"{stage}: {error}" if stage else str(error)) from None
 
 
 def check_stages(config: RunConfig) -> Split:
     """Check a first stage's inputs, or the run that stands for it, and the second stage's network."""
     from cosa_dist.inference.trained import choose
-    from cosa_dist.training.state import check_network
+    from cosa_dist.training.state import check_network, check_same_encoder, check_squares
 
     for stage, trained in trained_stages(config).items():
         with _named(stage):
@@ -246,12 +247,11 @@ def check_stages(config: RunConfig) -> Split:
     else:
         first = stage_one_config(config)
         check_inputs(first)
-    names = [first.model.backbone, config.model.backbone]
-    if config.stage_one.start == "encoder" and names[0] != names[1]:
-        raise ConfigError(
-            f"stage_one.start encoder: the stages have different backbones, {' and '.join(names)}"
-        )
+    with _named(ONE):
+        check_squares(first, config.pseudo_masks.scales or first.evaluation.scales)
     check_network(config, len(val.info.class_names))
+    if config.stage_one.start == "encoder":
+        check_same_encoder(first, config)
     return val
 
 
@@ -375,7 +375,7 @@ def reopen(
     config = stacked([(folder.config_file.name, config.model_dump()), (COMMAND_LINE, nested(changes))])
     with folder.lock():
         if not is_staged(config):
-            check_inputs(config)
+            check_inputs(config, new=False)
         if not folder.has_checkpoint:
             fetch_weights(config)
         ready(config)
@@ -390,8 +390,7 @@ def already_started(config: RunConfig) -> bool:
     if not folder.config_file.is_file():
         return False
     asked, found = flatten(config), flatten(folder.read_config())
-    others = [key for key in asked if asked[key] != found.get(key) and not key.startswith("distributed.")]
-    if others:
+    if others := other_options(asked, found, read_yaml(folder.config_file)):
         raise ConfigError(
             f"run {config.name} in {folder.path.parent} has another {', '.join(others)} than asked for: it "
             "was not begun by this command; choose another --name"

@@ -30,8 +30,10 @@ from cosa_dist.data.errors import DataError
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.inference.export_graph import write_onnx, write_torch_export
 from cosa_dist.inference.trained import CLASSES, CONFIG, WEIGHTS, TrainedModel
+from cosa_dist.model.backbone import backbone_of
 from cosa_dist.model.build import facts_of_weights
 from cosa_dist.model.weight_file import save_tensors
+from cosa_dist.model.weights import metadata_of
 
 SERVED = Path(__file__).with_name("served_model.py")
 MLFLOW_FOLDER, NETWORK = "mlflow", "network"
@@ -60,7 +62,10 @@ def export(
 def portable_config(config: RunConfig) -> RunConfig:
     """The configuration without the folders and addresses of the machine that trained."""
     data = config.data.model_copy(update={"shards": Path(config.data.shards).name, "cache": ""})
-    network = config.model.model_copy(update={"weights": Path(config.model.weights).name})
+    weights = config.model.weights
+    if names_a_file(weights) and not names_a_file(weights := Path(weights).name):
+        weights = f"./{weights}"  # else it would be a tag
+    network = config.model.model_copy(update={"weights": weights})
     tracking = config.tracking.model_copy(update={"uri": ""})
     changes = {"data": data, "model": network, "tracking": tracking, "output": "outputs"}
     return config.model_copy(update=changes)
@@ -108,7 +113,8 @@ def _model_card(model: TrainedModel, formats: Sequence[str], reports: Sequence[E
 
 def _write_weights(model: TrainedModel, folder: Path) -> str:
     state = model.network.state_dict()
-    save_tensors(state, folder / WEIGHTS, {"format": "pt"})
+    metadata = {"format": "pt"} | metadata_of({"colours": backbone_of(model.network).colours})
+    save_tensors(state, folder / WEIGHTS, metadata)
     (folder / CONFIG).write_text(to_yaml(portable_config(model.config)), encoding="utf-8")
     return f"{WEIGHTS}, {sum(value.numel() for value in state.values()) / 1e6:.1f} million numbers"
 

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from cosa_dist.data.reading.views import normalise
 from cosa_dist.inference.trained import TrainedModel
+from cosa_dist.model.backbone import backbone_of
+from cosa_dist.model.build import check_input_size
 
 INPUT = "images"
 OUTPUTS = ("segmentation", "logits")
@@ -50,8 +52,10 @@ class PlainSegmenter(nn.Module):
 
 def graph_of(model: TrainedModel) -> PlainSegmenter:
     """The model's graph on the CPU, in evaluation mode, without parameters that ask for gradients."""
+    size = model.config.evaluation.size
+    check_input_size(backbone_of(model.network), "evaluation.size", size, [1.0], training=False)
     network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
-    return PlainSegmenter(network, model.config.evaluation.size).eval()
+    return PlainSegmenter(network, size).eval()
 
 
 def example(size: int, batch: int) -> Tensor:

@@ -22,6 +22,7 @@ from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.data.shards.split import describe_split
 from cosa_dist.evaluation.report import EvalReport, better_report, read_reports
+from cosa_dist.model.weights import stored_colours
 from cosa_dist.training.checkpoint import load_networks
 from cosa_dist.training.checkpoint_files import best_checkpoint, best_score, find_checkpoint
 from cosa_dist.training.state import classes_of, load_network
@@ -168,7 +169,7 @@ def _load_exported(folder: Path, device: torch.device) -> TrainedModel:
     try:
         state = load_file(folder / WEIGHTS, device=str(device))
         names = tuple((folder / CLASSES).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-        network = load_network(config, state, device)
+        network = load_network(config, state, device, stored_colours(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} is no whole export ({reason}); export again") from None

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD, channel_planes
 
 Colour = tuple[float, ...]  # a number for each channel
+Colours = tuple[Colour, Colour]  # mean and standard deviation, of values in 0..1
+IMAGENET_COLOURS: Colours = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Backbone(nn.Module):
@@ -25,8 +27,7 @@ class Backbone(nn.Module):
     pyramid_channels: tuple[int, int, int, int]  # channels of the maps of `pyramid`
     any_size: bool = True  # whether inputs that the stride does not divide are accepted (see `enlarged`)
     has_blocks: bool = True  # whether it runs its blocks through `run_block`
-    mean: Colour = IMAGENET_MEAN  # of the colours in 0..1 that the encoder was trained on
-    std: Colour = IMAGENET_STD
+    colours: Colours = IMAGENET_COLOURS  # that the encoder was trained on
     frozen: bool = False  # whether it stays as it is, without dropout and with the statistics that it has
     recomputes: bool = False  # whether the backward pass computes the blocks anew
 
@@ -52,9 +53,9 @@ class Backbone(nn.Module):
 
     def recoloured(self, images: Tensor) -> Tensor:
         """Bring images [B, 3, H, W] of ImageNet's mean and deviation to those of this encoder."""
-        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        if self.colours == IMAGENET_COLOURS:
             return images
-        triples = list(zip(IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std, strict=True))
+        triples = list(zip(*IMAGENET_COLOURS, *self.colours, strict=True))
         factor = channel_planes([old_std / std for _, old_std, _, std in triples], images.device)
         shift = channel_planes([(old - mean) / std for old, _, mean, std in triples], images.device)
         return images * factor + shift
@@ -72,6 +73,13 @@ class Backbone(nn.Module):
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring a file's headless tensors into this model's form: names, and tables of another size."""
         return state
+
+
+def backbone_of(network: nn.Module) -> Backbone:
+    """The backbone that a network of this package is built on."""
+    backbone = network.backbone
+    assert isinstance(backbone, Backbone)
+    return backbone
 
 
 def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:

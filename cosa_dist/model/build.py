@@ -18,8 +18,7 @@ from torch import nn
 from cosa_dist.atomic import atomic_file
 from cosa_dist.config.errors import ConfigError, nearest
 from cosa_dist.config.method import ModelConfig, names_a_file
-from cosa_dist.data.reading.views import IMAGENET_MEAN, IMAGENET_STD
-from cosa_dist.model.backbone import Backbone, Colour
+from cosa_dist.model.backbone import IMAGENET_COLOURS, Backbone, Colours
 from cosa_dist.model.backbone_convolutional import ConvolutionalBackbone
 from cosa_dist.model.backbone_swin import SwinBackbone
 from cosa_dist.model.backbone_transformer import TransformerBackbone
@@ -36,6 +35,8 @@ KINDS: dict[type[nn.Module], Kind] = {
     Eva: (TransformerBackbone, {"dynamic_img_size": True}),
     VisionTransformer: (TransformerBackbone, {}),
 }
+CANNOT_CREATE = (RuntimeError, TypeError, OSError, AttributeError, AssertionError)
+"""what timm raises for a network that it does not know, or not with such options"""
 LAST_NORMS = ("norm", "fc_norm", "neck")
 """what timm's models call the norm behind their last map"""
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -62,10 +63,18 @@ def build_on_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _build_backbone(config, source.tag)
-        backbone.mean, backbone.std = normalisation(config)
+        backbone.colours = normalisation(config)
         network = make(backbone)
     if source.file is not None:
-        network.load_state_dict(tensors_for(network, source.file, config.aux_layer), strict=False)
+        tensors, trained_with = tensors_for(network, source.file, config.aux_layer)
+        network.load_state_dict(tensors, strict=False)
+        if config.normalisation == "encoder":
+            backbone.colours = trained_with or backbone.colours
+        if trained_with is None and backbone.colours != IMAGENET_COLOURS:
+            log.info(
+                f"model.weights {source.file} does not say its colours: mean and deviation are those of "
+                f"timm's {config.backbone}, {backbone.colours} (else set model.normalisation imagenet)"
+            )
     position = getattr(backbone.model, "pos_embed", None)
     if config.freeze_position_embedding and isinstance(position, nn.Parameter):
         position.requires_grad_(False)
@@ -74,10 +83,13 @@ def build_on_backbone(
     return network
 
 
-def normalisation(config: ModelConfig) -> tuple[Colour, Colour]:
-    """Mean and standard deviation of the colours in 0..1 that the configured encoder expects."""
+def normalisation(config: ModelConfig) -> Colours:
+    """Mean and standard deviation of the colours in 0..1 that the configured encoder expects.
+
+    Those of the architecture's usual weights where the configured ones are a file, which may say otherwise.
+    """
     facts = facts_of_weights(config) if config.normalisation == "encoder" else None
-    return (facts.mean, facts.std) if facts else (IMAGENET_MEAN, IMAGENET_STD)
+    return (facts.mean, facts.std) if facts else IMAGENET_COLOURS
 
 
 def facts_of_weights(config: ModelConfig) -> PretrainedCfg | None:
@@ -104,31 +116,41 @@ def _build_backbone(config: ModelConfig, tag: str) -> Backbone:
             form = {**form, "pretrained_cfg_overlay": {"file": str(fetched)}}
         model = timm.create_model(full_name, pretrained=bool(tag), **{**form, **options})
         return wrap(model, config.aux_layer)
-    except (RuntimeError, TypeError, OSError, AttributeError, AssertionError) as error:
+    except CANNOT_CREATE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm cannot create {full_name} with {options}: {reason}") from None
 
 
-def _kind_of(name: str, options: Mapping[str, Any]) -> Kind:
-    """What wraps a model of timm, and what it is created with, by the class that timm makes of it.
-
-    Raises ValueError for a network whose maps timm gives without the norm that its head expects.
-    """
+def _plain(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """What timm makes of a name, without a head, on the meta device."""
     own = {key: value for key, value in options.items() if key != "out_indices"}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        plain = timm.create_model(name, **{"num_classes": 0, **own})
+        return timm.create_model(name, **{"num_classes": 0, **own})
+
+
+def _kind_of(name: str, options: Mapping[str, Any]) -> Kind:
+    """What wraps a model of timm, and what it is created with, by the class that timm makes of it."""
+    plain = _plain(name, options)
     for model, (wrap, form) in KINDS.items():
         if isinstance(plain, model):
             # An attention that pools has weights of its own, which no map reads.
             pool = {"global_pool": ""} if getattr(plain, "global_pool", "") == "map" else {}
             return wrap, {"num_classes": 0, **form, **pool}
-    norms = [getattr(plain, norm, nn.Identity()) for norm in LAST_NORMS]
-    if any(list(norm.parameters()) for norm in norms):
-        raise ValueError(
-            f"model.backbone {name}: timm gives the maps of a {type(plain).__name__} without its final norm; "
-            "take a ViT, DeiT, EVA, Swin or a CNN (DINO, CLIP, ConvNeXt and others)"
-        )
     return ConvolutionalBackbone, {"features_only": True}
+
+
+def check_maps(config: ModelConfig) -> None:
+    """Refuse a network whose maps timm gives without the norm that its head expects."""
+    try:
+        plain = _plain(config.backbone, config.backbone_options)
+    except CANNOT_CREATE:
+        return  # which is refused where it is built
+    norms = [getattr(plain, norm, nn.Identity()) for norm in LAST_NORMS]
+    if not isinstance(plain, tuple(KINDS)) and any(list(norm.parameters()) for norm in norms):
+        raise ValueError(
+            f"model.backbone {config.backbone}: timm gives the maps of a {type(plain).__name__} without its "
+            "final norm; take a ViT, DeiT, EVA, Swin or a CNN (DINO, CLIP, ConvNeXt and others)"
+        )
 
 
 def fetched_file(config: ModelConfig) -> Path | None:

@@ -2,7 +2,8 @@
 
 A file holds a backbone (timm's names, or Swin's original ones) or a whole network: the authors' checkpoint (a
 pickle of `{s_or_t, model, epoch, args, result}` whose encoder carries an ImageNet head that is never used) or
-ours (safetensors with the network's own names and the other facts as metadata).
+ours (safetensors with the network's own names and the other facts as metadata). The colours that a network
+was trained with are a fact; the authors' are ImageNet's, as are those of our files that do not say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from cosa_dist.atomic import atomic_file
 from cosa_dist.config.method import names_a_file
-from cosa_dist.model.backbone import Backbone
+from cosa_dist.model.backbone import IMAGENET_COLOURS, Backbone, Colours, backbone_of
 from cosa_dist.model.network import CosaNetwork
 from cosa_dist.model.weight_file import is_safetensors, read_file, save_pickle, save_tensors, state_dict_of
 
@@ -53,6 +55,7 @@ class SavedNetwork:
     aux_layer: int | None = None  # block of the auxiliary map, if the file says so
     score: float | None = None  # their `result`: the best mIoU (true_labels, or of the CAM)
     whole: bool = True  # else the state is that of a backbone or of something else
+    colours: Colours | None = IMAGENET_COLOURS  # it was trained with; None if the file does not say
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,20 @@ def parse_weight_source(text: str) -> WeightSource:
     return WeightSource(file=path)
 
 
-def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> dict[str, Tensor]:
+def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> tuple[dict[str, Tensor], Colours | None]:
     """The tensors that a local file has for a network, by the network's names: all, or those of its backbone.
 
-    A network that is not CoSA's always gets those of the backbone. A file that was trained with another
-    `aux_layer` is warned of; one that is unreadable or does not fit is a ValueError.
+    With them the colours that the file was trained with, if these are known. A network that is not CoSA's
+    always gets the tensors of the backbone. A file that was trained with another `aux_layer` is warned of;
+    one that is unreadable or does not fit is a ValueError.
     """
-    backbone = network.backbone
-    assert isinstance(backbone, Backbone)
+    backbone = backbone_of(network)
     try:
         saved = _read(path)
         if saved.whole and isinstance(network, CosaNetwork):
-            return _tensors_for_whole(network, saved, path, aux_layer)
+            return _tensors_for_whole(network, saved, path, aux_layer), saved.colours
         found = _tensors_for_backbone(backbone, saved.state, path)
-        return {OURS + key: value for key, value in found.items()}
+        return {OURS + key: value for key, value in found.items()}, saved.colours
     except ValueError as error:
         raise ValueError(f"model.weights: {error}") from None
 
@@ -100,7 +103,7 @@ def tensors_for(network: nn.Module, path: Path, aux_layer: int) -> dict[str, Ten
 def _tensors_for_backbone(backbone: Backbone, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """A file's tensors by the names of the backbone's model, found under any number of `PARTS`."""
     own, inside = backbone.model.state_dict(), ""
-    found = _adapted(backbone, state)
+    found = adapted(backbone, state)
     while not own.keys() & found.keys():
         prefix = next((part for part in PARTS if any(key.startswith(part) for key in state)), "")
         if not prefix:
@@ -110,14 +113,14 @@ def _tensors_for_backbone(backbone: Backbone, state: dict[str, Tensor], path: Pa
             )
         state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
         inside += prefix
-        found = _adapted(backbone, state)
+        found = adapted(backbone, state)
     if inside not in ("", OURS):
         log.info("model.weights: %s: its part %s is taken", path, inside.rstrip("."))
     _check_fit(own, found, path)
     return found
 
 
-def _adapted(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def adapted(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors without heads, under the backbone's names if they are of its kind."""
     bare = {key: value for key, value in state.items() if not key.startswith(HEADS)}
     try:
@@ -136,7 +139,7 @@ def _tensors_for_whole(
         )
     inner = {key.removeprefix(OURS): value for key, value in saved.state.items() if key.startswith(OURS)}
     heads = {key: value for key, value in saved.state.items() if not key.startswith(OURS)}
-    whole = heads | {OURS + key: value for key, value in _adapted(network.backbone, inner).items()}
+    whole = heads | {OURS + key: value for key, value in adapted(network.backbone, inner).items()}
     own = network.state_dict()
     trained, wanted = len(whole["classifier.weight"]), len(own["classifier.weight"])
     if trained != wanted:
@@ -183,9 +186,11 @@ def _read(path: Path) -> SavedNetwork:
     """A file's tensors, and if these are backbone and heads (by our names or the authors') its facts."""
     content = read_file(path)
     state = state_dict_of(content, path)
-    if "classifier.weight" not in state or not any(name.startswith((OURS, THEIRS)) for name in state):
-        return SavedNetwork(state, whole=False)
     facts = _our_facts(path) if is_safetensors(path) else _their_facts(content)
+    if "classifier.weight" not in state or not any(name.startswith((OURS, THEIRS)) for name in state):
+        segmenter = is_safetensors(path) and any(name.startswith(OURS) for name in state)
+        colours = facts.get("colours", IMAGENET_COLOURS if segmenter else None)
+        return SavedNetwork(state, whole=False, colours=colours)
     ours = {_renamed(key, THEIRS, OURS): state[key] for key in state if key not in UNUSED_HEAD}
     return SavedNetwork(ours, {key: state[key] for key in UNUSED_HEAD if key in state}, **facts)
 
@@ -198,14 +203,30 @@ def write_ours(saved: SavedNetwork, path: Path, *, keep_head: bool = False) -> N
     tensors = saved.state | (saved.unused_head if keep_head else {})
     facts = {"network": saved.network, "step": saved.step, "aux_layer": saved.aux_layer, "score": saved.score}
     with atomic_file(path) as working:
-        save_tensors(tensors, working, {METADATA: json.dumps(facts)})
+        save_tensors(tensors, working, metadata_of(facts | {"colours": saved.colours}))
+
+
+def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata with which our files tell facts of a network, by the names of `SavedNetwork`."""
+    return {METADATA: json.dumps(facts)}
+
+
+def stored_colours(path: Path) -> Colours | None:
+    """The colours that one of our files says its network was trained with; None if it does not."""
+    return _our_facts(path).get("colours")
 
 
 def write_released(saved: SavedNetwork, path: Path) -> None:
     """Write a file that the authors' code loads; ValueError if it could not load this network.
 
-    An unused head that is not there becomes zeros; of their command line only `aux_layer` is kept.
+    An unused head that is not there becomes zeros; of their command line only `aux_layer` is kept. Colours
+    that are not those of their code are warned of.
     """
+    if saved.colours != IMAGENET_COLOURS:
+        log.warning(
+            f"{path}: the network was trained with mean and deviation {saved.colours}, the released code "
+            "normalises with ImageNet's: there it is worse (train with model.normalisation imagenet)"
+        )
     state = {_renamed(key, OURS, THEIRS): value.detach().cpu() for key, value in saved.state.items()}
     strange = sorted(key for key in state if not RELEASED_NAMES.fullmatch(key))
     if strange or "encoder.cls_token" not in state:
@@ -243,9 +264,11 @@ def _their_facts(content: Any) -> dict[str, Any]:
 
 
 def _our_facts(path: Path) -> dict[str, Any]:
-    """The facts in our file's metadata; a run's checkpoint has none and tells by its name."""
+    """The facts in our file's metadata; a run's checkpoint tells by its name which network it is."""
     with safe_open(path, framework="pt") as file:
-        stored = (file.metadata() or {}).get(METADATA)
-    if stored is None:
-        return {"network": path.stem if path.stem in LETTERS else "online"}
-    return {key: value for key, value in json.loads(stored).items() if key in SavedNetwork.__annotations__}
+        stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    facts = {"network": path.stem if path.stem in LETTERS else "online"} | stored
+    if facts.get("colours"):
+        mean, std = facts["colours"]
+        facts["colours"] = (tuple(mean), tuple(std))
+    return {key: value for key, value in facts.items() if key in SavedNetwork.__annotations__}

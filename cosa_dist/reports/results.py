@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import RECIPES, load_config, read_yaml
-from cosa_dist.config.options import flatten, known_keys
+from cosa_dist.config.options import flatten, has_option, known_keys
 from cosa_dist.config.schema import RunConfig
 from cosa_dist.data.shards.split import read_description
 from cosa_dist.distributed.labelling.run import LabellingOutcome
@@ -243,14 +243,8 @@ def settings_of(config: RunConfig, recorded: Mapping[str, Any]) -> dict[str, Any
         for key, value in _values(config).items()
         if key not in left_out
         and (key.startswith(OF_THE_EVALUATION) or not key.startswith(SECTIONS))
-        and _has(recorded, key)
+        and has_option(recorded, key)
     }
-
-
-def _has(tree: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested mapping has a dotted key."""
-    name, _, rest = key.partition(".")
-    return name in tree and (not rest or _has(tree[name], rest))
 
 
 def with_options(row: ResultRow) -> ResultRow:

@@ -22,8 +22,10 @@ from torch.utils.hooks import RemovableHandle
 from cosa_dist.collective import rank, world_size
 from cosa_dist.config.loading import stored_config
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.model.backbone import backbone_of
 from cosa_dist.model.network import copy_network
 from cosa_dist.model.weight_file import save_pickle, save_tensors
+from cosa_dist.model.weights import metadata_of, stored_colours
 from cosa_dist.training.checkpoint_files import (
     CheckpointError,
     Score,
@@ -36,6 +38,7 @@ from cosa_dist.training.state import TrainState, load_network, network_names
 from cosa_dist.training.window import check_weights
 
 FAILURES_IN_A_ROW = 3  # so many checkpoints may fail one after the other before the run stops
+ONLINE = "online.safetensors"
 THRESHOLDS = "thresholds.safetensors"  # only there if the thresholds have a state
 log = logging.getLogger(__name__)
 
@@ -115,6 +118,7 @@ class CheckpointWriter:
         elif self._stored == state.step:
             return
         note, files = _note_of(state), {} if self._stored == state.step else _files_of(state)
+        metadata = _metadata_of(state)
         stream = None
         if files and (device := next(state.online.parameters()).device).type == "cuda":
             stream = torch.cuda.Stream(device)
@@ -126,7 +130,7 @@ class CheckpointWriter:
             finally:
                 pending.copied.set()
             return store_checkpoint(
-                *(self.folder, note, lambda folder: _write_files(on_host, folder)),
+                *(self.folder, note, lambda folder: _write_files(on_host, folder, metadata)),
                 keep=self.keep,
                 best=best,
                 whole=not files,
@@ -190,9 +194,9 @@ def copy_to_host(content: Any, buffers: dict[str, Tensor], stream: torch.cuda.St
 
 def save_checkpoint(state: TrainState, folder: Path, keep: int, best: Score | None = None) -> Path:
     """Write the state below `folder` at once and return the checkpoint's path (see `store_checkpoint`)."""
-    files = _files_of(state)
+    files, metadata = _files_of(state), _metadata_of(state)
     return store_checkpoint(
-        folder, _note_of(state), lambda working: _write_files(files, working), keep=keep, best=best
+        folder, _note_of(state), lambda working: _write_files(files, working, metadata), keep=keep, best=best
     )
 
 
@@ -221,7 +225,7 @@ def _files_of(state: TrainState) -> dict[str, Any]:
         }
 
     files = {
-        "online.safetensors": tensors(state.online),
+        ONLINE: tensors(state.online),
         "assignment.safetensors": tensors(state.assignment, without=state.online),
         "optimizer.pt": state.optimizer.state_dict(),
         THRESHOLDS: {key: value.clone() for key, value in state.thresholds.state_dict().items()},
@@ -229,10 +233,17 @@ def _files_of(state: TrainState) -> dict[str, Any]:
     return {name: content for name, content in files.items() if content}
 
 
-def _write_files(files: Mapping[str, Any], folder: Path) -> None:
+def _metadata_of(state: TrainState) -> dict[str, str]:
+    """What the weight files tell whoever starts from them: colours that no later version takes otherwise."""
+    return metadata_of({"colours": state.online.backbone.colours})
+
+
+def _write_files(files: Mapping[str, Any], folder: Path, metadata: dict[str, str]) -> None:
     for name, content in files.items():
-        write = save_pickle if name.endswith(".pt") else save_tensors
-        write(content, folder / name)
+        if name.endswith(".pt"):
+            save_pickle(content, folder / name)
+        else:
+            save_tensors(content, folder / name, metadata)
 
 
 def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = None) -> None:
@@ -245,6 +256,8 @@ def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = N
     try:
         for network, tensors in zip((state.online, state.assignment), _tensors(path, device), strict=True):
             network.load_state_dict(tensors)
+            if colours := stored_colours(path / ONLINE):
+                backbone_of(network).colours = colours
         optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         state.optimizer.load_state_dict(optimizer)
         thresholds = load_file(path / THRESHOLDS) if THRESHOLDS in content["files"] else {}
@@ -264,9 +277,7 @@ def restore(state: TrainState, path: Path, content: Mapping[str, Any] | None = N
 
 def _tensors(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Those of both networks; what they share is stored with the online network alone."""
-    online, own = (
-        load_file(path / f"{name}.safetensors", device=str(device)) for name in ("online", "assignment")
-    )
+    online, own = (load_file(path / name, device=str(device)) for name in (ONLINE, "assignment.safetensors"))
     return online, online | own
 
 
@@ -284,7 +295,7 @@ def load_networks(run: Path, which: str, device: torch.device) -> tuple[RunConfi
     path = find_checkpoint(run, which)
     config = stored_config(read_checkpoint(path)["config"], str(path))
     online, assignment = _tensors(path, device)
-    network = load_network(config, online, device)
+    network = load_network(config, online, device, stored_colours(path / ONLINE))
     average = copy_network(network)
     average.load_state_dict(assignment)
     return config, dict(zip(network_names(config), (network, average), strict=True))

@@ -25,6 +25,7 @@ from cosa_dist.tracking.tracker import Tracker
 from cosa_dist.training.checkpoint import CheckpointWriter
 from cosa_dist.training.checkpoint_files import Score
 from cosa_dist.training.flops import image_operations, peak_rate
+from cosa_dist.training.optimizer import learning_rate_factor
 from cosa_dist.training.state import TrainState, classes_of
 from cosa_dist.training.step import training_step
 from cosa_dist.training.window import LossWindow, timed
@@ -141,7 +142,8 @@ def _log_window(
     images_per_second = settings.global_batch_size / seconds_per_step
     thresholds = state.thresholds.current().values()
     values = {**means, "images_per_second": images_per_second}
-    values["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+    factor = learning_rate_factor(state.step - 1, settings.steps, state.config.optimizer)
+    values["learning_rate"] = state.config.optimizer.learning_rate * factor
     values |= _use_of_the_device(state, images_per_second / world_size(), context.accelerator.device)
     if state.config.kind != "segmenter":
         values |= thresholds

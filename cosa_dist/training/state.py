@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
+from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
-from cosa_dist.model.backbone import Backbone
-from cosa_dist.model.build import build_network, check_forward, check_input_size, check_tag
+from cosa_dist.model.backbone import Backbone, Colours
+from cosa_dist.model.build import build_network, check_forward, check_input_size, check_maps, check_tag
 from cosa_dist.model.network import CosaNetwork, copy_network
-from cosa_dist.model.weights import parse_weight_source, tensors_for
+from cosa_dist.model.weights import adapted, parse_weight_source, tensors_for
 from cosa_dist.segmenter.network import Segmenter, build_segmenter
 from cosa_dist.training.optimizer import build_optimizer
 
@@ -74,14 +75,17 @@ def build_trained_network(config: RunConfig, classes: int, *, load_weights: bool
     return build_network(model, classes, seed, load_weights=load_weights)
 
 
-def load_network(config: RunConfig, state: dict[str, Tensor], device: torch.device) -> TrainedNetwork:
+def load_network(
+    config: RunConfig, state: dict[str, Tensor], device: torch.device, colours: Colours | None = None
+) -> TrainedNetwork:
     """A run's network with trained tensors, in evaluation mode; RuntimeError if they do not fit.
 
-    This process then computes as the run did.
+    This process then computes as the run did; `colours` are what the tensors' file says of them.
     """
     set_arithmetic(config.training.matmul_precision, config.training.deterministic)
     network = build_trained_network(config, classes_of(state), load_weights=False).to(device).eval()
     network.load_state_dict(state)
+    network.backbone.colours = colours or network.backbone.colours
     return network
 
 
@@ -115,13 +119,15 @@ def build_state(
     )
 
 
-def check_network(config: RunConfig, classes: int) -> None:
-    """Refuse, without a download, what a state cannot be built of.
+def check_network(config: RunConfig, classes: int, *, new: bool = True) -> None:
+    """Refuse, without a download, what a state cannot be built of, or a new run had better not be.
 
     Raises ValueError for a backbone, weights or input sizes that do not fit, and FileNotFoundError for a
     weight file that is not there.
     """
     source = parse_weight_source(config.model.weights)
+    if new:  # what an earlier version began goes on
+        check_maps(config.model)
     with torch.device("meta"):
         network = build_trained_network(config, classes, load_weights=False)
     _check_backbone(config, network.backbone)
@@ -131,6 +137,36 @@ def check_network(config: RunConfig, classes: int) -> None:
         check_tag(config.model.backbone, source.tag)
     elif source.file is not None:
         tensors_for(network, source.file, config.model.aux_layer)
+
+
+def check_squares(config: RunConfig, scales: Sequence[float]) -> None:
+    """Raise ValueError if a run's network cannot take squares of `evaluation.size`, as a labelling does.
+
+    Its evaluation may use other sizes.
+    """
+    with torch.device("meta"):
+        backbone = build_trained_network(config, 1, load_weights=False).backbone.eval()
+    option, side = "evaluation.size", config.evaluation.size
+    check_input_size(backbone, option, side, scales, training=False)
+    check_forward(backbone, option, side, scales, dense=config.kind == "segmenter")
+
+
+def check_same_encoder(first: RunConfig, second: RunConfig) -> None:
+    """Raise `ConfigError` if a second stage cannot start from the encoder of its first."""
+    names = [first.model.backbone, second.model.backbone]
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"stage_one.start encoder: the stages have different backbones, {' and '.join(names)}"
+        )
+    with torch.device("meta"):
+        one, two = (build_trained_network(each, 1, load_weights=False).backbone for each in (first, second))
+        found = {key: value.shape for key, value in adapted(two, one.model.state_dict()).items()}
+    wanted = {key: value.shape for key, value in two.model.state_dict().items()}
+    if others := [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]:
+        raise ConfigError(
+            f"stage_one.start encoder: the stages' encoders differ in {', '.join(others[:3])}: "
+            f"model.backbone_options are {first.model.backbone_options} and {second.model.backbone_options}"
+        )
 
 
 def _check_backbone(config: RunConfig, backbone: Backbone) -> None:

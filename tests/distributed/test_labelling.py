@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from cosa_dist.config.loading import to_yaml
 from cosa_dist.config.method import PseudoMaskConfig
 from cosa_dist.data.decode import decode_mask
 from cosa_dist.data.shards.split import open_split
-from cosa_dist.distributed.labelling.run import labelling_task
+from cosa_dist.distributed.labelling.run import labelling_task, run_labelling
 from cosa_dist.distributed.labelling.worker import ShardLabeller, finished_labels
+from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.distributed.worker import run_worker
 from cosa_dist.training.checkpoint_files import find_checkpoint
 from tests.integration.small_run import make_shards, small_config, task_of
@@ -131,3 +133,11 @@ def test_the_record_is_plain_json(trained, tmp_path):
     content = json.loads((tmp_path / "new" / "00000.json").read_text(encoding="utf-8"))
     assert content["key"] == task.key
     assert {"summary", "traces", "counts"} < set(content)
+
+
+def test_scales_that_the_network_cannot_take_are_refused_before_anything_is_made(trained, tmp_path):
+    config, run = trained
+    RunFolder(run).config_file.write_text(to_yaml(config))
+    with pytest.raises(ValueError, match=r"evaluation.size 32: .* input of 22 pixels"):
+        run_labelling(run, tmp_path / "masks", PseudoMaskConfig(scales=(0.7,)), {})
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import build_config, merge, read_recipe
+from cosa_dist.config.loading import build_config, merge, read_recipe, to_yaml
 from cosa_dist.distributed import prepare
 from cosa_dist.distributed.prepare import already_started, prepare_run, reopen, resolve
 from cosa_dist.distributed.run_folder import RunFolder
@@ -96,6 +97,30 @@ def test_another_start_of_the_same_command_finds_its_run_and_no_other(tmp_path):
     assert already_started(config.model_copy(update={"distributed": workers}))
     with pytest.raises(ConfigError, match="another seed than asked for"):
         already_started(config.model_copy(update={"seed": 1}))
+
+
+def test_options_that_came_after_a_run_was_begun_do_not_refuse_its_restart(tmp_path):
+    config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
+    make_shards(tmp_path / "shards")
+    file = prepare_run(config).folder.config_file
+    stored = config.model_dump(mode="json")
+    del stored["model"]["normalisation"], stored["evaluation"]["protocol"], stored["stage_one"]
+    file.write_text(yaml.safe_dump(stored, sort_keys=False))
+    assert already_started(config)
+    with pytest.raises(ConfigError, match="another seed than asked for"):
+        already_started(config.model_copy(update={"seed": 1}))
+
+
+def test_an_encoder_that_a_new_run_is_refused_goes_on_in_one_of_an_earlier_version(tmp_path, monkeypatch):
+    config = small_config(tmp_path / "shards", tmp_path, "run", tracking={"enabled": False})
+    make_shards(tmp_path / "shards")
+    folder = prepare_run(config).folder
+    old = {"backbone": "resnetv2_50", "weights": "none", "backbone_options": {"layers": [1, 1, 1, 1]}}
+    changed = build_config(merge(config.model_dump(), {"model": old, "data": {"crop_size": 64}}))
+    with pytest.raises(ValueError, match="without its final norm"):
+        prepare_run(changed.model_copy(update={"name": "other"}))
+    folder.config_file.write_text(to_yaml(changed))
+    assert reopen(folder, {}).config.model.backbone == "resnetv2_50"
 
 
 def no_ray(config):

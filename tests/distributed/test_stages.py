@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.loading import build_config, merge, read_recipe
@@ -13,11 +14,14 @@ from cosa_dist.data.shards.split import open_split
 from cosa_dist.distributed import launch
 from cosa_dist.distributed.labelling import run as labelling
 from cosa_dist.distributed.launch import Outcome, execute
-from cosa_dist.distributed.prepare import prepare_run, reopen, resolve
+from cosa_dist.distributed.prepare import prepare_run, reopen, resolve, stage_two_config
 from cosa_dist.distributed.run_folder import RunStoppedError, WorkerTask
 from cosa_dist.distributed.worker import run_worker
+from cosa_dist.training.checkpoint import save_checkpoint
+from cosa_dist.training.state import build_state, build_trained_network
 from tests.integration.small_run import make_shards
 
+OPTIONS = read_recipe("tiny")["model"]["backbone_options"]
 CPU = {"CPU": 1.0}
 
 
@@ -99,3 +103,42 @@ def test_an_encoder_of_another_kind_is_no_start(tmp_path):
     with pytest.raises(ConfigError, match="different backbones, vit_small_patch16_224 and vit_t"):
         prepare_run(resolve(build_config(merge(read_recipe("tiny_ms"), config))))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"model.backbone_options": {**OPTIONS, "depth": 2}, "model.aux_layer": -2},
+            "encoders differ in blocks.2",
+        ),
+        ({"evaluation.geometry": "longer_side", "evaluation.size": 42}, "stage-one: evaluation.size 42: "),
+    ],
+)
+def test_what_would_fail_after_the_first_stage_is_refused_before_it(options, expected, tmp_path):
+    config = {
+        "output": str(tmp_path),
+        "data": {"shards": str(make_shards(tmp_path / "shards"))},
+        "stage_one": {"recipe": "tiny", "options": options, "start": "encoder"},
+        "tracking": {"enabled": False},
+    }
+    with pytest.raises(ValueError, match=expected) as caught:
+        prepare_run(resolve(build_config(merge(read_recipe("tiny_ms"), config))))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_stage_sees_the_colours_of_its_encoder(tmp_path):
+    place = {
+        "output": str(tmp_path),
+        "data": {"shards": str(make_shards(tmp_path / "shards"))},
+    }
+    own = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    first = build_config(merge(read_recipe("tiny"), place))
+    state = build_state(first, 3, torch.device("cpu"))
+    state.online.backbone.colours = own
+    encoder = save_checkpoint(state, tmp_path / "run" / "checkpoints", keep=1) / "online.safetensors"
+    second = build_config(merge(read_recipe("tiny_ms"), {**place, "stage_one": {"start": "encoder"}}))
+    assert second.model.normalisation == "encoder"
+    config = stage_two_config(second, tmp_path / "shards", str(encoder))
+    assert build_trained_network(config, 3).backbone.colours == own

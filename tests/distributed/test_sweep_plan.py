@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cosa_dist.config.errors import ConfigError
@@ -80,6 +82,19 @@ def test_a_shared_warm_up_refuses_what_acts_in_it(plan, key):
     check_warm_start(plan.config, ["losses.energy", "assignment.threshold.low", "evaluation.crf.enabled"])
     with pytest.raises(ConfigError, match=f"{key} is varied"):
         check_warm_start(plan.config, [key])
+
+
+def test_a_sweep_of_an_earlier_version_keeps_imagenets_colours_and_may_be_started_again(plan):
+    write_plan(plan)
+    file = plan.folder / "sweep.json"
+    stored = json.loads(file.read_text())
+    del stored["base"]["model"]["normalisation"]
+    file.write_text(json.dumps(stored))
+    begun = read_plan(plan.folder)
+    assert plan.config.model.normalisation == "encoder"
+    assert [config.model.normalisation for config in (begun.config, *begun.configs)] == ["imagenet"] * 2
+    assert different_settings(plan, begun) == []
+    assert different_settings(replace(plan, base={**plan.base, "seed": 4}), begun) == ["seed"]
 
 
 def test_another_start_of_the_same_command_is_known_from_any_other(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,3 +118,14 @@ def test_mlflow_answers_with_the_predictors_mask(what, tmp_path):
     wanted = segmenting([torch.from_numpy(pixels).permute(2, 0, 1)])[0].classes
     assert answer["error"][0] == ""
     assert (mask == wanted).mean() > 0.99
+
+
+@pytest.mark.parametrize("format_name", ["torch_export", "onnx"])
+def test_a_square_that_the_network_cannot_take_is_one_line_and_no_export(format_name, tmp_path):
+    model = random_model("cosa vit")
+    evaluation = model.config.evaluation.model_copy(update={"geometry": "longer_side", "size": 70})
+    model = replace(model, config=model.config.model_copy(update={"evaluation": evaluation}))
+    with pytest.raises(ValueError, match="evaluation.size 70: ") as caught:
+        export(model, tmp_path / "out", [format_name])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

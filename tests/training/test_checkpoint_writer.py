@@ -30,8 +30,8 @@ class Disk:
         self.write = checkpoint.save_tensors
         monkeypatch.setattr(checkpoint, "save_tensors", self)
 
-    def __call__(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
-        self.write(tensors, path)
+    def __call__(self, tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        self.write(tensors, path, metadata)
         if self.full:
             # Part of the file is there when the disk is full.
             path.write_bytes(path.read_bytes()[:100])
@@ -86,7 +86,7 @@ def test_a_full_disk_costs_checkpoints_and_no_run(tmp_path, disk, caplog):
 def test_what_the_libraries_say_of_a_full_disk_is_no_traceback(tmp_path, caplog, monkeypatch, optimizer_only):
     writer, state = CheckpointWriter(tmp_path, keep=2), trained(small_state())
     if optimizer_only:
-        monkeypatch.setattr(checkpoint, "save_tensors", lambda tensors, path: path.touch())
+        monkeypatch.setattr(checkpoint, "save_tensors", lambda tensors, path, metadata: path.touch())
     with files_of_at_most(10_000):
         writer.save(state, required=False)
         writer.finish()

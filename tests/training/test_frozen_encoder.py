@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,10 +14,13 @@ from cosa_dist.config.loading import build_config, merge
 from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.inference.trained import choose
+from cosa_dist.model.weights import read_network
 from cosa_dist.training.checkpoint import load_networks, restore, save_checkpoint
 from cosa_dist.training.flops import footprint
+from cosa_dist.training.loop import TrainingContext, _log_window
 from cosa_dist.training.state import TrainState, build_state, make_accelerator
 from cosa_dist.training.step import training_step
+from jobs.convert_weights import main
 from tests.evaluation.colour_network import colour_sample
 from tests.model.test_training_of_encoders import SIDE, batch
 from tests.model.tiny_encoders import tiny_model_config
@@ -83,6 +89,33 @@ def test_the_encoder_is_stored_once_and_comes_back_for_both(tmp_path):
             assert torch.equal(resumed.networks[name].state_dict()[key], value)
             assert torch.equal(loaded[name].state_dict()[key], value)
     assert choose(tmp_path / "run", network="assignment").encoder == path / "online.safetensors"
+
+
+def test_either_network_is_converted_to_a_whole_one(tmp_path):
+    state = trained(settings())
+    save_checkpoint(state, tmp_path / "run" / "checkpoints", keep=1)
+    for name, network in state.networks.items():
+        target = tmp_path / f"{name}.safetensors"
+        assert main([str(tmp_path / "run"), str(target), "--network", name]) == 0
+        saved, wanted = read_network(target), network.state_dict()
+        assert saved.network == name
+        assert saved.state.keys() == wanted.keys()
+        assert all(torch.equal(saved.state[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "none"])
+def test_the_logged_learning_rate_is_the_base_rate_of_the_step_whatever_is_frozen(freeze):
+    config = settings(model={"freeze": freeze}, training={"steps": 8})
+    state = build_state(config, 3, CPU)
+    state.online.train()
+    for _ in range(3):
+        training_step(state, state.online, [batch()], make_accelerator("fp32", 1, cpu=True))
+    logged: dict[str, float] = {}
+    tracker = SimpleNamespace(log_metrics=lambda values, step: logged.update(values))
+    context = SimpleNamespace(tracker=tracker, accelerator=SimpleNamespace(device=CPU))
+    _log_window(state, {}, 1.0, cast(TrainingContext, context))
+    # The third step is number 2 of 8; the decay counts from step 0.
+    assert logged["train/learning_rate"] == pytest.approx(1e-3 * (1 - 2 / 8) ** 0.9)
 
 
 def test_without_freezing_each_network_has_its_encoder_and_its_file(tmp_path):

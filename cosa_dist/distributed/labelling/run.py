@@ -45,6 +45,7 @@ from cosa_dist.inference.predict import map_over_actors
 from cosa_dist.inference.trained import choose
 from cosa_dist.tracking.mlflow_runs import ending
 from cosa_dist.tracking.tracker import Tracker
+from cosa_dist.training.state import check_squares
 
 QUALITY = "quality.json"
 CPUS_PER_WORKER = 2
@@ -87,6 +88,7 @@ def run_labelling(
     KeyboardInterrupt if it was stopped; the shards that are finished stay.
     """
     config = trained_config(run)
+    check_squares(config, masks.scales or config.evaluation.scales)
     chosen = choose(run, checkpoint, masks.chosen_network)
     log.info("labelling by %s", chosen)
     folder, shards = RunFolder(path), path / "shards"

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cosa_dist.atomic import atomic_write
 from cosa_dist.config.ablation import Combination
 from cosa_dist.config.errors import ConfigError, nearest, unknown_option
-from cosa_dist.config.loading import build_config, merge, nested, read_yaml
-from cosa_dist.config.options import flatten, known_keys
+from cosa_dist.config.loading import build_config, completed, merge, nested, read_yaml
+from cosa_dist.config.options import flatten, known_keys, other_options
 from cosa_dist.config.schema import RunConfig
 
 PLAN_FILE = "sweep.json"
@@ -148,7 +148,8 @@ def different_settings(asked: SweepPlan, started: SweepPlan) -> list[str]:
         return own | flatten(plan.config)
 
     wanted, found = settings(asked), settings(started)
-    return [key for key in wanted if wanted[key] != found[key] and not key.startswith("distributed.")]
+    recorded = json.loads((started.folder / PLAN_FILE).read_bytes())
+    return other_options(wanted, found, recorded | recorded["base"])
 
 
 def write_plan(plan: SweepPlan) -> None:
@@ -164,7 +165,8 @@ def read_plan(folder: Path) -> SweepPlan:
         others = [found.parent.name for found in folder.parent.glob(f"*/{PLAN_FILE}")]
         raise ConfigError(f"no sweep named {folder.name!r} in {folder.parent}{nearest(folder.name, others)}")
     try:
-        return SweepPlan.model_validate_json(path.read_bytes())
+        plan = SweepPlan.model_validate_json(path.read_bytes())
+        return plan.model_copy(update={"base": completed(plan.base)})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
