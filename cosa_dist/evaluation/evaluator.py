@@ -52,6 +52,7 @@ from cosa_dist.stopwatch import one_thread
 
 CAM_MEASUREMENTS = ("cam_true_labels", "aux_cam_true_labels")
 CRF_MEASUREMENTS = tuple(f"{protocol}_crf" for protocol in CRF_PROTOCOLS)
+EXPLICIT = "explicit_in_training"  # attribute of attention that is fused elsewhere, see `wrap_online`
 BACKGROUND_GRID = tuple(step / 20 for step in range(1, 20))
 """thresholds of which the control takes the best"""
 
@@ -66,8 +67,7 @@ class Evaluator:
     cam_background_grid: Sequence[float] = ()
     """thresholds at which the CAM is also judged under `predicted_labels`"""
     device: torch.device | str = "cpu"  # where the networks are and the counting is done
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
-    """makes the context (such as autocast) in which the networks run"""
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext  # makes that of the networks
     progress: Callable[[int], object] = lambda done: None
     """called after every batch with the number of images this rank has counted"""
     masks_needed: bool = True
@@ -150,10 +150,9 @@ class Evaluator:
 
     def _settings(self) -> dict[str, Any]:
         """How it is measured, as plain values."""
-        used = {"geometry", "size", "views_from", "scales", "flip", "merging", "merge_at"}
-        used |= {"cam_background", "batch_size"}
+        used = ("geometry", "size", "views_from", "scales", "flip", "merging", "merge_at")
         return {
-            **self.config.model_dump(mode="json", include=used),
+            **self.config.model_dump(mode="json", include={*used, "cam_background", "batch_size"}),
             "words": self.config.words,
             "cam_background_grid": list(self.cam_background_grid),
             "aux_cam_last_scale_only": self.aux_cam_last_scale_only,
@@ -174,15 +173,16 @@ def has_cams(network: nn.Module) -> bool:
 
 @contextmanager
 def evaluation_mode(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Put networks into evaluation mode, and every module back to its own mode afterwards."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for module, _ in modes:
-        module.training = False
+    """Evaluation mode, and attention as in a network that is loaded; all as it was afterwards."""
+    modules = [vars(module) for network in networks for module in network.modules()]
+    before = [{n: v for n, v in one.items() if n in ("training", "fused_attn")} for one in modules]
+    for one in modules:
+        one |= {"training": False} | ({"fused_attn": True} if EXPLICIT in one else {})
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for one, values in zip(modules, before, strict=True):
+            one.update(values)
 
 
 def _check_sample(sample: EvalSample, classes: int) -> None:

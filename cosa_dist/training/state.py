@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cosa_dist.assignment.threshold import ThresholdSource, threshold_source
 from cosa_dist.config.errors import ConfigError
 from cosa_dist.config.schema import RunConfig
+from cosa_dist.evaluation.evaluator import EXPLICIT
 from cosa_dist.model.backbone import Backbone, Colours
 from cosa_dist.model.build import build_network, check_forward, check_input_size, check_maps, check_tag
 from cosa_dist.model.network import CosaNetwork, copy_network
@@ -266,8 +267,8 @@ def wrap_online(state: TrainState, accelerator: Accelerator) -> nn.Module:
         # There the backward pass of PyTorch's fused attention takes three times as long as in float32, that
         # of explicit attention a fifth of it. Without gradients, as in the assignment network, both are fast.
         for module in state.online.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010  # an attribute of timm's, unknown to mypy
+            if getattr(module, "fused_attn", False):  # an attribute of timm's, unknown to mypy
+                vars(module).update({"fused_attn": False, EXPLICIT: True})
     network, state.optimizer = accelerator.prepare(state.online, state.optimizer)
     if isinstance(network, DistributedDataParallel):
         module, network.module = network.module, _Zero(state.online)

@@ -12,10 +12,13 @@ from torch import nn
 
 from cosa_dist.assignment.mixture import _running_product
 from cosa_dist.benchmark.workload import generated_batch, prepare
+from cosa_dist.evaluation.evaluator import evaluation_mode
+from cosa_dist.evaluation.protocols import multi_scale_forward
 from cosa_dist.model.backbone import AveragePool, _by_products
 from cosa_dist.segmenter.network import build_segmenter
 from cosa_dist.training.state import (
     MOST_GRAPHS,
+    autocast,
     build_state,
     compile_networks,
     load_network,
@@ -72,6 +75,27 @@ def test_a_network_that_is_trained_in_bf16_on_the_cpu_has_explicit_attention(pre
 
     assert of(state.online) == {fused}
     assert of(state.assignment) == {True}
+
+
+def test_a_run_scores_its_network_as_one_that_is_loaded_does():
+    config = tiny_config(training={"precision": "bf16"}, evaluation={"size": 48, "scales": [1.0]})
+    state = build_state(config, 3, CPU)
+    wrap_online(state, make_accelerator("bf16", 1, True))
+    loaded = load_network(config, state.online.state_dict(), CPU)
+    image = torch.randint(0, 256, (3, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def logits(network: nn.Module) -> torch.Tensor:
+        with torch.inference_mode(), autocast("bf16", CPU):
+            return multi_scale_forward(network, [image], config.evaluation)[0][0].segmentation
+
+    before = {name: vars(module).get("fused_attn") for name, module in state.online.named_modules()}
+    explicit = logits(state.online)
+    with evaluation_mode([state.online, state.online]):
+        assert torch.equal(logits(state.online), logits(loaded))
+    assert not torch.equal(explicit, logits(loaded))  # what it was without
+    after = {name: vars(module).get("fused_attn") for name, module in state.online.named_modules()}
+    assert after == before
+    assert False in before.values()
 
 
 @pytest.mark.parametrize("matmul", ["high", "highest"])
