@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import MagicMock
 
 import pytest
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.distributed.sweep import run
 from cosa_dist.distributed.sweep.plan import (
     SweepPlan,
     check_plan,
@@ -107,3 +109,16 @@ def test_another_start_of_the_same_command_is_known_from_any_other(plan):
     assert different_settings(replace(plan, base={**plan.base, "seed": 4}), begun) == ["seed"]
     other = {"losses.energy": ("uniform", [0.0, 2.0])}
     assert different_settings(replace(plan, space=other), begun) == ["space"]
+
+
+def test_what_cannot_be_tidied_does_not_hide_why_a_sweep_ended(plan, monkeypatch, caplog):
+    tune = MagicMock()
+    tune.Tuner.return_value.fit.side_effect = RuntimeError("the first error")
+    monkeypatch.setattr(run, "tune", tune)
+    monkeypatch.setattr(run, "_tune_config", MagicMock())
+    for name in ("plan_workers", "concurrent_trials", "node_resources"):
+        monkeypatch.setattr(run, name, MagicMock())
+    monkeypatch.setattr(run, "sweep_trials", MagicMock(side_effect=OSError("gone")))
+    with pytest.raises(RuntimeError, match="the first error"):
+        run._run_trials(plan, {}, "")
+    assert "may remain: gone" in caplog.text

@@ -189,12 +189,23 @@ def _run_trials(plan: SweepPlan, resources: Mapping[str, float], warm_start: str
     try:
         tuner.fit()
     finally:
-        for trial in sweep_trials(plan):  # the scheduler ends a trial's processes wherever they are
-            remove_half_written(RunFolder.of(trial_config(plan.base, trial.options)).checkpoints)
+        _tidy(plan)
     # Tune answers Ctrl-C itself, ends the trials and returns.
     left = [trial.name for trial in sweep_trials(plan) if trial.status == "unfinished"]
     if left:
         raise KeyboardInterrupt(f"{len(left)} trials are not finished")
+
+
+def _tidy(plan: SweepPlan) -> None:
+    """Remove what trials left half-written: the scheduler ends a trial's processes wherever they are.
+
+    A folder that cannot be read is left as it is: it must not hide why a sweep ended.
+    """
+    try:
+        for trial in sweep_trials(plan):
+            remove_half_written(RunFolder.of(trial_config(plan.base, trial.options)).checkpoints)
+    except (ValueError, OSError) as error:
+        log.warning("half-written checkpoints of sweep %s may remain: %s", plan.name, first_line(error))
 
 
 def _tune_config(plan: SweepPlan, concurrency: int) -> tune.TuneConfig:
