@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "--scales", default="", help="multi-scale factors such as 1,0.5,1.5 (default: the run's)"
     )
     made.add_argument("--flip", action=argparse.BooleanOptionalAction, help="also see each scale mirrored")
-    made.add_argument("--size", type=int, default=0, help="side of the square seen (default: the run's)")
+    made.add_argument(
+        "--size", type=int, default=0, help="side of the square seen, or longer side (the run's)"
+    )
     made.add_argument("--batch-size", type=int, default=0, help="pictures of one pass (default: the run's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: a GPU if there is one)")
     made.add_argument("--workers", type=int, default=0, help="workers over Ray (0: in this process)")
@@ -123,6 +125,11 @@ def run(asked: argparse.Namespace) -> Summary:
     here = replace(task, device="cpu") if asked.workers else task
     listing = list_pictures(asked.pictures, asked.out, asked.split)
     worker = PredictionWorker(here)
+    if asked.size and worker.settings.geometry == "own":
+        raise ConfigError(
+            f"--size {asked.size}: this run sees pictures at their own size (evaluation.geometry own), so it "
+            "has no effect; leave it out"
+        )
     print(worker.model.source)
     if asked.voc_server:
         check_voc(worker.model.class_names, [picture.name for picture in listing.pictures])

@@ -1,8 +1,9 @@
 """A network as one graph that runs without this package: `torch.export` and ONNX, checked after writing.
 
-The graph takes pictures already resized to the evaluation's square, as colours 0..255, and gives segmentation
-logits at that size and image logits: what jobs/predict.py does with `--scales 1 --no-flip`, before it resizes
-to the picture's own size. The batch is free, the size is fixed.
+The graph takes pictures already resized to a square of `evaluation.size`, as colours 0..255, and gives
+segmentation logits at that size and image logits: of a run whose `evaluation.geometry` is `square` it is what
+jobs/predict.py does with `--scales 1 --no-flip`, before it resizes to the picture's own size. Runs of other
+geometries see pictures at other sizes. The batch is free, the size is fixed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 import yaml
 from PIL import Image
 
+from cosa_dist.config.schema import EvaluationConfig
 from cosa_dist.data.errors import DataError
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.inference import export_graph
-from cosa_dist.inference.export import FORMATS, export
+from cosa_dist.inference.export import FORMATS, _model_card, export
 from cosa_dist.inference.export_graph import ExportError, checked, example, graph_of
 from cosa_dist.inference.trained import TrainedModel, load_trained
 from cosa_dist.model.build import build_network
@@ -68,6 +70,34 @@ def test_the_folder_tells_classes_scores_and_no_path_of_this_machine(model, weig
     for path in weights.iterdir():
         assert str(trained_run.parent).encode() not in path.read_bytes(), path.name
         assert path.stat().st_mode & 0o044 == 0o044
+
+
+@pytest.mark.parametrize(
+    ("protocol", "size", "seen"),
+    [
+        (
+            "cosa",
+            "448 x 448 pixels, aspect ratio not kept",
+            "sees it\nresized to that square, at the scales 1, 0.5",
+        ),
+        (
+            "weclip",
+            "longer side 512 pixels, aspect ratio kept; the graphs: 512 x 512",
+            "with its longer side of that",
+        ),
+        (
+            "toco",
+            "each picture's own; the graphs: 448 x 448",
+            "at its own size, at the scales 1, 1.5, 1.25 and mirr",
+        ),
+        ("excel", "320 x 320 pixels", "the scales 1, 0.7, 1.2, 1.5 and mirrored (but at 1)."),
+    ],
+)
+def test_the_card_says_what_the_geometry_sees(model, protocol, size, seen):
+    config = model.config.model_copy(update={"evaluation": EvaluationConfig(protocol=protocol)})
+    card = _model_card(replace(model, config=config), ["weights"], ())
+    assert f"| seen size | {size}" in card
+    assert seen in card
 
 
 def test_a_damaged_export_is_one_line(weights, tmp_path):

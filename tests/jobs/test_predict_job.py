@@ -7,10 +7,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from cosa_dist.data.decode import ORIENTATION, decode_mask, orientation_of
 from cosa_dist.evaluation.report import EvalReport
+from cosa_dist.inference.export import export
+from cosa_dist.inference.trained import load_trained
 from tests.inference.conftest import photos, trained_run  # noqa: F401
 
 
@@ -91,6 +95,20 @@ def test_rotation_by_exif_is_not_applied_as_in_training_and_carried_on(call, tmp
         for name in (f"masks/{orientation}.png", f"overlays/{orientation}.jpg"):
             with Image.open(tmp_path / "out" / name) as written:
                 assert (written.size, orientation_of(written)) == ((40, 20), orientation)
+
+
+def test_a_size_that_has_no_effect_is_refused(run_job, photos, trained_run, tmp_path):  # noqa: F811
+    run = tmp_path / "exported"
+    export(load_trained(trained_run, "", "", torch.device("cpu")), run, ["weights"])
+    file = run / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["evaluation"]["geometry"] = "own"
+    file.write_text(yaml.safe_dump(config))
+    out = tmp_path / "out"
+    code, _, errors = run_job("jobs/predict.py", run, photos, "--out", out, "--size", 64)
+    assert code == 2
+    assert "--size 64: this run sees pictures at their own size (evaluation.geometry own)" in errors
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
