@@ -122,10 +122,16 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], extra: Mapping[str, Any], disjoint: str = "") -> dict[str, Any]:
     """Return `base` with `extra` on top, section by section.
 
+    Where `extra` names another `evaluation.protocol`, that gives what `base` does not set otherwise than its
+    own protocol.
+
     Raises:
         ConfigError: the source `disjoint` is named, and an option is in both.
     """
     merged = dict(base)
+    protocol, default = "protocol", EvaluationConfig().protocol  # only `evaluation` has such an option
+    if not disjoint and protocol in extra and extra[protocol] != base.get(protocol, default):
+        merged = EvaluationConfig.without_own(base)
     for key, value in extra.items():
         both_sections = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         if both_sections and key not in MAPPINGS:
@@ -235,10 +241,8 @@ def evaluation_under(evaluation: EvaluationConfig, words: Sequence[str]) -> Eval
     overrides = parse_overrides(words)
     if other := next((key for key in overrides if not key.startswith("evaluation.")), ""):
         raise ConfigError(f"{COMMAND_LINE}: --{other}: a trained network takes options of evaluation.* only")
-    layer = (COMMAND_LINE, nested(overrides))
-    if "evaluation.protocol" in overrides:
-        evaluation = evaluation.under(stacked([layer]).evaluation.protocol)
-    return stacked([("the run", {"evaluation": evaluation.model_dump()}), layer]).evaluation
+    run = ("the run", {"evaluation": evaluation.model_dump()})
+    return stacked([run, (COMMAND_LINE, nested(overrides))]).evaluation
 
 
 def stacked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> RunConfig:

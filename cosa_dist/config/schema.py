@@ -7,6 +7,7 @@ run, inside every checkpoint and in the tracker.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -164,6 +165,19 @@ NAMED_PROTOCOLS: dict[ProtocolName, dict[str, Any]] = {
 `one_view` is what ToCo, DuPL, SeCo, MoRe and ExCEL measure while training"""
 
 
+def _different(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not as in `own`; a list is the same as a tuple."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
+            if rest := _different(value, own[key]):
+                kept[key] = rest
+        elif key not in own or plain != own[key]:
+            kept[key] = value
+    return kept
+
+
 class EvaluationConfig(Section):
     """The evaluation on the validation split."""
 
@@ -217,29 +231,41 @@ class EvaluationConfig(Section):
 
     @property
     def words(self) -> str:
-        """What moves a score, but for the CRF: `448 square, 5 scales + mirror`; equal for equal protocols."""
+        """What moves a score, but for the CRF: `448 square, 5 scales + mirror`; equal for equal protocols.
+
+        The order of scales counts on a grid only, which is the first scale's (unsaid: of scale 1). What is
+        usual is left out: merging on the grid for one view, at the resized image otherwise.
+        """
         scales, own = sorted(self.scales), self.geometry == "own"
         square = self.geometry == "square"
         shape = "own size" if own else f"{self.size} square" if square else f"longer side {self.size}"
-        if scales == [1.0] and self.flip is not True:
-            return f"{shape}, {ONE_VIEW}"
+        one_view = scales == [1.0] and self.flip is not True
+        whole = "image" if own or self.merge_at == "image" else "resized image"
+        of_scale = f" of scale {self.scales[0]:g}" if self.scales[0] != 1 else ""
+        place = f"grid{of_scale}" if self.merge_at == "grid" else whole
+        usual = "grid" if one_view else "image" if own else "resized image"
+        merged = [] if place == usual else [f"merged at the {place}"]
+        if one_view:
+            return ", ".join([shape, ONE_VIEW, *merged])
         listed = "1 scale" if scales == [1.0] else "scales " + " ".join(f"{scale:g}" for scale in scales)
         mirror = {True: " + mirror", False: ", no mirror", "scaled": " + mirror but at 1"}[self.flip]
         parts = [
             f"{shape} from the original" if self.views_from == "original" and not own else shape,
             ("5 scales" if scales == FIVE_SCALES else listed) + mirror,
             *([self.merging] if self.merging != "sum" else []),
-            *([f"merged at the {self.merge_at}"] if self.merge_at not in ("resized", "image" * own) else []),
+            *merged,
         ]
         return ", ".join(parts)
 
-    def under(self, protocol: ProtocolName) -> EvaluationConfig:
-        """These settings with another named protocol; what was set beside the old one's details stays."""
-        old = EvaluationConfig(protocol=self.protocol).model_dump()
-        kept = {key: value for key, value in self.model_dump().items() if value != old[key]}
-        if "crf" in kept:
-            kept["crf"] = {key: value for key, value in kept["crf"].items() if value != old["crf"][key]}
-        return EvaluationConfig.model_validate({**kept, "protocol": protocol})
+    @classmethod
+    def without_own(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of an evaluation without those that its named protocol gives anyway, for another to give.
+
+        A resolved configuration has all of them, so that what was set by hand is what differs.
+        """
+        name = values.get("protocol", cls().protocol)
+        own = next((cls(protocol=known).model_dump() for known in NAMED_PROTOCOLS if known == name), None)
+        return dict(values) if own is None else _different(values, own)
 
 
 class TrackingConfig(Section):
@@ -337,6 +363,17 @@ class RunConfig(Section):
             f"not {threshold.kind}": (
                 threshold.variant != "converged" and threshold.kind != "two_components"
             ),
+            f"assignment.threshold.margin {threshold.margin} needs one threshold (kind fixed_single or "
+            f"two_components), not {threshold.kind}": (
+                threshold.margin > 0 and threshold.kind in ("fixed_pair", "three_components")
+            ),
+            **{
+                f"assignment.threshold.margin {threshold.margin} around {name} {level} leaves no "
+                f"{'background' if level < 0.5 else 'foreground'}: set a smaller one": (
+                    threshold.kind == "fixed_single" and 0 < threshold.margin >= min(level, 1 - level)
+                )
+                for name, level in (("single", threshold.single), ("aux_single", threshold.aux_single))
+            },
             f"data.reading mapped cannot read {data.shards} where it is: set data.reading to streaming, "
             "or data.cache to a folder for local copies": (
                 url and data.reading == "mapped" and not data.cache

@@ -4,6 +4,10 @@ The evaluated images are a sample, and another one would have given another mIoU
 (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13) tells how far: N of the N images
 are drawn with replacement, the mIoU is read from the sum of their counts, and so on `RESAMPLES` times; the
 interval holds the middle `LEVEL` of these scores. What another seed would have given is not in it.
+
+A resample lacks a class of n images with a chance of about e^-n, and its mean is then over other classes than
+the score's: with classes in one image that are never found, the whole interval lies above the score. So there
+is none where a class of the masks is in fewer than `FEWEST_IMAGES` images.
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ LEVEL_TEXT = f"{LEVEL:.0%}".replace("%", " %")
 RESAMPLES = 2000
 SEED = 0
 """of the drawing: the same images give the same interval, and two runs the same resamples"""
+FEWEST_IMAGES = 5
+"""that each class of the masks is in: in simulations of many classes in five images, none of them found, the
+resamples' mean is less than a tenth of the interval's width off the score, with four more than that
+(tests/evaluation/test_intervals.py)"""
 CHUNK = 100
 """resamples that are drawn and summed at a time"""
 Interval = tuple[float, float]
@@ -83,6 +91,11 @@ class ImageCounts:
             table[self.image[chosen], row, self.column[chosen] % self.classes] = self.pixels[chosen]
         return table
 
+    @property
+    def rare(self) -> tuple[int, ...]:
+        """Classes in 0..K - 1 that are in some masks, but of fewer than `FEWEST_IMAGES` images."""
+        return rare_classes(self.table(self.measurements[0])) if self.measurements else ()
+
     def save(self, path: Path) -> None:
         """Write the counts as a compressed NumPy archive, whole or not at all."""
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
@@ -142,6 +155,12 @@ def resampled(table: NDArray[np.int64]) -> Iterator[Floats]:
         yield (weights.astype(np.float64) @ flat).reshape(-1, *table.shape[1:])
 
 
+def rare_classes(table: NDArray[np.int64]) -> tuple[int, ...]:
+    """Classes that are in the masks of some images, but of fewer than `FEWEST_IMAGES`, by `[N, 3, K]`."""
+    images = (table[:, 0] > 0).sum(0)
+    return tuple(np.flatnonzero((images > 0) & (images < FEWEST_IMAGES)).tolist())
+
+
 def interval_of(values: Floats) -> Interval | None:
     """The interval of a statistic's values over the resamples, `[R]`; those that are NaN are left out.
 
@@ -160,10 +179,18 @@ def interval_text(interval: Interval | None, form: str = ".1f") -> str:
 
 
 def miou_interval(counts: ImageCounts, measurement: str = "unfiltered") -> Interval | None:
-    """The interval of a network's mIoU in per cent, see `interval_of`.
+    """The interval of a network's mIoU in per cent, see `interval_of`; None with a class in too few images.
 
     A class that no image of a resample has in its mask is not in that resample's mean, and a resample without
     any foreground class has no score.
     """
-    chunks = [100.0 * miou_of(sums) for sums in resampled(counts.table(measurement))]
+    table = counts.table(measurement)
+    if rare_classes(table):
+        return None
+    chunks = [100.0 * miou_of(sums) for sums in resampled(table)]
     return interval_of(np.concatenate([[], *chunks]))
+
+
+def too_few_images(classes: Sequence[str]) -> str:
+    """Why there is no interval: the classes that are in too few images; empty without such classes."""
+    return f"fewer than {FEWEST_IMAGES} images have {', '.join(classes)}" if classes else ""

@@ -18,7 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cosa_dist.atomic import atomic_write
-from cosa_dist.evaluation.intervals import LEVEL_TEXT, ImageCounts, Interval, interval_text, miou_interval
+from cosa_dist.evaluation.intervals import (
+    LEVEL_TEXT,
+    ImageCounts,
+    Interval,
+    interval_text,
+    miou_interval,
+    too_few_images,
+)
 from cosa_dist.evaluation.protocols import Protocol
 
 SOURCES = {"aux_cam_": "auxiliary CAM", "cam_": "CAM", "": "segmentation"}
@@ -69,6 +76,7 @@ class EvalReport:
     counts: InstanceOf[ImageCounts] | None = field(default=None, compare=False, repr=False)
     """of each image; not in the JSON"""
     absent_classes: tuple[str, ...] = ()  # those without a pixel in the masks, which no mean counts
+    rare_classes: tuple[str, ...] = ()  # those in too few images for an interval, if one was asked for
 
     def miou(self, protocol: Protocol = "unfiltered") -> float | None:
         """Segmentation mIoU in per cent under a protocol."""
@@ -79,7 +87,8 @@ class EvalReport:
         if self.counts is None:
             return self
         scores = {m: replace(s, interval=miou_interval(self.counts, m)) for m, s in self.scores.items()}
-        return replace(self, scores=scores)
+        names = ("background", *self.class_names)
+        return replace(self, scores=scores, rare_classes=tuple(names[k] for k in self.counts.rare))
 
     def without_score(self) -> str:
         """Why there is no segmentation score; empty if there is one."""
@@ -204,6 +213,9 @@ def _summary_table(reports: Sequence[EvalReport]) -> Table:
         )
         if report.absent_classes and report.images:
             captions.append(f"{report.network}: in no mask: {', '.join(report.absent_classes)}")
+        if report.rare_classes:
+            reason = too_few_images(report.rare_classes)
+            captions.append(f"{report.network}: no {LEVEL_TEXT} interval: {reason}")
     table.caption = "\n".join(captions)
     return table
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosa_dist.config.errors import ConfigError
+from cosa_dist.config.schema import CrfConfig, EvaluationConfig
 from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.evaluation.intervals import (
     LEVEL,
@@ -33,7 +34,9 @@ from cosa_dist.evaluation.intervals import (
     interval_text,
     iou_of,
     miou_of,
+    rare_classes,
     resampled,
+    too_few_images,
 )
 from cosa_dist.evaluation.report import EvalReport
 from cosa_dist.reports.leaderboard import NETWORKS
@@ -41,7 +44,8 @@ from cosa_dist.reports.leaderboard_views import Cells
 
 SETTINGS = {
     "": ("words",),
-    "cam": ("cam_background", "aux_cam_last_scale_only"),
+    "cam": ("cam_background",),
+    "aux_cam": ("aux_cam_last_scale_only",),
     "crf": ("crf",),
 }
 """settings that a score depends on, by what its measurement's name has in it"""
@@ -78,6 +82,8 @@ class Comparison:
     difference: Figure
     classes: Mapping[str, tuple[Figure, Figure, Figure]]
     """mean IoU of the first side, of the second, and their difference, of classes that occur in the masks"""
+    rare: tuple[str, ...]
+    """classes in too few images: they have no interval, nor has any mIoU"""
 
 
 @dataclass(frozen=True)
@@ -150,13 +156,24 @@ def refuse_unlike(one: Evaluated, other: Evaluated, measurement: str) -> None:
         raise ConfigError(f"{between}: their images have other true masks")
     for part, names in SETTINGS.items():
         for name in names if part in measurement else ():
-            values = [each.report.settings.get(name) for each in (one, other)]
+            values = [_setting(each.report.settings, name) for each in (one, other)]
             if values[0] != values[1]:
                 what = "seen" if name == "words" else name
                 raise ConfigError(
                     f"{between}: they were evaluated with other settings ({what}: {values[0]}, and "
                     f"{values[1]}); run jobs/evaluate.py with the same"
                 )
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting of a report: its words are those of its details, as an earlier version's left some out."""
+    details = {key: value for key, value in settings.items() if key in EvaluationConfig.model_fields}
+    if name == "words" and "scales" in details:
+        return EvaluationConfig.model_validate({**details, "crf": CrfConfig()}).words
+    value = settings.get(name)
+    if name == "aux_cam_last_scale_only" and value and "scales" in details:
+        return f"scale {details['scales'][-1]:g}"
+    return value
 
 
 def compare(
@@ -187,17 +204,22 @@ def compare(
         (_side(sides[0], scores[0], ones[0]), _side(sides[1], scores[1], twos[0])),
         apart[0],
         {names[k]: (ones[k + 1], twos[k + 1], apart[k + 1]) for k in present},
+        tuple(names[k] for k in rare_classes(one.table)),
     )
 
 
 def _scores(table: NDArray[np.int64]) -> Floats:
     """The mIoU and the IoU by class in per cent, `[1 + R, 1 + K]`: of all images, then of the R resamples.
 
-    `table` is `[N, 3, K]`. A class that is not in the truth has no IoU (NaN).
+    `table` is `[N, 3, K]`. A class that is not in the truth has no IoU (NaN), and one in too few images has
+    none of any resample, nor is there an mIoU of one then.
     """
     sums = np.concatenate([table.sum(0)[None], *resampled(table)])
     iou = np.where(sums[:, 0] > 0, iou_of(sums), np.nan)
-    return 100.0 * np.concatenate([miou_of(sums)[:, None], iou], axis=1)
+    scores = 100.0 * np.concatenate([miou_of(sums)[:, None], iou], axis=1)
+    if rare := rare_classes(table):
+        scores[1:, [0, *(k + 1 for k in rare)]] = np.nan
+    return scores
 
 
 def _figure(scores: Floats) -> Figure:
@@ -253,7 +275,9 @@ def _shown(figure: Figure, form: str = ".1f") -> list[str]:
 def reading(found: Comparison) -> str:
     """What the intervals hold, and what they do not."""
     ends = found.difference.interval
-    holds = "does not exist" if ends is None else "holds 0" if ends[0] <= 0 <= ends[1] else "does not hold 0"
+    reason = too_few_images(found.rare)
+    none = "does not exist" + f": {reason}" * bool(reason)
+    holds = none if ends is None else "holds 0" if ends[0] <= 0 <= ends[1] else "does not hold 0"
     text = (
         f"In per cent; {LEVEL_TEXT} intervals from {RESAMPLES} resamples of the {found.images:,} images, the "
         f"same for both sides. The interval of the difference {holds}. Seeds are a second source of spread, "

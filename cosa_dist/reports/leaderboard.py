@@ -258,15 +258,8 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
     """The tables with the published rows of their benchmark and protocol, and tables of the others."""
 
     def stands_beside(row: Row, table: Table) -> bool:
-        first = table.rows[0]
-        return (
-            (first.benchmark, table.protocol) == (row.benchmark, row.protocol)
-            # One view is that of a method's own training crop.
-            and (
-                table.evaluation == row.evaluation
-                or all(ONE_VIEW in each.evaluation for each in (table, row))
-            )
-        )
+        own = (table.rows[0].benchmark, table.protocol, table.evaluation)
+        return own == (row.benchmark, row.protocol, row.evaluation)
 
     own = [
         replace(table, rows=(*table.rows, *(row for row in PUBLISHED if stands_beside(row, table))))
@@ -276,7 +269,8 @@ def _with_published(tables: Sequence[Table]) -> list[Table]:
     by_place = grouped(alone, lambda r: (r.dataset, r.split, r.protocol, ONE_VIEW in r.evaluation))
     for (dataset, split, protocol, one_view), rows in by_place.items():
         different = len({row.evaluation for row in rows}) > 1
-        evaluation = ONE_VIEW if one_view else AS_MEASURED if different else rows[0].evaluation
+        each = f"{ONE_VIEW}, {AS_MEASURED}" if one_view else AS_MEASURED
+        evaluation = each if different else rows[0].evaluation
         own.append(Table(dataset, split, protocol, tuple(rows), evaluation))
     return own
 

@@ -33,8 +33,6 @@ def test_a_margin_is_ignored_on_both_sides_of_one_threshold_only():
     strongest = StrongestClass(value, torch.full_like(value, 2, dtype=torch.int64))
     valid = torch.ones_like(value, dtype=torch.bool)
     assert single.current().main.label(strongest, valid).tolist() == [[[0, 255, 255, 2]]]
-    pair = ThresholdSource(ThresholdConfig(kind="fixed_pair", margin=0.1))
-    assert pair.current().main == PAIR
 
 
 def test_fixed_thresholds_have_no_state_and_refuse_a_foreign_one():

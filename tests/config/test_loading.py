@@ -29,6 +29,9 @@ def test_every_recipe_is_valid_and_survives_its_own_yaml(name):
     assert build_config(yaml.safe_load(to_yaml(config))) == config
 
 
+SINGLE = ["--assignment.threshold.kind", "fixed_single"]
+
+
 def test_precedence_is_defaults_recipe_file_command_line(tmp_path):
     file = tmp_path / "more.yaml"
     file.write_text("losses: {energy: 0.2, cam_to_seg: 0.3}\n")
@@ -53,6 +56,19 @@ def test_precedence_is_defaults_recipe_file_command_line(tmp_path):
         (["--optimizer.warmup_steps", "601"], ["longer than the run"]),
         (["--assignment.threshold.low", "0.9"], ["low 0.9 is above high 0.7"]),
         (["--assignment.threshold.variant", "split_likelihood"], ["needs kind two_components"]),
+        (["--assignment.threshold.margin", "0.3"], ["margin 0.3 needs one threshold", "not fixed_pair"]),
+        (
+            ["--assignment.threshold.margin", "0.3", "--assignment.threshold.kind", "three_components"],
+            ["margin 0.3 needs one threshold", "not three_components"],
+        ),
+        (
+            [*SINGLE, "--assignment.threshold.single", "0.3", "--assignment.threshold.margin", "0.3"],
+            ["margin 0.3 around single 0.3 leaves no background"],
+        ),
+        (
+            [*SINGLE, "--assignment.threshold.aux_single", "0.75", "--assignment.threshold.margin", "0.25"],
+            ["margin 0.25 around aux_single 0.75 leaves no foreground"],
+        ),
         (["--assignment.threshold.kind", "one_component"], ["assignment.threshold.kind", "'two_components'"]),
         (["--assignment.perplexity_scale", "1"], ["perplexity_scale = 1", "less than 1"]),
         (["--data.scale_range", "[2, 1]"], ["not (low, high)"]),
@@ -66,6 +82,27 @@ def test_a_wrong_option_is_named_with_what_is_allowed(words, parts):
         load_config("voc_mini", None, words)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_margin_that_leaves_both_classes_is_taken():
+    threshold = {"single": 0.3, "margin": 0.29}
+    single = load_config(
+        None,
+        None,
+        {f"assignment.threshold.{k}": v for k, v in threshold.items()}
+        | {"assignment.threshold.kind": "fixed_single"},
+    )
+    assert single.assignment.threshold.margin == 0.29
+    # A searched threshold moves away from where it starts.
+    load_config(
+        None,
+        None,
+        {
+            "assignment.threshold.kind": "two_components",
+            "assignment.threshold.single": 0.1,
+            "assignment.threshold.margin": 0.2,
+        },
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cosa_dist.config.errors import ConfigError
-from cosa_dist.config.loading import evaluation_under, load_config
+from cosa_dist.config.loading import evaluation_under, load_config, to_yaml
 from cosa_dist.config.schema import NAMED_PROTOCOLS, EvaluationConfig
+from cosa_dist.distributed.sweep.plan import trial_config
 
 WORDS = {
     "cosa": "448 square, 5 scales + mirror",
@@ -40,10 +43,26 @@ def test_each_name_in_words():
         {"merging": "maximum"},
         {"merge_at": "image"},
         {"merge_at": "grid"},
+        {"merge_at": "grid", "scales": (0.5, 1.0, 1.5, 0.75, 1.25)},
     ],
 )
 def test_every_detail_that_moves_a_score_is_in_the_words(change):
     assert EvaluationConfig.model_validate(change).words != EvaluationConfig().words
+
+
+def test_on_a_grid_the_first_scale_is_told_and_of_one_view_what_is_unusual():
+    def words(**details) -> str:
+        return EvaluationConfig.model_validate(details).words
+
+    assert words(protocol="weclip", scales=(0.75, 1.0)) == f"{WORDS['weclip']} of scale 0.75"
+    assert words(scales=(1.25, 0.5, 1.5, 0.75, 1.0)) == WORDS["cosa"]  # sums of enlarged maps
+    one = {"scales": [1.0], "flip": False}
+    assert words(**one, merge_at="grid") == words(protocol="one_view") == "448 square, one view"
+    assert words(**one) == "448 square, one view, merged at the resized image"
+    assert words(**one, merge_at="image") == "448 square, one view, merged at the image"
+    assert words(**one, geometry="own", merge_at="grid") == "own size, one view"
+    at_image = [words(**one, geometry="own", merge_at=place) for place in ("resized", "image")]
+    assert at_image == 2 * ["own size, one view, merged at the image"]
 
 
 def test_what_moves_no_score_is_not():
@@ -83,6 +102,39 @@ def test_a_trained_run_under_another_protocol_keeps_what_it_sets_itself():
     assert evaluation_under(run, ["--evaluation.protocol", "weclip", "--evaluation.size", "304"]).size == 304
     assert evaluation_under(there, ["--evaluation.flip", "true"]) == there.model_copy(update={"flip": True})
     assert evaluation_under(run, []) == run
+
+
+def test_a_name_on_top_of_a_resolved_configuration_brings_its_details(tmp_path):
+    """Only what differs from the former protocol's own was set by hand."""
+    changes = [
+        "--evaluation.protocol",
+        "toco",
+        "--evaluation.size",
+        "304",
+        "--evaluation.crf.iterations",
+        "3",
+    ]
+    resolved = load_config("voc_mini", overrides=changes)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(resolved))
+    wanted = EvaluationConfig.model_validate(
+        {"protocol": "excel", "size": 304, "every": 0, "crf": {"iterations": 3}}
+    )
+    name = ["--evaluation.protocol", "excel"]
+    assert load_config(None, str(file), name).evaluation == wanted
+    assert (
+        trial_config(resolved.model_dump(mode="json"), {"evaluation.protocol": "excel"}).evaluation == wanted
+    )
+    assert load_config(None, str(file), ["--evaluation.protocol", "toco"]) == resolved
+    both = load_config(None, str(file), [*name, "--evaluation.merging", "maximum"]).evaluation
+    assert both == wanted.model_copy(update={"merging": "maximum"})
+    # A file of a version without names is that of `cosa`; a layer's own details stay, in either order.
+    old = {"size": 448, "scales": [1.0, 0.5, 1.5, 0.75, 1.25], "flip": True, "batch_size": 2}
+    file.write_text(json.dumps({"evaluation": old}))
+    assert load_config(None, str(file), name).evaluation == EvaluationConfig(protocol="excel", batch_size=2)
+    size = ["--evaluation.size", "448"]
+    for words in (size + name, name + size):
+        assert load_config(None, None, words).evaluation == EvaluationConfig(protocol="excel", size=448)
 
 
 @pytest.mark.parametrize(

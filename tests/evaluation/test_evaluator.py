@@ -356,4 +356,5 @@ def test_two_ranks_equal_a_single_process_exactly(tmp_path):
             assert counts.ids == alone.counts.ids == ("image-0", "image-1", "image-3", "image-4")
             for measurement in alone.scores:
                 assert np.array_equal(counts.table(measurement), alone.counts.table(measurement))
-                assert alone.scores[measurement].interval is not None
+    assert alone.rare_classes == ("background", *CLASSES)  # four images give no interval
+    assert all(score.interval is None for score in alone.scores.values())

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluator import CRF, many_images
 
+from cosa_dist.evaluation import intervals
 from cosa_dist.evaluation.confusion import iou_per_class, mean_iou
 from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.evaluation.intervals import (
+    FEWEST_IMAGES,
     RESAMPLES,
     SEED,
     ImageCounts,
@@ -23,7 +25,15 @@ from cosa_dist.evaluation.intervals import (
     iou_of,
     miou_interval,
     miou_of,
+    resampled,
+    too_few_images,
 )
+
+
+@pytest.fixture
+def of_any_class(monkeypatch):
+    """The arithmetic on counts by hand, in which classes are in a few images."""
+    monkeypatch.setattr(intervals, "FEWEST_IMAGES", 1)
 
 
 def counts_of(confusions: np.ndarray, ids: list[str] | None = None) -> ImageCounts:
@@ -64,7 +74,7 @@ def test_the_images_add_up_to_the_report_under_every_measurement():
 
 
 @pytest.mark.parametrize(("images", "density"), [(7, 0.3), (40, 0.6), (3, 0.9)])
-def test_the_interval_equals_a_plain_loop_over_summed_confusion_matrices(images, density):
+def test_the_interval_equals_a_plain_loop_over_summed_confusion_matrices(images, density, of_any_class):
     confusions = random_confusions(images, 4, density)
     random, scores = np.random.default_rng(SEED), []
     for _ in range(RESAMPLES):
@@ -93,7 +103,7 @@ def test_iou_of_sums_has_the_nans_of_the_confusion_matrix():
     assert np.isnan(miou_of(np.array([[4, 0], [3, 0], [3, 1]])))
 
 
-def test_the_drawing_is_the_same_whatever_the_order_of_images_and_ranks():
+def test_the_drawing_is_the_same_whatever_the_order_of_images_and_ranks(of_any_class):
     confusions = random_confusions(9, 3, 0.7)
     names = [f"{number:03d}" for number in range(9)]
     whole = counts_of(confusions)
@@ -105,14 +115,14 @@ def test_the_drawing_is_the_same_whatever_the_order_of_images_and_ranks():
     assert miou_interval(merged) == miou_interval(whole)
 
 
-def test_one_image_says_nothing_of_others():
+def test_one_image_says_nothing_of_others(of_any_class):
     confusions = random_confusions(2, 3, 0.9)
     assert miou_interval(counts_of(confusions[:1])) is None
     assert miou_interval(counts_of(confusions[:0])) is None
     assert miou_interval(counts_of(confusions)) is not None
 
 
-def test_resamples_without_a_foreground_class_are_left_out():
+def test_resamples_without_a_foreground_class_are_left_out(of_any_class):
     # The second image has background only, of which 4 pixels of 10 are taken for the class.
     confusions = np.array([[[6, 0], [0, 4]], [[6, 4], [0, 0]]])
     # Twice the first: 100. Both: background 12 / 16, class 4 / 8. Twice the second: no score.
@@ -120,7 +130,7 @@ def test_resamples_without_a_foreground_class_are_left_out():
     assert miou_interval(counts_of(confusions[[1, 1, 1]])) is None
 
 
-def test_a_class_that_a_resample_lacks_is_not_in_its_mean():
+def test_a_class_that_a_resample_lacks_is_not_in_its_mean(of_any_class):
     # One class is found, the other missed, and nothing but classes is in the masks.
     confusions = np.array([[[0, 0, 0], [0, 5, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 5, 0]]])
     # Twice the first: 100, of one class. Twice the second: 0. Both: (5 / 10 + 0) / 2.
@@ -128,8 +138,49 @@ def test_a_class_that_a_resample_lacks_is_not_in_its_mean():
     assert 100 * miou_of(counts_of(confusions).table("unfiltered").sum(0)) == 25
 
 
+def with_rare_classes(images: int, common: int, rare: int, each: int) -> np.ndarray:
+    """Counts `[N, 3, K]`: each image has one of the common classes, mostly found, and `each` a rare one.
+
+    The rare classes are never found, which shifts resamples that lack them most.
+    """
+    random = np.random.default_rng(0)
+    table = np.zeros((images, 3, 1 + common + rare), dtype=np.int64)
+    table[:, :, 0] = [700, 600, 700]
+    for image, found in enumerate(random.integers(60, 100, images)):
+        table[image, :, 1 + image % common] = [100, found, 100]
+    for name in range(1 + common, 1 + common + rare):
+        table[random.choice(images, each, replace=False), 0, name] = 100
+    return table
+
+
+def test_the_fewest_images_keep_resamples_about_the_score():
+    """From so many on, the resamples' mean is within a tenth of the interval's width of the score."""
+    worst = np.zeros(FEWEST_IMAGES + 2)
+    for images, common, rare in ((100, 10, 10), (249, 2, 18), (1449, 5, 15)):
+        for each in range(1, len(worst) + 1):
+            table = with_rare_classes(images, common, rare, each)
+            scores = np.concatenate([miou_of(sums) for sums in resampled(table)])
+            (low, high), score = interval_of(scores), float(miou_of(table.sum(0)))
+            assert (low > score) == (each == 1)  # what no interval may be
+            worst[each - 1] = max(worst[each - 1], (scores.mean() - score) / (high - low))
+    assert (worst < 0.1).tolist() == [each >= FEWEST_IMAGES for each in range(1, len(worst) + 1)]
+
+
+def test_no_interval_while_a_class_is_in_too_few_images():
+    for each in (1, FEWEST_IMAGES - 1, FEWEST_IMAGES):
+        table = with_rare_classes(60, 3, 2, each)
+        table[:, 0, -1] = 0  # a class of no mask does not count
+        counts = ImageCounts.of_table([f"{n:02d}" for n in range(60)], ["unfiltered"], table)
+        assert counts.rare == ((4,) if each < FEWEST_IMAGES else ())
+        found = miou_interval(counts)
+        assert (found is None) == (each < FEWEST_IMAGES)
+    assert found[0] < 100 * miou_of(table.sum(0)) < found[1]
+    assert too_few_images(["cat", "dog"]) == "fewer than 5 images have cat, dog"
+    assert too_few_images([]) == ""
+
+
 def test_what_does_not_vary_has_an_interval_of_no_width():
-    assert miou_interval(counts_of(random_confusions(6, 3, 1.0)), "ideal") == (100, 100)
+    assert miou_interval(counts_of(random_confusions(6, 3, 1.0)[:, :2, :2]), "ideal") == (100, 100)
 
 
 def test_percentiles_of_known_values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from functools import partial
 
@@ -24,7 +23,7 @@ def test_a_trained_runs_page_shows_curves_confusion_and_images(call, trained_run
     text = page.read_text()
     assert "4 validation images, unfiltered" in text
     assert "<th>mIoU, 95 %</th>" in text
-    assert re.search(r'<td class="value">\d+\.\d to \d+\.\d</td>', text)
+    assert '<td class="value">too few images</td>' in text  # where an interval would stand
     assert text.count("Worst images") == text.count("Best images") == 1
     assert "train/total" in text
     assert text.count("CAM of ") == text.count("prediction of ") - 4 == 3

@@ -18,13 +18,13 @@ from cosa_dist.distributed.run_folder import RunFolder
 from cosa_dist.evaluation.confusion import iou_per_class, mean_iou
 from cosa_dist.evaluation.evaluator import Evaluator
 from cosa_dist.evaluation.intervals import RESAMPLES, SEED, ImageCounts
-from cosa_dist.evaluation.report import EvalReport, SegmentationScore
+from cosa_dist.evaluation.report import EvalReport, SegmentationScore, as_text
 from cosa_dist.reports import comparison
 from cosa_dist.reports.comparison import compare, comparison_cells, comparison_json, reading, scored_report
 
 NAMES = ("cat", "dog", "rail")
 SETTINGS = {"words": "64 square, one view", "cam_background": 0.5, "crf": None, "batch_size": 4}
-MEASURED = ("unfiltered", "unfiltered_crf", "cam_true_labels")
+MEASURED = ("unfiltered", "unfiltered_crf", "cam_true_labels", "aux_cam_true_labels")
 
 
 def confusions(seed: int, images: int = 12) -> np.ndarray:
@@ -118,6 +118,26 @@ def test_a_difference_that_every_image_shows_is_sure_where_the_scores_are_not(tm
     assert "difference holds 0" in reading(same)
 
 
+def test_a_class_in_too_few_images_leaves_no_interval_and_is_named(tmp_path):
+    tables = [confusions(seed) for seed in (1, 2)]
+    for table in tables:
+        table[3:, 2] = 0  # dog in the first images only
+    found = compare(*([write_run(tmp_path / f"r{seed}", one)] for seed, one in enumerate(tables)))
+    assert found.rare == ("dog",)
+    assert found.difference.value is not None
+    figures = [found.difference, *(side.mean for side in found.sides), *found.sides[0].scores]
+    assert [figure.interval for figure in figures] == 4 * [None]
+    assert {name: figures[2].interval is None for name, figures in found.classes.items()} == {
+        "background": False,
+        "cat": False,
+        "dog": True,
+    }
+    assert "The interval of the difference does not exist: fewer than 5 images have dog." in reading(found)
+    report = scored_report(tmp_path / "r0")
+    assert (report.rare_classes, report.scores["unfiltered"].interval) == (("dog",), None)
+    assert "no 95 % interval: fewer than 5 images have dog" in as_text([report])
+
+
 def test_the_better_network_under_the_measurement_is_taken_unless_one_is_named(tmp_path):
     run = write_run(tmp_path / "run", confusions(1))
     write_run(run, confusions(2), "assignment")
@@ -150,6 +170,19 @@ def test_only_settings_that_the_measurement_depends_on_matter(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=said):
             compare([one], [two], measurement)
+    last = {"aux_cam_last_scale_only": True, "size": 64, "flip": False, "merging": "mean"}
+    grid = {"merge_at": "grid", "words": "as an earlier version had it"}
+    four, five, six = (
+        write_run(tmp_path / f"order{number}", confusions(2), settings=SETTINGS | last | changes)
+        for number, changes in enumerate(
+            ({"scales": [1.0, 0.5]}, {"scales": [0.5, 1.0]}, {"scales": [0.5, 1.0], **grid})
+        )
+    )
+    assert compare([four], [five], "cam_true_labels").difference.value == 0
+    with pytest.raises(ConfigError, match=r"aux_cam_last_scale_only: scale 0\.5, and scale 1\)"):
+        compare([four], [five], "aux_cam_true_labels")
+    with pytest.raises(ConfigError, match=r"mean, and 64 .*, mean, merged at the grid of scale 0\.5\)"):
+        compare([five], [six])
     three = write_run(tmp_path / "three", confusions(2), settings=SETTINGS | {"words": "96 square, one view"})
     with pytest.raises(
         ConfigError, match=r"one and .*three cannot be compared: .*seen: 64 square, one view, and 96 "

@@ -16,7 +16,7 @@ from cosa_dist.reports.tracked_runs import crf_text, evaluation_text
         ("448", "[1.0, 0.5, 1.5, 0.75, 1.25]", "False", "448 square, 5 scales, no mirror"),
         ("448", "[1.0]", "True", "448 square, 1 scale + mirror"),
         ("448", "[0.5]", "False", "448 square, scales 0.5, no mirror"),
-        ("448", "[1.0]", "False", "448 square, one view"),
+        ("448", "[1.0]", "False", "448 square, one view, merged at the resized image"),
         ("448", "1.0", "False", "settings not recorded"),
         ("", "[1.0]", "False", "settings not recorded"),
     ],

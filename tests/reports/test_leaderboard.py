@@ -219,22 +219,24 @@ def test_a_published_row_says_how_it_was_measured_and_one_view_stands_apart():
         record("one", evaluated=VOC_VAL, evaluation=one_view, online_unfiltered=71),
     ]
     tables = {item.evaluation: item for item in leaderboard(runs, dataset="VOC", protocol="unfiltered")}
-    assert set(tables) == {COSA, one_view, AS_MEASURED}
-    assert [row.run for row in tables[one_view].rows] == [
-        "ExCEL",
-        "SeCo",
-        "MoRe",
-        "one",
-        "DuPL",
-        "DuPL",
-        "ToCo",
-    ]
+    assert set(tables) == {COSA, one_view, AS_MEASURED, "320 square, one view"}
+    assert [row.run for row in tables["320 square, one view"].rows] == ["ExCEL"]
+    assert [row.run for row in tables[one_view].rows] == ["SeCo", "MoRe", "one", "DuPL", "DuPL", "ToCo"]
     assert {row.run for row in tables[COSA].rows} == {"many"}
     assert {row.run for row in tables[AS_MEASURED].rows} == {"WeCLIP", "CoSA (released log)"}
     lines = to_markdown([tables[AS_MEASURED]]).splitlines()
     (weclip,) = [line for line in lines if "WeCLIP" in line]
     assert "longer side 512, scales 0.75 1 + mirror, mean, merged at the grid" in weclip
     assert "published 2024 (CLIP, not verified)" in weclip
+
+
+@pytest.mark.parametrize("of", ["320 square", "192 square", "own size", "448 square, merged at the image"])
+def test_one_view_of_another_size_or_geometry_is_another_evaluation(of):
+    evaluation = ", one view, ".join(of.split(", ")) if ", " in of else f"{of}, one view"
+    beside = {"ExCEL"} if of == "320 square" else set()
+    run = record("one", evaluated=VOC_VAL, evaluation=evaluation, online_unfiltered=71)
+    (table,) = [item for item in leaderboard([run]) if item.runs]
+    assert {row.run for row in table.rows} == {"one"} | beside
 
 
 def test_runs_come_first_and_what_is_unstated_stands_beside_none():
@@ -259,7 +261,7 @@ def test_runs_come_first_and_what_is_unstated_stands_beside_none():
 def test_without_any_run_the_published_tables_remain():
     assert [item.title for item in leaderboard([])] == [
         "VOC val, unfiltered, each as measured",
-        "VOC val, unfiltered, one view",
+        "VOC val, unfiltered, one view, each as measured",
         "VOC val, true_labels, each as measured",
         "VOC val, unfiltered_crf, each as measured",
         f"VOC val, true_labels_crf, {COSA}, released CRF",
@@ -369,7 +371,7 @@ def test_settings_and_times_come_out_of_a_real_store(store):
         if name != "ended":
             client.update_run(run_id, status="RUNNING")
     runs = {run.name: run for run in read_runs(store, ["settings"])}
-    assert runs["ended"].evaluation == "192 square, one view"
+    assert runs["ended"].evaluation == "192 square, one view, merged at the resized image"
     assert runs["ended"].crf == "CRF: settings not recorded"
     assert runs["ended"].seconds is not None
     assert runs["taken up again"].seconds is None
