@@ -237,8 +237,8 @@ def _interval(line: Sequence[ResultRow], measure: str) -> str:
 
 def _times(rows: Sequence[ResultRow]) -> str:
     """Mean times of training and evaluation, of the rows that tell them apart."""
-    timed = [row for row in rows if row.evaluation_seconds]
-    both = [[getattr(row, name) or 0.0 for row in timed] for name in ("seconds", "evaluation_seconds")]
+    timed = [row for row in rows if row.seconds and row.evaluation_seconds]
+    both = [[getattr(row, name) for row in timed] for name in ("seconds", "evaluation_seconds")]
     return ", ".join(duration(mean(seconds)) for seconds in both) if timed else "-"
 
 
